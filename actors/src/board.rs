@@ -1,0 +1,127 @@
+//! What the actors let everybody see: progress, phases, restarts. Written by its owner, read without a mailbox.
+//!
+//! A picture, not the truth: it is lost with the process, and nothing is ever decided from it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::Serialize;
+
+use crate::domain::{
+    id::{BackendId, TaskId},
+    progress::Progress,
+    prompt::Abilities,
+};
+
+/// The board. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Board(Arc<Mutex<Contents>>);
+
+#[derive(Debug, Default)]
+struct Contents {
+    progress: HashMap<TaskId, Progress>,
+    backends: BTreeMap<BackendId, BackendStatus>,
+    restarts: BTreeMap<String, u64>,
+    draining: bool,
+}
+
+/// A backend as `/api/status` shows it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BackendStatus {
+    /// What the session is doing.
+    pub phase: PhaseName,
+    /// Why it is not online, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Whether the server has `/api/jobs`.
+    pub jobs_api: bool,
+    /// Tasks of ours on it.
+    pub in_flight: usize,
+    /// Connections opened since the start of the process.
+    pub connections: u64,
+}
+
+/// A session's phase, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PhaseName {
+    /// Not reachable; tries again by itself.
+    Disconnected,
+    /// Asks for health, opens the socket.
+    Connecting,
+    /// Takes work.
+    Online,
+    /// Crashed too often; left alone for a while.
+    Quarantined,
+}
+
+impl BackendStatus {
+    /// A backend nobody has tried yet.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self { phase: PhaseName::Connecting, problem: None, jobs_api: false, in_flight: 0, connections: 0 }
+    }
+}
+
+impl Board {
+    /// The newest progress of a running task.
+    #[must_use]
+    pub fn progress(&self, task: TaskId) -> Option<Progress> {
+        self.lock().progress.get(&task).cloned()
+    }
+
+    /// Overwrites a task's progress.
+    pub fn set_progress(&self, task: TaskId, progress: Progress) {
+        self.lock().progress.insert(task, progress);
+    }
+
+    /// The task runs no more.
+    pub fn clear_progress(&self, task: TaskId) {
+        self.lock().progress.remove(&task);
+    }
+
+    /// All backends.
+    #[must_use]
+    pub fn backends(&self) -> BTreeMap<BackendId, BackendStatus> {
+        self.lock().backends.clone()
+    }
+
+    /// Alters one backend's entry.
+    pub fn update_backend(&self, backend: &BackendId, update: impl FnOnce(&mut BackendStatus)) {
+        update(self.lock().backends.entry(backend.clone()).or_insert_with(BackendStatus::unknown));
+    }
+
+    /// Notes what a backend can do.
+    pub fn set_abilities(&self, backend: &BackendId, abilities: Abilities) {
+        self.update_backend(backend, |status| status.jobs_api = abilities.jobs);
+    }
+
+    /// Restarts per actor since the start of the process.
+    #[must_use]
+    pub fn restarts(&self) -> BTreeMap<String, u64> {
+        self.lock().restarts.clone()
+    }
+
+    /// Notes how often an actor was restarted.
+    pub fn set_restarts(&self, actor: &str, restarts: u64) {
+        self.lock().restarts.insert(actor.to_owned(), restarts);
+    }
+
+    /// Whether the process is about to stop and takes no new tasks.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.lock().draining
+    }
+
+    /// From here on no new tasks are taken.
+    pub fn set_draining(&self) {
+        self.lock().draining = true;
+    }
+
+    /// Every critical section here is a few instructions that cannot panic half-way, so a poisoned lock is still good.
+    fn lock(&self) -> MutexGuard<'_, Contents> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

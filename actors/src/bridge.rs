@@ -1,0 +1,220 @@
+//! What HTTP handlers hold: verbs for clients, reads that bypass every mailbox.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::sync::broadcast;
+
+use crate::{
+    board::{BackendStatus, Board},
+    domain::{
+        id::{BackendId, TaskId},
+        order::Priority,
+        progress::Progress,
+        task::{Task, TaskState},
+    },
+    kit::slot::{AskError, Slot},
+    ports::{
+        comfy::ComfyTransport,
+        object_store::ObjectStore,
+        store::{Changed, Created, Idempotency, Payload, Query, StoreError, TaskRecord, TaskStore},
+    },
+    queue::QueueMsg,
+};
+
+/// How long a handler waits for an actor. Above a slow commit, below the patience of most clients.
+const ASK_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What a client wants done.
+#[derive(Debug, Clone)]
+pub struct TaskRequest {
+    /// Whose it is.
+    pub tenant: i64,
+    /// The named workflow it is made from.
+    pub workflow: Option<String>,
+    /// Graph, inputs and metadata.
+    pub payload: Payload,
+    /// Urgency.
+    pub priority: Priority,
+    /// Attempts allowed; `None` = as configured.
+    pub max_attempts: Option<i32>,
+    /// Longest time one attempt may execute; `None` = as configured.
+    pub timeout: Option<Duration>,
+    /// Makes a repeated request find the first task.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// Why a request was not accepted. Nothing was written, but for `Unavailable` after a lost answer: then only an idempotency key tells.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RequestError {
+    /// The queue is at its limit.
+    #[error("the queue is full: {pending} tasks wait, the limit is {limit}")]
+    Full {
+        /// Tasks that wait.
+        pending: u64,
+        /// The limit.
+        limit: u64,
+        /// A guess at when there is room.
+        retry_after: Duration,
+    },
+    /// The process is about to stop.
+    #[error("the service is shutting down")]
+    Draining,
+    /// An actor is being restarted or is too slow.
+    #[error(transparent)]
+    Actor(#[from] AskError),
+    /// The store said no.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The handlers' way in. Clones are cheap.
+#[derive(Clone)]
+pub struct Bridge(Arc<Parts>);
+
+/// What a [`Bridge`] is made of.
+pub struct Parts {
+    /// The queue's current address.
+    pub queue: Slot<QueueMsg>,
+    /// Reads.
+    pub store: Arc<dyn TaskStore>,
+    /// Outputs.
+    pub objects: Arc<dyn ObjectStore>,
+    /// All backends, in the order of the configuration.
+    pub backends: Vec<Arc<dyn ComfyTransport>>,
+    /// Progress, phases, restarts.
+    pub board: Board,
+}
+
+impl Bridge {
+    /// Joins the parts.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    /// Accepts a task. When it returns `New`, the task is stored durably.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    pub async fn submit(&self, request: TaskRequest) -> Result<Created, RequestError> {
+        if self.0.board.is_draining() {
+            return Err(RequestError::Draining);
+        }
+        let request = Box::new(request);
+        self.0.queue.ask(|reply| QueueMsg::Submit { request, reply }, ASK_TIMEOUT).await?
+    }
+
+    /// Asks for a task's end and returns it as it is then: over, or `is_cancelling`.
+    ///
+    /// # Errors
+    /// `Store(NotFound)`, or as for any request.
+    pub async fn cancel(&self, id: TaskId) -> Result<Task, RequestError> {
+        self.0.queue.ask(|reply| QueueMsg::Cancel { id, reply }, ASK_TIMEOUT).await?
+    }
+
+    /// Asks for the end of every task of ours that runs on a backend now; returns them.
+    ///
+    /// # Errors
+    /// As for any request.
+    pub async fn interrupt_running(&self) -> Result<Vec<TaskId>, RequestError> {
+        let ids = self.0.queue.ask(|reply| QueueMsg::Running { reply }, ASK_TIMEOUT).await?;
+        for id in &ids {
+            self.cancel(*id).await?;
+        }
+        Ok(ids)
+    }
+
+    /// One task with its newest progress, if it runs in this process.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    pub async fn get(&self, id: TaskId) -> Result<(TaskRecord, Option<Progress>), StoreError> {
+        let record = self.0.store.get(id).await?;
+        let progress = self.0.board.progress(id).filter(|_| record.task.state == TaskState::Executing);
+        Ok((record, progress))
+    }
+
+    /// One task, once it is over or `patience` has passed, whichever comes first.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    pub async fn get_finished(
+        &self,
+        id: TaskId,
+        patience: Duration,
+    ) -> Result<(TaskRecord, Option<Progress>), StoreError> {
+        // Subscribed before the read, so that an end between the two is not missed.
+        let mut changes = self.0.store.changes();
+        let wait = async {
+            loop {
+                let record = self.0.store.get(id).await?;
+                if record.task.state.is_final() {
+                    return Ok(());
+                }
+                loop {
+                    match changes.recv().await {
+                        Ok(changed) if changed.id == id && changed.state.is_final() => return Ok(()),
+                        Ok(_) => {}
+                        // Lagged or closed: what was missed is in the store.
+                        Err(broadcast::error::RecvError::Lagged(_)) => break,
+                        Err(broadcast::error::RecvError::Closed) => return Ok(()),
+                    }
+                }
+            }
+        };
+        match tokio::time::timeout(patience, wait).await {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(())) | Err(_) => self.get(id).await,
+        }
+    }
+
+    /// A page of tasks.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn list(&self, query: Query) -> Result<Vec<Task>, StoreError> {
+        self.0.store.list(query).await
+    }
+
+    /// Every committed change from now on.
+    #[must_use]
+    pub fn changes(&self) -> broadcast::Receiver<Changed> {
+        self.0.store.changes()
+    }
+
+    /// The task store, for counts and checks.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn TaskStore> {
+        &self.0.store
+    }
+
+    /// Where outputs are.
+    #[must_use]
+    pub fn objects(&self) -> &Arc<dyn ObjectStore> {
+        &self.0.objects
+    }
+
+    /// All backends.
+    #[must_use]
+    pub fn backends(&self) -> &[Arc<dyn ComfyTransport>] {
+        &self.0.backends
+    }
+
+    /// What each backend's session is doing.
+    #[must_use]
+    pub fn backend_status(&self) -> BTreeMap<BackendId, BackendStatus> {
+        self.0.board.backends()
+    }
+
+    /// Restarts per actor.
+    #[must_use]
+    pub fn restarts(&self) -> BTreeMap<String, u64> {
+        self.0.board.restarts()
+    }
+
+    /// Whether the process is about to stop.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.0.board.is_draining()
+    }
+}

@@ -1,0 +1,15 @@
+//! What a task is and what may happen to it: plain data and plain functions.
+//!
+//! Nothing here knows an actor, a runtime, a socket or a clock. Every decision the product makes (order, admission, retry,
+//! reconciling, a change of state) is a function in this folder, so it can be tested with a table.
+
+pub mod artifact;
+pub mod error;
+pub mod id;
+pub mod order;
+pub mod progress;
+pub mod prompt;
+pub mod reconcile;
+pub mod retry;
+pub mod task;
+pub mod time;

@@ -1,0 +1,218 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::{
+    artifact::{FileRef, Kind},
+    order::{Ordering, sort_key},
+};
+
+pub(crate) fn new_task() -> Task {
+    let created_at = Timestamp(1_000);
+    Task {
+        id: TaskId::new(),
+        tenant: 0,
+        lane: 0,
+        workflow: None,
+        priority: Priority::default(),
+        sort_key: sort_key(created_at, Priority::default(), Ordering::Aged),
+        state: TaskState::Pending,
+        generation: 1,
+        fence: Fence(0),
+        dispatch: 0,
+        attempt: 1,
+        max_attempts: 3,
+        poison: 0,
+        timeout: None,
+        lease: None,
+        prompt: None,
+        run_at: None,
+        cancel_requested_at: None,
+        created_at,
+        started_at: None,
+        executing_at: None,
+        uploading_at: None,
+        finished_at: None,
+        error: None,
+    }
+}
+
+fn intent() -> Intent {
+    Intent { backend: BackendId::new("http://b"), client: ClientId::new("c") }
+}
+
+fn claim() -> Change {
+    Change::Claim { worker: WorkerId::new("n:1"), until: Timestamp(30_000), intent: intent() }
+}
+
+fn artifact(stored: bool) -> Artifact {
+    let object = StoredObject { key: "k".into(), content_type: "image/png".into(), bytes: 1, sha256: "00".into() };
+    Artifact {
+        index: 0,
+        node_id: "9".into(),
+        kind: Kind::Image,
+        source: FileRef { filename: "a.png".into(), subfolder: String::new(), folder_type: "output".into() },
+        object: stored.then_some(object),
+    }
+}
+
+fn error() -> TaskError {
+    TaskError::new(ErrorCode::NodeFailed, "boom")
+}
+
+const NOW: Timestamp = Timestamp(2_000);
+
+fn held() -> Task {
+    let mut task = new_task();
+    task.apply(None, claim(), NOW).unwrap();
+    task
+}
+
+fn uploading() -> Task {
+    let mut task = held();
+    let prompt = PromptId::of(task.id, 1);
+    task.apply(Some(Fence(1)), Change::Accept { prompt }, NOW).unwrap();
+    task.apply(Some(Fence(1)), Change::Plan { artifacts: vec![artifact(false)] }, NOW).unwrap();
+    task
+}
+
+#[test]
+fn a_life_without_trouble() {
+    let mut task = uploading();
+    assert_eq!(task.state, TaskState::Uploading);
+    let edit = task.apply(Some(Fence(1)), Change::Complete { artifacts: vec![artifact(true)] }, NOW).unwrap();
+    assert_eq!(edit, ArtifactEdit::Replace(vec![artifact(true)]));
+    assert_eq!((task.state, task.lease.clone(), task.finished_at), (TaskState::Completed, None, Some(NOW)));
+    assert_eq!(task.apply(None, Change::Cancel, NOW), Err(Refusal::Over));
+}
+
+#[test]
+fn completed_means_everything_is_stored() {
+    let mut task = uploading();
+    let half = Change::Complete { artifacts: vec![artifact(true), artifact(false)] };
+    assert_eq!(task.apply(Some(Fence(1)), half, NOW), Err(Refusal::WrongState));
+    assert_eq!(task.state, TaskState::Uploading);
+}
+
+#[test]
+fn an_old_fence_writes_nothing() {
+    let mut task = uploading();
+    task.apply(None, Change::Adopt { worker: WorkerId::new("n:2"), until: Timestamp(60_000) }, NOW).unwrap();
+    let before = task.clone();
+    assert_eq!(task.apply(Some(Fence(1)), Change::Complete { artifacts: vec![] }, NOW), Err(Refusal::Stale));
+    assert_eq!(task.apply(None, Change::Fail { error: error() }, NOW), Err(Refusal::Stale));
+    assert_eq!(task, before);
+}
+
+#[test]
+fn a_cancelled_task_never_completes() {
+    for ending in [
+        Change::Complete { artifacts: vec![artifact(true)] },
+        Change::Fail { error: error() },
+        Change::Retry { error: error(), delay: Duration::ZERO },
+        Change::Release(Release::Cancelled),
+        Change::Release(Release::ServerDied),
+    ] {
+        let mut task = uploading();
+        task.apply(None, Change::Cancel, NOW).unwrap();
+        assert!(task.is_cancelling());
+        task.apply(Some(Fence(1)), ending, NOW).unwrap();
+        assert_eq!(task.state, TaskState::Cancelled);
+    }
+    let mut waiting = new_task();
+    waiting.apply(None, Change::Cancel, NOW).unwrap();
+    assert_eq!(waiting.state, TaskState::Cancelled);
+}
+
+#[test]
+fn attempts_are_spent_by_retries_alone() {
+    let mut task = held();
+    for attempt in [2, 3] {
+        let fence = Some(task.fence);
+        task.apply(fence, Change::Retry { error: error(), delay: Duration::from_secs(5) }, NOW).unwrap();
+        assert_eq!((task.state, task.attempt, task.run_at), (TaskState::Scheduled, attempt, Some(Timestamp(7_000))));
+        assert_eq!(task.apply(None, Change::Promote, NOW), Err(Refusal::WrongState));
+        task.apply(None, Change::Promote, Timestamp(7_000)).unwrap();
+        task.apply(None, claim(), NOW).unwrap();
+        let fence = Some(task.fence);
+        task.apply(fence, Change::Release(Release::Recalled), NOW).unwrap();
+        task.apply(None, claim(), NOW).unwrap();
+        assert_eq!(task.attempt, attempt);
+    }
+    let fence = Some(task.fence);
+    task.apply(fence, Change::Retry { error: error(), delay: Duration::ZERO }, NOW).unwrap();
+    assert_eq!((task.state, task.error.clone()), (TaskState::Failed, Some(error())));
+    assert_eq!(task.dispatch, 5);
+}
+
+#[test]
+fn the_killer_of_servers_is_stopped() {
+    let mut task = held();
+    for _ in 1..POISON_LIMIT {
+        let fence = Some(task.fence);
+        task.apply(fence, Change::Release(Release::ServerDied), NOW).unwrap();
+        assert_eq!(task.state, TaskState::Pending);
+        task.apply(None, claim(), NOW).unwrap();
+    }
+    let fence = Some(task.fence);
+    task.apply(fence, Change::Release(Release::ServerDied), NOW).unwrap();
+    assert_eq!(task.state, TaskState::Failed);
+    assert_eq!(task.error.unwrap().code, ErrorCode::Poison);
+}
+
+#[test]
+fn a_new_dispatch_has_a_new_id() {
+    let mut task = held();
+    let first = task.prompt.clone().unwrap().id;
+    task.apply(Some(Fence(1)), Change::Intend(intent()), NOW).unwrap();
+    let prompt = task.prompt.clone().unwrap();
+    assert_ne!(prompt.id, first);
+    assert!(!prompt.accepted);
+    task.apply(None, Change::Cancel, NOW).unwrap();
+    assert_eq!(task.apply(Some(Fence(1)), Change::Intend(intent()), NOW), Err(Refusal::WrongState));
+}
+
+fn any_change() -> impl Strategy<Value = Change> {
+    let worker = || WorkerId::new("n:1");
+    prop_oneof![
+        Just(claim()),
+        Just(Change::Adopt { worker: worker(), until: Timestamp(9) }),
+        Just(Change::Renew { until: Timestamp(9) }),
+        Just(Change::HandOff),
+        Just(Change::Intend(intent())),
+        Just(Change::Accept { prompt: PromptId::new("p") }),
+        Just(Change::Plan { artifacts: vec![artifact(false)] }),
+        Just(Change::Complete { artifacts: vec![artifact(true)] }),
+        Just(Change::Fail { error: error() }),
+        Just(Change::Retry { error: error(), delay: Duration::ZERO }),
+        Just(Change::Release(Release::Recalled)),
+        Just(Change::Release(Release::ServerDied)),
+        Just(Change::Promote),
+        Just(Change::Cancel),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_the_rules_hold(changes in prop::collection::vec((any_change(), 0..3_i64), 0..60)) {
+        let mut task = new_task();
+        for (change, stale_by) in changes {
+            let before = task.clone();
+            let fence = Fence(task.fence.0 - stale_by);
+            let result = task.apply(Some(fence), change.clone(), NOW);
+            if result.is_err() || before.state.is_final() {
+                prop_assert_eq!(&task, &before, "a refused change altered the task");
+            }
+            if stale_by > 0 && change.is_holders() {
+                prop_assert_eq!(result, Err(Refusal::Stale));
+            }
+            prop_assert_eq!(task.lease.is_some(), task.state.is_held());
+            prop_assert_eq!(task.finished_at.is_some(), task.state.is_final());
+            prop_assert_eq!(task.run_at.is_some(), task.state == TaskState::Scheduled);
+            prop_assert!(task.fence >= before.fence && task.dispatch >= before.dispatch && task.attempt >= before.attempt);
+            prop_assert!(task.attempt <= task.max_attempts);
+            if before.cancel_requested_at.is_some() {
+                prop_assert!(task.state != TaskState::Completed && task.dispatch == before.dispatch || before.state.is_final());
+            }
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! I/O beside an actor: a future that always sends exactly one message back, and dies with the actor.
+
+use std::{future::Future, panic::AssertUnwindSafe};
+
+use futures_util::FutureExt;
+use ractor::{ActorRef, Message};
+use tokio::task::JoinSet;
+use tracing::Instrument;
+
+/// The work panicked. Its text is already in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the work panicked")]
+pub struct Panicked;
+
+/// The futures an actor has running. Lives in its state: when the actor goes, on a kill too, they are aborted.
+#[derive(Debug, Default)]
+pub struct Tasks(JoinSet<()>);
+
+impl Tasks {
+    /// Runs `work` beside the actor and sends it `report` of the outcome. `work` bounds its own time.
+    pub fn run<M, W, R>(&mut self, me: &ActorRef<M>, work: W, report: R)
+    where
+        M: Message,
+        W: Future + Send + 'static,
+        W::Output: Send,
+        R: FnOnce(Result<W::Output, Panicked>) -> M + Send + 'static,
+    {
+        self.reap();
+        let me = me.clone();
+        self.0.spawn(
+            async move {
+                let outcome = AssertUnwindSafe(work).catch_unwind().await.map_err(|_| Panicked);
+                // The actor may be gone; then nobody waits for the report.
+                let _ = me.cast(report(outcome));
+            }
+            .in_current_span(),
+        );
+    }
+
+    /// Runs `work` for its effect alone: losing it loses nothing.
+    pub fn run_unreported<W>(&mut self, work: W)
+    where
+        W: Future<Output = ()> + Send + 'static,
+    {
+        self.reap();
+        self.0.spawn(work.in_current_span());
+    }
+
+    /// How many are still running.
+    pub fn running(&mut self) -> usize {
+        self.reap();
+        self.0.len()
+    }
+
+    fn reap(&mut self) {
+        while self.0.try_join_next().is_some() {}
+    }
+}

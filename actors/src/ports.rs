@@ -1,0 +1,11 @@
+//! What the core needs of the outside, as traits named for the role. Adapters in the `comfyd` package implement them, and
+//! `testing` has fakes and conformance suites.
+
+pub mod clock;
+pub mod comfy;
+pub mod edge;
+pub mod object_store;
+pub mod store;
+
+/// Bytes on their way through us, chunk by chunk: never a whole file in memory.
+pub type ByteStream = futures_util::stream::BoxStream<'static, std::io::Result<bytes::Bytes>>;

@@ -1,0 +1,304 @@
+//! The truth about all tasks, as two ports: [`TaskStore`] is what the API side needs, [`WorkSource`] what a consumer needs.
+//!
+//! They are apart so that a consumer without a database (one that speaks HTTPS to the API) implements only the second.
+//!
+//! A store decides nothing about a task: it loads one, calls [`Task::apply`], saves what comes out, all in one transaction. Its own
+//! rules are these:
+//! - a change is durable when the call returns; when [`Change::is_promise`] says so, even against a power cut;
+//! - the pending tasks of a lane are claimed in the order of `(sort_key, id)`;
+//! - leases are computed from the store's own clock, so all consumers agree on it;
+//! - every committed change is told to [`TaskStore::changes`].
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::sync::broadcast;
+
+use crate::domain::{
+    artifact::Artifact,
+    id::{TaskId, WorkerId},
+    order::Priority,
+    task::{Change, Fence, Intent, Refusal, Task, TaskState},
+    time::Timestamp,
+};
+
+/// A task to be created. Its first state is pending.
+#[derive(Debug, Clone)]
+pub struct NewTask {
+    /// Its name, drawn by the caller.
+    pub id: TaskId,
+    /// Whose it is.
+    pub tenant: i64,
+    /// The lane it waits in.
+    pub lane: i64,
+    /// The named workflow it is made from.
+    pub workflow: Option<String>,
+    /// As asked for.
+    pub priority: Priority,
+    /// Its place in the order.
+    pub sort_key: i64,
+    /// Attempts allowed, at least 1.
+    pub max_attempts: i32,
+    /// Longest time one attempt may execute.
+    pub timeout: Option<Duration>,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// What is kept beside the row.
+    pub payload: Payload,
+    /// Makes a repeated request find the first task.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// The large, never-changing part of a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payload {
+    /// The graph in API format, JSON text, exactly as it will be submitted.
+    pub graph: Arc<str>,
+    /// The inputs as the client gave them, a JSON object as text.
+    pub inputs: Arc<str>,
+    /// The client's own data, JSON text.
+    pub metadata: Arc<str>,
+}
+
+/// An `Idempotency-Key` and what it was used for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Idempotency {
+    /// The client's key, unique within its tenant.
+    pub key: String,
+    /// SHA-256 of the canonical body: the same key with another body is a mistake of the client's.
+    pub body_sha256: [u8; 32],
+}
+
+/// What became of a creation.
+#[derive(Debug, Clone)]
+pub enum Created {
+    /// It is stored, durably.
+    New(Task),
+    /// The same request came before: this is the task it made.
+    Replayed(Task),
+    /// The key was used for another body. Nothing was written.
+    KeyReused,
+}
+
+/// A request for work.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// Who asks.
+    pub worker: WorkerId,
+    /// How long the leases last.
+    pub lease: Duration,
+    /// One entry per task wanted, filled in order; each says where its task would run.
+    pub slots: Vec<Intent>,
+}
+
+/// A held task with all that is needed to run it.
+#[derive(Debug, Clone)]
+pub struct Assignment {
+    /// The task, held by the asker under `task.fence`.
+    pub task: Task,
+    /// Its graph.
+    pub graph: Arc<str>,
+    /// Its artifacts, when it is already uploading.
+    pub artifacts: Vec<Artifact>,
+}
+
+/// A renewed lease. A task that is missing from the answer was lost to somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renewed {
+    /// Which.
+    pub id: TaskId,
+    /// A client wants it stopped.
+    pub cancel_requested: bool,
+}
+
+/// A task with everything the API shows of it.
+#[derive(Debug, Clone)]
+pub struct TaskRecord {
+    /// The row.
+    pub task: Task,
+    /// The inputs as given, a JSON object as text.
+    pub inputs: Arc<str>,
+    /// The client's own data, JSON text.
+    pub metadata: Arc<str>,
+    /// Its artifacts in order.
+    pub artifacts: Vec<Artifact>,
+}
+
+/// Which tasks to list, newest first.
+#[derive(Debug, Clone, Default)]
+pub struct Query {
+    /// Only these states; empty = all.
+    pub states: Vec<TaskState>,
+    /// Only of this workflow.
+    pub workflow: Option<String>,
+    /// Only tasks older than this one, which was the last of the page before.
+    pub before: Option<(Timestamp, TaskId)>,
+    /// At most this many.
+    pub limit: u32,
+}
+
+/// How many tasks are not over yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Waiting for their time.
+    pub scheduled: u64,
+    /// Waiting for their turn.
+    pub pending: u64,
+    /// Held by a consumer.
+    pub held: u64,
+}
+
+/// How long finished tasks are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Retention {
+    /// Completed and cancelled ones.
+    pub completed: Duration,
+    /// Failed ones.
+    pub failed: Duration,
+    /// Idempotency keys, from the creation of their task.
+    pub idempotency: Duration,
+}
+
+/// A committed change, told to whoever listens. A hint: a listener that lags reads the store instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Changed {
+    /// Which task.
+    pub id: TaskId,
+    /// Where it stands now.
+    pub state: TaskState,
+    /// Its cancellation is asked for and not done.
+    pub cancelling: bool,
+}
+
+/// Why a store could not do what was asked. In every case nothing is half-done.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The store cannot be reached or written now: busy for too long, disk full, gone. Worth trying again.
+    #[error("the task store is unavailable: {0}")]
+    Unavailable(String),
+    /// No such task.
+    #[error("no such task")]
+    NotFound,
+    /// The task refused the change.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// What the store holds makes no sense: a fault of ours or a damaged file.
+    #[error("the task store holds something unreadable: {0}")]
+    Corrupt(String),
+}
+
+/// What the API side needs.
+#[async_trait]
+pub trait TaskStore: Send + Sync + 'static {
+    /// Creates a task and, in the same transaction, claims up to `claim.slots.len()` tasks from the head of the order (often
+    /// the new one): one commit and no wait when a backend is free.
+    ///
+    /// Durable against a power cut when it returns. With an idempotency key it is idempotent; without one a caller that did
+    /// not see the answer cannot know.
+    ///
+    /// # Errors
+    /// `Unavailable`: nothing was written.
+    async fn create(&self, new: NewTask, claim: Option<Claim>) -> Result<(Created, Vec<Assignment>), StoreError>;
+
+    /// Asks for a task's end ([`Change::Cancel`]) and returns it as it is then. A task that is over comes back as it is.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    async fn cancel(&self, id: TaskId) -> Result<Task, StoreError>;
+
+    /// One task.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    async fn get(&self, id: TaskId) -> Result<TaskRecord, StoreError>;
+
+    /// A page of tasks, newest first (by creation, then id).
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn list(&self, query: Query) -> Result<Vec<Task>, StoreError>;
+
+    /// Exact counts. Costs a walk over the waiting tasks: for start-up and slow timers, never per request.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn counts(&self) -> Result<Counts, StoreError>;
+
+    /// Whether a write would be taken now.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn check(&self) -> Result<(), StoreError>;
+
+    /// All changes committed through this process from now on.
+    fn changes(&self) -> broadcast::Receiver<Changed>;
+}
+
+/// What a consumer needs.
+#[async_trait]
+pub trait WorkSource: Send + Sync + 'static {
+    /// Takes tasks from the head of the order, at most one per slot, in order.
+    ///
+    /// # Errors
+    /// `Unavailable`: nothing was taken, or it will be seen as held.
+    async fn claim(&self, claim: Claim) -> Result<Vec<Assignment>, StoreError>;
+
+    /// Makes a change to a held task. Repeating a change that was done is refused as `Stale` or `WrongState`, never done twice.
+    ///
+    /// # Errors
+    /// `Refused(Stale)`: somebody else holds it; stop all work on it. `NotFound`, `Unavailable`.
+    async fn apply(&self, id: TaskId, fence: Fence, change: Change) -> Result<Task, StoreError>;
+
+    /// Renews leases in one go. Those that expired are not renewed, even if nobody took them yet: somebody may be about to.
+    ///
+    /// # Errors
+    /// `Unavailable`: none was renewed.
+    async fn renew(
+        &self,
+        worker: &WorkerId,
+        lease: Duration,
+        held: &[(TaskId, Fence)],
+    ) -> Result<Vec<Renewed>, StoreError>;
+
+    /// All tasks this incarnation holds: what a restarted actor works from.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn held(&self, worker: &WorkerId) -> Result<Vec<Assignment>, StoreError>;
+
+    /// Adopts every task held by an earlier incarnation of the same node, without waiting for the leases to expire. Only for a
+    /// caller that knows those incarnations to be dead (it holds the node's lock).
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn take_over(&self, worker: &WorkerId, lease: Duration) -> Result<Vec<Assignment>, StoreError>;
+
+    /// Adopts up to `limit` tasks whose lease expired, oldest first.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn adopt_expired(
+        &self,
+        worker: &WorkerId,
+        lease: Duration,
+        limit: u32,
+    ) -> Result<Vec<Assignment>, StoreError>;
+
+    /// Makes up to `limit` scheduled tasks whose time has come pending; returns how many.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn promote(&self, limit: u32) -> Result<u32, StoreError>;
+
+    /// When the next scheduled task's time comes, if any is scheduled.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError>;
+
+    /// Deletes up to `limit` finished tasks and idempotency keys past their retention; returns how many.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn prune(&self, retention: Retention, limit: u32) -> Result<u32, StoreError>;
+}
