@@ -1,8 +1,15 @@
 #![doc = include_str!("../README.md")]
 
+pub mod backends;
 pub mod board;
 pub mod bridge;
+pub mod comfy_session;
 pub mod domain;
+pub mod http;
+pub mod janitor;
 pub mod kit;
 pub mod ports;
 pub mod queue;
+pub mod root;
+pub mod system;
+pub mod uploads;

@@ -1,0 +1,592 @@
+//! ComfySessionActor: one ComfyUI server, its single WebSocket, and the tasks that run there.
+//!
+//! - **Owns** the connection's phase and a [`Flight`] per task on this backend.
+//! - **Talks** to the queue (demand, endings), to the uploads (finished prompts), to its server through `ComfyTransport`.
+//! - **When it dies** its successor connects afresh, announces itself, and the queue sends it the held tasks again; their prompts are looked for
+//!   on the server, not repeated.
+//! - **Must never** send a prompt twice, believe the socket, or wait for I/O in a handler.
+
+mod feed;
+mod flight;
+mod phase;
+
+use std::collections::{HashMap, VecDeque};
+
+use futures_util::StreamExt;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tracing::{debug, info, warn};
+
+pub use flight::Origin;
+use flight::{Act, Flight, Stop};
+use phase::{Connection, Phase};
+
+use crate::{
+    board::PhaseName,
+    comfy_session::feed::{Feed, Word},
+    domain::{
+        artifact::Artifact,
+        id::{BackendId, ClientId, PromptId, TaskId},
+        prompt::{Abilities, Finished, Receipt, Sighting},
+        task::{Change, Fence, Task},
+        time::Timestamp,
+    },
+    kit::tasks::{Panicked, Tasks},
+    ports::{
+        comfy::{ComfyError, ComfyTransport, Signals, Submission, SubmitError},
+        store::{Assignment, StoreError},
+    },
+    queue::{Demand, QueueMsg},
+    system::System,
+    uploads::UploadsMsg,
+};
+
+/// How often flights are looked over. Only for what no event tells: silences, timeouts, a history that is late.
+const TICK: std::time::Duration = std::time::Duration::from_millis(100);
+/// Demand is a level and is told again this often, in case a word was lost with a restart.
+const DEMAND_EVERY_TICKS: u32 = 10;
+/// Prompts left on a server we could not reach, kept to be cancelled when it is back. Beyond this many the oldest are let go: they run
+/// for nothing, once.
+const MAX_ORPHANS: usize = 1_000;
+
+/// What a session hears.
+#[derive(Debug)]
+pub enum SessionMsg {
+    /// A task to run, or to find again. One it already has under the same fence is ignored.
+    Run {
+        /// The held task.
+        assignment: Box<Assignment>,
+        /// How it came here.
+        origin: Origin,
+    },
+    /// A client wants the task stopped.
+    Cancel { id: TaskId },
+    /// Another backend is free: give back a prompt that only waits here.
+    Recall,
+    /// The lease is lost: stop all work on it, write nothing.
+    Drop { id: TaskId },
+    /// The task's end is recorded: its prompt may leave the server's history.
+    Forget { prompt: PromptId },
+    /// Connect.
+    Dial,
+    /// The connection attempt ended.
+    Dialed(Result<Result<Dialed, ComfyError>, Panicked>),
+    /// The socket of this connection ended.
+    SocketClosed {
+        /// Which connection: the last word of an older one changes nothing.
+        connection: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A frame that matters.
+    Heard(Word),
+    /// An act ended.
+    Done {
+        /// The task.
+        id: TaskId,
+        /// Under which fence it was done.
+        fence: Fence,
+        /// What came of it.
+        outcome: Result<Outcome, Panicked>,
+    },
+    /// Time to look around.
+    Tick,
+    /// The queue (re)started.
+    QueueIsBack,
+}
+
+/// A connection that stands.
+pub struct Dialed {
+    abilities: Abilities,
+    client: ClientId,
+    signals: Signals,
+}
+
+impl std::fmt::Debug for Dialed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dialed").field("client", &self.client).finish_non_exhaustive()
+    }
+}
+
+/// What came of an act.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The POST ended, having begun at `began`.
+    Submitted { began: Timestamp, result: Result<Receipt, SubmitError> },
+    /// The look ended, having begun at `began`.
+    Looked { began: Timestamp, result: Result<Sighting, ComfyError> },
+    /// The history was read.
+    History(Result<Option<Finished>, ComfyError>),
+    /// The server was asked to stop the prompt.
+    StopAsked,
+    /// The plan was recorded, or could not be.
+    Planned { artifacts: Vec<Artifact>, result: Result<Task, StoreError> },
+}
+
+/// Start data.
+pub struct SessionArgs {
+    /// Ports, settings, peers.
+    pub system: System,
+    /// Which backend.
+    pub backend: BackendId,
+    /// Its transport.
+    pub comfy: std::sync::Arc<dyn ComfyTransport>,
+}
+
+/// One session. Stateless: all is in [`State`].
+pub struct ComfySessionActor;
+
+/// The session's state.
+pub struct State {
+    system: System,
+    backend: BackendId,
+    comfy: std::sync::Arc<dyn ComfyTransport>,
+    phase: Phase,
+    connections: u64,
+    flights: HashMap<TaskId, (Flight, std::sync::Arc<str>)>,
+    feed: Feed,
+    /// Since when an accepted prompt's status frame is awaited.
+    status_owed_since: Option<Timestamp>,
+    orphans: VecDeque<PromptId>,
+    forgettable: Vec<PromptId>,
+    tasks: Tasks,
+    ticks: u32,
+}
+
+impl Actor for ComfySessionActor {
+    type Msg = SessionMsg;
+    type State = State;
+    type Arguments = SessionArgs;
+
+    async fn pre_start(&self, me: ActorRef<SessionMsg>, args: SessionArgs) -> Result<State, ActorProcessingErr> {
+        let SessionArgs { system, backend, comfy } = args;
+        let feed = Feed::new(system.board.clone(), system.clock.clone());
+        let mut tasks = Tasks::default();
+        tasks.follow(&me, system.slots.queue.watch(), || SessionMsg::QueueIsBack);
+        me.send_interval(TICK, || SessionMsg::Tick);
+        me.cast(SessionMsg::Dial)?;
+        Ok(State {
+            phase: Phase::Disconnected { failures: 0, since: system.clock.now() },
+            system,
+            backend,
+            comfy,
+            connections: 0,
+            flights: HashMap::new(),
+            feed,
+            status_owed_since: None,
+            orphans: VecDeque::new(),
+            forgettable: Vec::new(),
+            tasks,
+            ticks: 0,
+        })
+    }
+
+    async fn handle(
+        &self,
+        me: ActorRef<SessionMsg>,
+        message: SessionMsg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            SessionMsg::Run { assignment, origin } => state.on_run(&me, *assignment, origin),
+            SessionMsg::Cancel { id } => state.on_stop(&me, id, Stop::Client),
+            SessionMsg::Recall => state.on_recall(&me),
+            SessionMsg::Drop { id } => state.drop_flight(id),
+            SessionMsg::Forget { prompt } => state.forgettable.push(prompt),
+            SessionMsg::Dial => state.dial(&me),
+            SessionMsg::Dialed(result) => state.on_dialed(&me, result),
+            SessionMsg::SocketClosed { connection, reason } => state.on_socket_closed(&me, connection, &reason),
+            SessionMsg::Heard(word) => state.on_heard(&me, word),
+            SessionMsg::Done { id, fence, outcome } => state.on_done(&me, id, fence, outcome),
+            SessionMsg::Tick => state.on_tick(&me),
+            SessionMsg::QueueIsBack => state.tell_demand(&me),
+        }
+        Ok(())
+    }
+}
+
+/// The connection.
+impl State {
+    fn dial(&mut self, me: &ActorRef<SessionMsg>) {
+        if !matches!(self.phase, Phase::Disconnected { .. }) {
+            return;
+        }
+        self.set_phase(Phase::dialing, None);
+        let (comfy, client) = (self.comfy.clone(), ClientId::fresh(&self.system.settings.session.client_prefix));
+        let work = async move {
+            let abilities = comfy.check().await?;
+            let signals = comfy.connect(&client).await?;
+            Ok(Dialed { abilities, client, signals })
+        };
+        self.tasks.run(me, work, SessionMsg::Dialed);
+    }
+
+    fn on_dialed(&mut self, me: &ActorRef<SessionMsg>, result: Result<Result<Dialed, ComfyError>, Panicked>) {
+        match result {
+            Ok(Ok(dialed)) => self.on_connected(me, dialed),
+            Ok(Err(error)) => self.disconnect(me, &error.to_string()),
+            Err(panicked) => self.disconnect(me, &panicked.to_string()),
+        }
+    }
+
+    fn on_connected(&mut self, me: &ActorRef<SessionMsg>, dialed: Dialed) {
+        let Dialed { abilities, client, mut signals } = dialed;
+        self.connections += 1;
+        self.status_owed_since = None;
+        let (number, feed, to) = (self.connections, self.feed.clone(), me.clone());
+        self.system.board.set_abilities(&self.backend, abilities);
+        let reading = async move {
+            while let Some(item) = signals.next().await {
+                match item {
+                    // A gone session needs no frames; its task is aborted with it.
+                    Ok(signal) => _ = feed.take(signal).map(|word| to.cast(SessionMsg::Heard(word))),
+                    Err(error) => return error.to_string(),
+                }
+            }
+            "the server closed the connection".to_owned()
+        };
+        let reader = self.tasks.run_abortable(me, reading, move |result| SessionMsg::SocketClosed {
+            connection: number,
+            reason: result.unwrap_or_else(|panicked| panicked.to_string()),
+        });
+        self.set_phase(|_| Phase::Online(Connection { number, client, _reader: reader }), None);
+        let now = self.now();
+        self.flights.values_mut().for_each(|(flight, _)| flight.on_reconnected(now));
+        self.cancel_orphans();
+        self.advance_all(me);
+        self.tell_demand(me);
+    }
+
+    fn on_socket_closed(&mut self, me: &ActorRef<SessionMsg>, connection: u64, reason: &str) {
+        if matches!(&self.phase, Phase::Online(open) if open.number == connection) {
+            self.disconnect(me, reason);
+        }
+    }
+
+    /// Not a crash: a state with a backoff. Prompts in flight are followed by asking over HTTP meanwhile.
+    fn disconnect(&mut self, me: &ActorRef<SessionMsg>, reason: &str) {
+        let now = self.now();
+        self.status_owed_since = None;
+        self.set_phase(|phase| phase.disconnected(now), Some(reason));
+        let delay = self.system.settings.session.reconnect.delay_at_least_half(self.phase.failures(), rand::random());
+        me.send_after(delay, || SessionMsg::Dial);
+        self.tell_demand(me);
+        self.advance_all(me);
+    }
+
+    fn set_phase(&mut self, next: impl FnOnce(Phase) -> Phase, problem: Option<&str>) {
+        let before = self.phase.name();
+        let placeholder = Phase::Disconnected { failures: 0, since: self.now() };
+        let old = std::mem::replace(&mut self.phase, placeholder);
+        self.phase = next(old);
+        let (after, backend) = (self.phase.name(), &self.backend);
+        match (before, after, problem) {
+            (PhaseName::Online, PhaseName::Disconnected, reason) => {
+                warn!(%backend, reason, tasks = self.flights.len(), "lost the connection to ComfyUI; reconnecting");
+            }
+            (_, PhaseName::Disconnected, reason) => debug!(%backend, reason, "could not connect to ComfyUI"),
+            (_, PhaseName::Online, _) => info!(%backend, connection = self.connections, "connected to ComfyUI"),
+            _ => debug!(%backend, ?before, ?after, "phase"),
+        }
+        let (connections, in_flight) = (self.connections, self.flights.len());
+        self.system.board.update_backend(&self.backend, |status| {
+            status.phase = after;
+            status.connections = connections;
+            status.in_flight = in_flight;
+            if after != PhaseName::Connecting {
+                status.problem = problem.map(str::to_owned);
+            }
+        });
+    }
+
+    /// Every accepted prompt brings a `status` frame to everybody. If it does not come the socket is deaf: the server forgot our name,
+    /// though it still answers pings (protocol.md 6.7).
+    fn check_hearing(&mut self, me: &ActorRef<SessionMsg>, now: Timestamp) {
+        let Some(since) = self.status_owed_since else { return };
+        if self.phase.client().is_none() {
+            return;
+        }
+        if self.feed.last_status() >= since {
+            self.status_owed_since = None;
+        } else if now.since(since) >= self.system.settings.session.deaf_after {
+            self.disconnect(me, "the WebSocket went deaf: a prompt was accepted and no status frame came");
+        }
+    }
+
+    fn tell_demand(&self, me: &ActorRef<SessionMsg>) {
+        let demand = Demand { backend: self.backend.clone(), epoch: me.get_id(), client: self.phase.client().cloned() };
+        self.system.slots.queue.cast(QueueMsg::Demand(demand));
+    }
+}
+
+/// The flights.
+impl State {
+    fn on_run(&mut self, me: &ActorRef<SessionMsg>, assignment: Assignment, origin: Origin) {
+        let Assignment { task, graph, .. } = assignment;
+        let (id, fence) = (task.id, task.fence);
+        if self.flights.get(&id).is_some_and(|(flight, _)| flight.task.fence >= fence) {
+            return;
+        }
+        debug!(task.id = %id, task.dispatch = task.dispatch, ?origin, "took on the task");
+        let flight = Flight::new(task, origin, self.now(), &self.system.settings.session);
+        self.feed.follow(flight.prompt(), id, count_nodes(&graph));
+        self.flights.insert(id, (flight, graph));
+        self.advance(me, id);
+    }
+
+    fn on_stop(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, stop: Stop) {
+        let now = self.now();
+        if let Some((flight, _)) = self.flights.get_mut(&id) {
+            flight.request_stop(stop, now);
+            self.advance(me, id);
+        }
+    }
+
+    fn on_recall(&mut self, me: &ActorRef<SessionMsg>) {
+        let prepared = self.flights.values().filter(|(flight, _)| flight.is_prepared());
+        // The one that came last is the least urgent, and the furthest from running.
+        if let Some(id) = prepared.map(|(flight, _)| (flight.task.started_at, flight.task.id)).max().map(|(_, id)| id) {
+            self.on_stop(me, id, Stop::Recall);
+        }
+    }
+
+    fn on_heard(&mut self, me: &ActorRef<SessionMsg>, word: Word) {
+        let now = self.now();
+        let (Word::Running(prompt) | Word::Over { prompt, .. }) = &word;
+        let Some((flight, _)) = self.flights.values_mut().find(|(flight, _)| flight.prompt() == *prompt) else {
+            return;
+        };
+        let id = flight.task.id;
+        match word {
+            Word::Running(_) => flight.on_running(now),
+            Word::Over { written, .. } => {
+                let first = flight.occupies_backend();
+                flight.on_end_heard(written, now);
+                if first {
+                    self.tell_ran(id);
+                }
+            }
+        }
+        self.advance(me, id);
+    }
+
+    /// The backend is free for the next task, though this one is not finished.
+    fn tell_ran(&self, id: TaskId) {
+        self.system.slots.queue.cast(QueueMsg::Ran { id });
+    }
+
+    fn on_done(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, fence: Fence, outcome: Result<Outcome, Panicked>) {
+        let now = self.now();
+        let settings = &self.system.settings.session;
+        let Some((flight, _)) = self.flights.get_mut(&id).filter(|(flight, _)| flight.task.fence == fence) else {
+            return;
+        };
+        let occupied = flight.occupies_backend();
+        match outcome {
+            Ok(Outcome::Submitted { began, result }) => {
+                flight.on_submitted(result, now, settings);
+                self.on_posted(me, id, began);
+            }
+            Ok(Outcome::Looked { began, result }) => flight.on_looked(result, began, now),
+            Ok(Outcome::History(result)) => flight.on_history(result, now),
+            Ok(Outcome::StopAsked) => flight.on_stop_asked(now),
+            Ok(Outcome::Planned { artifacts, result }) => return self.on_planned(id, artifacts, result),
+            Err(Panicked) => flight.on_interrupted(now),
+        }
+        if occupied && self.flights.get(&id).is_some_and(|(flight, _)| !flight.occupies_backend()) {
+            self.tell_ran(id);
+        }
+        self.advance(me, id);
+    }
+
+    fn on_posted(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, began: Timestamp) {
+        let Some((flight, graph)) = self.flights.get(&id) else { return };
+        if flight.task.prompt.as_ref().is_some_and(|prompt| prompt.accepted) {
+            let (prompt, fence, graph) = (flight.prompt(), flight.task.fence, graph.clone());
+            if prompt != PromptId::of(id, flight.task.dispatch) {
+                self.feed.follow(prompt.clone(), id, count_nodes(&graph));
+            }
+            self.record_acceptance(me, id, fence, prompt);
+            self.status_owed_since.get_or_insert(began);
+        } else if flight.was_not_sent() {
+            self.disconnect(me, "a prompt could not be sent");
+        }
+    }
+
+    /// Evidence, after the effect. Nobody waits for it: losing it costs a look at the server.
+    fn record_acceptance(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, fence: Fence, prompt: PromptId) {
+        let (source, me) = (self.system.source.clone(), me.clone());
+        self.tasks.run_unreported(async move {
+            let change = Change::Accept { prompt };
+            if let Err(StoreError::Refused(crate::domain::task::Refusal::Stale)) = source.apply(id, fence, change).await
+            {
+                let _ = me.cast(SessionMsg::Drop { id });
+            }
+        });
+    }
+
+    fn on_planned(&mut self, id: TaskId, artifacts: Vec<Artifact>, result: Result<Task, StoreError>) {
+        match result {
+            Ok(task) => {
+                let Some((_, graph)) = self.remove(id) else { return };
+                self.system.slots.queue.cast(QueueMsg::Uploading { id });
+                let assignment = Box::new(Assignment { task, graph, artifacts });
+                self.system.slots.uploads.cast(UploadsMsg::Begin { assignment });
+            }
+            Err(StoreError::Refused(_) | StoreError::NotFound) => self.drop_flight(id),
+            Err(StoreError::Unavailable(_) | StoreError::Corrupt(_)) => {
+                let now = self.now();
+                if let Some((flight, _)) = self.flights.get_mut(&id) {
+                    flight.on_interrupted(now);
+                }
+            }
+        }
+    }
+
+    fn drop_flight(&mut self, id: TaskId) {
+        if self.remove(id).is_some() {
+            warn!(task.id = %id, "the lease is lost; the work on the task stops here");
+        }
+    }
+
+    fn remove(&mut self, id: TaskId) -> Option<(Flight, std::sync::Arc<str>)> {
+        let (flight, graph) = self.flights.remove(&id)?;
+        self.feed.unfollow(&flight.prompt());
+        self.feed.unfollow(&PromptId::of(id, flight.task.dispatch));
+        Some((flight, graph))
+    }
+
+    fn advance_all(&mut self, me: &ActorRef<SessionMsg>) {
+        for id in self.flights.keys().copied().collect::<Vec<_>>() {
+            self.advance(me, id);
+        }
+    }
+
+    fn advance(&mut self, me: &ActorRef<SessionMsg>, id: TaskId) {
+        let now = self.now();
+        let may_act = self.system.deadline.is_open();
+        let online = matches!(self.phase, Phase::Online(_)) && may_act;
+        let Some((flight, _)) = self.flights.get_mut(&id) else { return };
+        if let Some(word) = self.feed.last_word(&flight.prompt()) {
+            flight.on_word(word, &self.system.settings.session);
+        }
+        if let Some(act) = flight.next(now, online, &self.system.settings.session) {
+            self.perform(me, id, act);
+        }
+    }
+
+    fn perform(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, act: Act) {
+        let Some((flight, graph)) = self.flights.get(&id) else { return };
+        let (comfy, began, fence) = (self.comfy.clone(), self.now(), flight.task.fence);
+        let done = move |outcome| SessionMsg::Done { id, fence, outcome };
+        match act {
+            Act::Submit => {
+                let client = self.phase.client().cloned().unwrap_or_else(|| ClientId::new(""));
+                let (prompt, dispatch, graph) = (flight.prompt(), flight.task.dispatch, graph.clone());
+                let submission = Submission { task: id, dispatch, prompt, client, graph };
+                let work = async move { Outcome::Submitted { began, result: comfy.submit(&submission).await } };
+                self.tasks.run(me, work, done);
+            }
+            Act::Look(wanted) => {
+                let work = async move { Outcome::Looked { began, result: comfy.look(&wanted).await } };
+                self.tasks.run(me, work, done);
+            }
+            Act::ReadHistory(prompt) => {
+                let work = async move { Outcome::History(comfy.history(&prompt).await) };
+                self.tasks.run(me, work, done);
+            }
+            Act::Stop(prompt) => {
+                let work = async move {
+                    // Whether it was heard shows in what the server says next.
+                    let _ = comfy.cancel(&prompt).await;
+                    Outcome::StopAsked
+                };
+                self.tasks.run(me, work, done);
+            }
+            Act::Plan(artifacts) => {
+                let source = self.system.source.clone();
+                let work = async move {
+                    let result = source.apply(id, fence, Change::Plan { artifacts: artifacts.clone() }).await;
+                    Outcome::Planned { artifacts, result }
+                };
+                self.tasks.run(me, work, done);
+            }
+            Act::Settle { change, orphan } => self.settle(id, change, orphan),
+        }
+    }
+
+    fn settle(&mut self, id: TaskId, change: Change, orphan: Option<PromptId>) {
+        let Some((flight, _)) = self.remove(id) else { return };
+        if let Some(prompt) = orphan {
+            self.orphans.push_back(prompt);
+            if self.orphans.len() > MAX_ORPHANS {
+                self.orphans.pop_front();
+            }
+        }
+        let (fence, prompt) = (flight.task.fence, flight.prompt());
+        self.system.slots.queue.cast(QueueMsg::Settle { id, fence, change: Box::new(change), prompt: Some(prompt) });
+    }
+
+    fn on_tick(&mut self, me: &ActorRef<SessionMsg>) {
+        let now = self.now();
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.ticks % DEMAND_EVERY_TICKS == 0 {
+            self.tell_demand(me);
+            let in_flight = self.flights.len();
+            self.system.board.update_backend(&self.backend, |status| status.in_flight = in_flight);
+        }
+        self.check_hearing(me, now);
+        self.give_up_if_lost(now);
+        self.advance_all(me);
+        self.forget();
+    }
+
+    /// A backend that stays away gives its tasks up. Only when there is another: else they wait for it, which costs nothing.
+    fn give_up_if_lost(&mut self, now: Timestamp) {
+        let Some(since) = self.phase.offline_since() else { return };
+        let patience = self.system.settings.session.backend_lost_after;
+        if now.since(since) < patience || self.system.backends.len() < 2 {
+            return;
+        }
+        for id in self.flights.keys().copied().collect::<Vec<_>>() {
+            let Some((flight, _)) = self.flights.get(&id) else { continue };
+            if let Act::Settle { change, orphan } = flight.give_up() {
+                warn!(task.id = %id, backend = %self.backend, "the backend stays unreachable; the task goes elsewhere");
+                self.settle(id, change, orphan);
+            }
+        }
+    }
+
+    fn cancel_orphans(&mut self) {
+        if self.orphans.is_empty() {
+            return;
+        }
+        let (comfy, orphans) = (self.comfy.clone(), std::mem::take(&mut self.orphans));
+        self.tasks.run_unreported(async move {
+            for prompt in orphans {
+                let _ = comfy.cancel(&prompt).await;
+            }
+        });
+    }
+
+    fn forget(&mut self) {
+        if self.forgettable.is_empty() || !matches!(self.phase, Phase::Online(_)) {
+            self.forgettable.truncate(MAX_ORPHANS);
+            return;
+        }
+        let (comfy, prompts) = (self.comfy.clone(), std::mem::take(&mut self.forgettable));
+        self.tasks.run_unreported(async move {
+            if let Err(error) = comfy.forget(&prompts).await {
+                debug!(%error, "could not delete finished prompts from the server's history");
+            }
+        });
+    }
+
+    fn now(&self) -> Timestamp {
+        self.system.clock.now()
+    }
+}
+
+/// How many nodes a graph has, for the share of them that is done.
+fn count_nodes(graph: &str) -> usize {
+    serde_json::from_str::<HashMap<&str, serde::de::IgnoredAny>>(graph).map_or(0, |nodes| nodes.len())
+}

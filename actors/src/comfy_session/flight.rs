@@ -1,0 +1,458 @@
+//! One task on one backend, from its intent to its end: what is known about its prompt, and what to do next.
+//!
+//! Pure. Events change what is known ([`Flight::on_submitted`] and its siblings); [`Flight::next`] looks at what is known and names the
+//! one thing to do now. It is level-triggered: losing an event, getting it twice or out of order only makes the answer later,
+//! because the server is asked in the end.
+
+use std::time::Duration;
+
+use crate::{
+    domain::{
+        artifact::Artifact,
+        error::{ErrorCode, TaskError},
+        id::PromptId,
+        prompt::{Finished, Outcome, Receipt, Sighting},
+        reconcile::{Doubt, PAIR_GAP, Verdict},
+        task::{Change, Release, Task},
+        time::Timestamp,
+    },
+    ports::comfy::{ComfyError, SubmitError, Wanted},
+    system::SessionSettings,
+};
+
+/// Time between two questions about a prompt nobody speaks of.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// Time between two reads of a history that should be there and is not yet.
+const REREAD_EVERY: Duration = Duration::from_millis(100);
+/// A history that is missing this long after the prompt's end is looked for in every other way (crash point C10).
+const HISTORY_LATE: Duration = Duration::from_secs(10);
+/// Every so many cheap questions a conclusive one: only that one can tell that the server forgot the prompt.
+const LOOK_EVERY: u32 = 5;
+/// A stop that brought nothing is asked for again.
+const STOP_AGAIN: Duration = Duration::from_secs(5);
+
+/// How a task came to this session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Just claimed: its prompt was never sent.
+    Claimed,
+    /// Just claimed, but a lost record may hide that its prompt was sent.
+    ClaimedUnsure,
+    /// Ours or a dead predecessor's: whatever was sent has left its sender.
+    Resumed,
+    /// Its holder let the lease expire, and may only be paused: a POST of his may still come.
+    Expired,
+}
+
+/// Why a prompt shall stop.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stop {
+    /// A client cancelled the task.
+    Client,
+    /// The task ran out of time.
+    Timeout,
+    /// It is prepared here while another backend is free.
+    Recall,
+    /// The server took only part of the graph.
+    Partial(TaskError),
+}
+
+/// What is known about the prompt.
+#[derive(Debug, Clone, PartialEq)]
+enum Fate {
+    /// Not sent.
+    Unsent,
+    /// Being sent right now.
+    Sending,
+    /// Perhaps on the server.
+    Unclear(Doubt),
+    /// On the server.
+    Accepted { running: bool },
+    /// Over, by its history.
+    Over(Finished),
+    /// Not on the server, and it never will be.
+    Gone { was_accepted: bool, was_running: bool },
+    /// The server refused it.
+    Refused(TaskError),
+}
+
+/// The one thing to do now.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Act {
+    /// Send the prompt.
+    Submit,
+    /// Look for it, conclusively.
+    Look(Wanted),
+    /// Read its history.
+    ReadHistory(PromptId),
+    /// Ask the server to stop it.
+    Stop(PromptId),
+    /// It succeeded: record what is to be stored, then store it.
+    Plan(Vec<Artifact>),
+    /// It is over in another way: record that. `orphan` may still be on the server.
+    Settle { change: Change, orphan: Option<PromptId> },
+}
+
+/// A task on a backend.
+#[derive(Debug, Clone)]
+pub struct Flight {
+    /// The task as last recorded.
+    pub task: Task,
+    fate: Fate,
+    verify: bool,
+    /// One act is being done.
+    busy: bool,
+    stop: Option<Stop>,
+    stop_sent_at: Option<Timestamp>,
+    stop_asked_at: Option<Timestamp>,
+    /// When the prompt was first seen running.
+    running_since: Option<Timestamp>,
+    /// When its end was first heard of.
+    end_heard_at: Option<Timestamp>,
+    next_ask: Timestamp,
+    asks: u32,
+}
+
+impl Flight {
+    /// A task that just arrived.
+    #[must_use]
+    pub fn new(task: Task, origin: Origin, now: Timestamp, settings: &SessionSettings) -> Self {
+        let accepted = task.prompt.as_ref().is_some_and(|prompt| prompt.accepted);
+        let fate = match origin {
+            Origin::Claimed | Origin::ClaimedUnsure => Fate::Unsent,
+            _ if accepted => Fate::Unclear(Doubt::confirmed(now)),
+            Origin::Resumed => Fate::Unclear(Doubt::unconfirmed(now, Duration::ZERO, settings.validate_grace)),
+            Origin::Expired => Fate::Unclear(Doubt::unconfirmed(now, settings.post_timeout, settings.validate_grace)),
+        };
+        let stop = task.is_cancelling().then_some(Stop::Client);
+        Self {
+            stop_asked_at: stop.as_ref().map(|_| now),
+            task,
+            fate,
+            verify: origin == Origin::ClaimedUnsure,
+            busy: false,
+            stop,
+            stop_sent_at: None,
+            running_since: None,
+            end_heard_at: None,
+            next_ask: now,
+            asks: 0,
+        }
+    }
+
+    /// The id the server knows it by, as far as we know.
+    #[must_use]
+    pub fn prompt(&self) -> PromptId {
+        self.task
+            .prompt
+            .as_ref()
+            .map_or_else(|| PromptId::of(self.task.id, self.task.dispatch), |prompt| prompt.id.clone())
+    }
+
+    /// Whether its POST never left us.
+    #[must_use]
+    pub fn was_not_sent(&self) -> bool {
+        self.fate == Fate::Gone { was_accepted: false, was_running: false }
+    }
+
+    /// Whether the prompt sits in the server's queue behind another one.
+    #[must_use]
+    pub fn is_prepared(&self) -> bool {
+        self.fate == (Fate::Accepted { running: false }) && self.end_heard_at.is_none()
+    }
+
+    /// Whether the server may still be working on it.
+    #[must_use]
+    pub fn occupies_backend(&self) -> bool {
+        !matches!(self.fate, Fate::Over(_) | Fate::Gone { .. } | Fate::Refused(_)) && self.end_heard_at.is_none()
+    }
+
+    /// Names the one thing to do now, and takes note that it is being done; `None` when there is nothing or when something is.
+    pub fn next(&mut self, now: Timestamp, online: bool, settings: &SessionSettings) -> Option<Act> {
+        if self.busy {
+            return None;
+        }
+        self.watch_the_clock(now);
+        let act = self.decide(now, online, settings)?;
+        self.busy = true;
+        match &act {
+            Act::Submit => self.fate = Fate::Sending,
+            Act::Look(_) | Act::ReadHistory(_) => self.asks += 1,
+            Act::Stop(_) => self.stop_sent_at = Some(now),
+            Act::Plan(_) | Act::Settle { .. } => {}
+        }
+        Some(act)
+    }
+
+    fn decide(&self, now: Timestamp, online: bool, settings: &SessionSettings) -> Option<Act> {
+        let due = now >= self.next_ask;
+        match &self.fate {
+            Fate::Unsent if self.stop.is_some() => Some(self.settle(self.after_stop(), None)),
+            Fate::Unsent if self.verify => due.then(|| self.look()),
+            Fate::Unsent => online.then_some(Act::Submit),
+            Fate::Sending => None,
+            Fate::Over(finished) => Some(self.ending(finished)),
+            Fate::Gone { was_accepted, was_running } => {
+                Some(self.settle(self.after_loss(*was_accepted, *was_running), None))
+            }
+            Fate::Refused(error) => Some(self.settle(Change::Fail { error: error.clone() }, None)),
+            Fate::Accepted { .. } | Fate::Unclear(_) if self.is_beyond_stopping(now, settings) => {
+                Some(self.settle(self.after_stop(), Some(self.prompt())))
+            }
+            Fate::Accepted { .. } | Fate::Unclear(_) if self.must_stop(now) => Some(Act::Stop(self.prompt())),
+            Fate::Accepted { .. } => due.then(|| self.ask(now)),
+            Fate::Unclear(_) => due.then(|| self.look()),
+        }
+    }
+
+    /// Cheap while it runs, conclusive now and then, and whenever we want it gone.
+    fn ask(&self, now: Timestamp) -> Act {
+        let history_is_late = self.end_heard_at.is_some_and(|heard| now.since(heard) >= HISTORY_LATE);
+        let conclusive = self.stop_sent_at.is_some() || history_is_late || self.asks % LOOK_EVERY == LOOK_EVERY - 1;
+        if conclusive { self.look() } else { Act::ReadHistory(self.prompt()) }
+    }
+
+    fn look(&self) -> Act {
+        Act::Look(Wanted { prompt: self.prompt(), task: self.task.id, dispatch: self.task.dispatch })
+    }
+
+    fn must_stop(&self, now: Timestamp) -> bool {
+        self.stop.is_some()
+            && self.stop_sent_at.is_none_or(|sent| now.since(sent) >= STOP_AGAIN)
+            && self.end_heard_at.is_none()
+    }
+
+    /// Recalls never give up on a prompt: it just runs where it is.
+    fn is_beyond_stopping(&self, now: Timestamp, settings: &SessionSettings) -> bool {
+        !matches!(self.stop, None | Some(Stop::Recall))
+            && self.stop_asked_at.is_some_and(|asked| now.since(asked) >= settings.stop_grace)
+    }
+
+    fn watch_the_clock(&mut self, now: Timestamp) {
+        let over = self.task.timeout.zip(self.running_since).is_some_and(|(limit, since)| now.since(since) >= limit);
+        if over && self.end_heard_at.is_none() {
+            self.request_stop(Stop::Timeout, now);
+        }
+    }
+
+    fn settle(&self, change: Change, orphan: Option<PromptId>) -> Act {
+        Act::Settle { change, orphan }
+    }
+
+    /// What a finished prompt means for its task.
+    fn ending(&self, finished: &Finished) -> Act {
+        let change = match (&finished.outcome, &self.stop) {
+            (_, Some(Stop::Client)) => Change::Release(Release::Cancelled),
+            (_, Some(Stop::Partial(error))) => Change::Fail { error: error.clone() },
+            (Outcome::Success, _) => match finished.artifacts() {
+                Ok(artifacts) => return Act::Plan(artifacts),
+                Err(error) => failure(error),
+            },
+            (Outcome::Failed(error), _) => failure(error.clone()),
+            (Outcome::Interrupted, None) => Change::Release(Release::Interrupted),
+            (Outcome::Interrupted, Some(_)) => self.after_stop(),
+        };
+        self.settle(change, None)
+    }
+
+    fn after_stop(&self) -> Change {
+        match &self.stop {
+            Some(Stop::Timeout) => Change::Fail { error: self.timed_out() },
+            Some(Stop::Partial(error)) => Change::Fail { error: error.clone() },
+            Some(Stop::Client) => Change::Release(Release::Cancelled),
+            Some(Stop::Recall) | None => Change::Release(Release::Recalled),
+        }
+    }
+
+    fn after_loss(&self, was_accepted: bool, was_running: bool) -> Change {
+        match self.stop {
+            None if was_accepted && was_running => Change::Release(Release::ServerDied),
+            _ => self.after_stop(),
+        }
+    }
+
+    fn timed_out(&self) -> TaskError {
+        let limit = humantime::format_duration(self.task.timeout.unwrap_or_default());
+        TaskError::new(
+            ErrorCode::Timeout,
+            format!(
+                "the task was stopped because it executed longer than its timeout of {limit}; create it with a longer `timeout`"
+            ),
+        )
+    }
+
+    // What happened.
+
+    /// The POST ended.
+    pub fn on_submitted(&mut self, result: Result<Receipt, SubmitError>, now: Timestamp, settings: &SessionSettings) {
+        self.busy = false;
+        match result {
+            Ok(receipt) => self.on_receipt(receipt, now, settings),
+            Err(SubmitError::Refused { message, node_id, class_type, node_errors }) => {
+                let error = TaskError::new(ErrorCode::InvalidPrompt, message);
+                self.fate = Fate::Refused(TaskError { node_id, class_type, node_errors, ..error });
+            }
+            Err(SubmitError::NotSent(_)) => self.fate = Fate::Gone { was_accepted: false, was_running: false },
+            Err(SubmitError::Unknown(_)) => {
+                self.fate = Fate::Unclear(Doubt::unconfirmed(now, Duration::ZERO, settings.validate_grace));
+                self.next_ask = now;
+            }
+        }
+    }
+
+    fn on_receipt(&mut self, receipt: Receipt, now: Timestamp, settings: &SessionSettings) {
+        self.accepted_as(receipt.prompt);
+        self.next_ask = now.after(settings.silence);
+        if let Some(node_errors) = receipt.node_errors {
+            let mut error = TaskError::new(
+                ErrorCode::PartiallyAccepted,
+                "the server accepted only some outputs of the graph, so the run was taken back; see node_errors",
+            );
+            error.node_errors = Some(node_errors);
+            self.request_stop(Stop::Partial(error), now);
+        }
+    }
+
+    fn accepted_as(&mut self, id: PromptId) {
+        let running = self.running_since.is_some();
+        if let Some(prompt) = &mut self.task.prompt {
+            prompt.accepted = true;
+            prompt.id = id;
+        }
+        self.fate = Fate::Accepted { running };
+    }
+
+    /// A look ended that began at `began`.
+    pub fn on_looked(&mut self, result: Result<Sighting, ComfyError>, began: Timestamp, now: Timestamp) {
+        self.busy = false;
+        let Ok(sighting) = result else {
+            self.next_ask = now.after(ASK_EVERY);
+            return;
+        };
+        if self.fate == Fate::Unsent {
+            self.on_verified(&sighting, now);
+            return;
+        }
+        let mut doubt = match &self.fate {
+            Fate::Unclear(doubt) => *doubt,
+            _ => Doubt::confirmed(began),
+        };
+        match doubt.conclude(sighting, began) {
+            Verdict::Alive { prompt, running } => {
+                self.accepted_as(prompt);
+                if running {
+                    self.on_running(now);
+                }
+                self.next_ask = now.after(ASK_EVERY);
+            }
+            Verdict::Ended(finished) => self.on_finished(finished),
+            Verdict::LookAgain(at) => {
+                self.fate = Fate::Unclear(doubt);
+                self.next_ask = at.max(now);
+            }
+            Verdict::Gone => {
+                let was_accepted = self.task.prompt.as_ref().is_some_and(|prompt| prompt.accepted);
+                let was_running = self.running_since.is_some() || self.end_heard_at.is_some();
+                self.fate = Fate::Gone { was_accepted, was_running };
+            }
+        }
+    }
+
+    /// Before the first POST after an unclean start: the prompt of a lost record is adopted, else it is sent.
+    fn on_verified(&mut self, sighting: &Sighting, now: Timestamp) {
+        self.verify = false;
+        if *sighting != Sighting::Absent {
+            self.fate = Fate::Unclear(Doubt::confirmed(now));
+            self.next_ask = now;
+        }
+    }
+
+    /// Its history was read.
+    pub fn on_history(&mut self, result: Result<Option<Finished>, ComfyError>, now: Timestamp) {
+        self.busy = false;
+        match result {
+            Ok(Some(finished)) => self.on_finished(finished),
+            Ok(None) if self.end_heard_at.is_some() => self.next_ask = now.after(REREAD_EVERY),
+            Ok(None) | Err(_) => self.next_ask = now.after(ASK_EVERY),
+        }
+    }
+
+    /// The server was asked to stop it: the end is awaited and looked for.
+    pub fn on_stop_asked(&mut self, now: Timestamp) {
+        self.busy = false;
+        self.next_ask = now;
+    }
+
+    /// What it was doing could not be recorded, for a reason that passes.
+    pub fn on_interrupted(&mut self, now: Timestamp) {
+        self.busy = false;
+        self.next_ask = now.after(PAIR_GAP);
+    }
+
+    fn on_finished(&mut self, finished: Finished) {
+        if let Some(prompt) = &mut self.task.prompt {
+            prompt.accepted = true;
+            prompt.id = finished.prompt.clone();
+        }
+        self.fate = Fate::Over(finished);
+    }
+
+    /// A frame said that it runs.
+    pub fn on_running(&mut self, now: Timestamp) {
+        self.running_since.get_or_insert(now);
+        if let Fate::Accepted { running } = &mut self.fate {
+            *running = true;
+        }
+    }
+
+    /// Its progress was heard of just now: no need to ask for a while.
+    pub fn on_word(&mut self, now: Timestamp, settings: &SessionSettings) {
+        if matches!(self.fate, Fate::Accepted { .. }) && self.end_heard_at.is_none() && self.stop.is_none() {
+            self.next_ask = self.next_ask.max(now.after(settings.silence));
+        }
+    }
+
+    /// A frame said that it is over. `written` when that frame also says that the history is.
+    pub fn on_end_heard(&mut self, written: bool, now: Timestamp) {
+        self.on_running(now);
+        self.end_heard_at.get_or_insert(now);
+        self.asks = 0;
+        self.next_ask = if written { now } else { self.next_ask.min(now.after(REREAD_EVERY)) };
+    }
+
+    /// Frames may have been missed: ask at once.
+    pub fn on_reconnected(&mut self, now: Timestamp) {
+        if matches!(self.fate, Fate::Accepted { .. }) {
+            self.fate = Fate::Unclear(Doubt::confirmed(now));
+            self.next_ask = now;
+        }
+    }
+
+    /// Somebody wants it stopped. A client's wish outranks every other.
+    pub fn request_stop(&mut self, stop: Stop, now: Timestamp) {
+        if self.stop.is_none() || stop == Stop::Client && self.stop != Some(Stop::Client) {
+            self.stop = Some(stop);
+            self.stop_asked_at = Some(now);
+            self.stop_sent_at = None;
+        }
+    }
+
+    /// The backend was unreachable for too long: the task goes elsewhere, its prompt is an orphan.
+    #[must_use]
+    pub fn give_up(&self) -> Act {
+        let change = match self.stop {
+            None if self.running_since.is_some() => Change::Release(Release::ServerDied),
+            _ => self.after_stop(),
+        };
+        let orphan = (self.fate != Fate::Unsent).then(|| self.prompt());
+        self.settle(change, orphan)
+    }
+}
+
+/// Worth another attempt, or not. The delay is filled in by whoever knows the attempt.
+fn failure(error: TaskError) -> Change {
+    if error.retryable { Change::Retry { error, delay: Duration::ZERO } } else { Change::Fail { error } }
+}
+
+#[cfg(test)]
+mod tests;

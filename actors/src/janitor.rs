@@ -1,0 +1,185 @@
+//! JanitorActor: what must happen at a time rather than on an event.
+//!
+//! - **Owns** timers, nothing else.
+//! - **Talks** to the store; hands abandoned tasks it adopted to the queue.
+//! - **When it dies** later ticks catch up; a task it adopted and did not hand over is adopted again when that lease expires.
+//! - **Must never** decide about a task: adopting and promoting are the store's transitions.
+
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::{sync::broadcast, time::Instant};
+use tracing::{debug, info};
+
+use crate::{
+    domain::{task::TaskState, time::Timestamp},
+    kit::tasks::{Panicked, Tasks},
+    ports::store::{Assignment, StoreError},
+    queue::QueueMsg,
+    system::System,
+};
+
+/// Most leases adopted in one sweep: a crowd is shared with other consumers.
+const SWEEP_LIMIT: u32 = 50;
+/// Sweeps within the life of a lease.
+const SWEEPS_PER_LEASE: u32 = 6;
+/// Most tasks promoted or deleted in one transaction, so that others get their turn.
+const BATCH: u32 = 500;
+/// A backstop: another process may have scheduled something.
+const PROMOTE_AT_LEAST_EVERY: Duration = Duration::from_secs(10);
+/// How often finished tasks past their time are deleted.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+
+/// What the janitor hears.
+#[derive(Debug)]
+pub enum JanitorMsg {
+    /// Adopt what was abandoned.
+    Sweep,
+    /// Adopted tasks arrived.
+    Swept(Result<Result<Vec<Assignment>, StoreError>, Panicked>),
+    /// A task was scheduled, or a scheduled one's time has come.
+    Promote,
+    /// Promotion ended; carries when the next one is due.
+    Promoted(Result<Result<Option<Timestamp>, StoreError>, Panicked>),
+    /// Delete what is past its retention.
+    Prune,
+    /// Deletion ended; carries how many were deleted.
+    Pruned(Result<Result<u32, StoreError>, Panicked>),
+}
+
+/// The janitor.
+pub struct JanitorActor;
+
+/// Its state.
+pub struct State {
+    system: System,
+    tasks: Tasks,
+    promoting: bool,
+    /// When the timer for the next promotion fires.
+    promote_at: Option<Instant>,
+}
+
+impl Actor for JanitorActor {
+    type Msg = JanitorMsg;
+    type State = State;
+    type Arguments = System;
+
+    async fn pre_start(&self, me: ActorRef<JanitorMsg>, system: System) -> Result<State, ActorProcessingErr> {
+        me.send_interval(system.settings.lease / SWEEPS_PER_LEASE, || JanitorMsg::Sweep);
+        me.send_interval(PRUNE_EVERY, || JanitorMsg::Prune);
+        me.send_interval(PROMOTE_AT_LEAST_EVERY, || JanitorMsg::Promote);
+        let mut state = State { system, tasks: Tasks::default(), promoting: false, promote_at: None };
+        state.listen(&me);
+        me.cast(JanitorMsg::Promote)?;
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        me: ActorRef<JanitorMsg>,
+        message: JanitorMsg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            JanitorMsg::Sweep => state.sweep(&me),
+            JanitorMsg::Swept(result) => state.on_swept(result),
+            JanitorMsg::Promote => state.promote(&me),
+            JanitorMsg::Promoted(result) => state.on_promoted(&me, result),
+            JanitorMsg::Prune => state.prune(&me),
+            JanitorMsg::Pruned(result) => state.on_pruned(&me, result),
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// A task that becomes scheduled may be due before the timer fires.
+    fn listen(&mut self, me: &ActorRef<JanitorMsg>) {
+        let (mut changes, me) = (self.system.store.changes(), me.clone());
+        self.tasks.run_unreported(async move {
+            loop {
+                match changes.recv().await {
+                    Ok(changed) if changed.state != TaskState::Scheduled => {}
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                        if me.cast(JanitorMsg::Promote).is_err() {
+                            return;
+                        }
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        });
+    }
+
+    fn sweep(&mut self, me: &ActorRef<JanitorMsg>) {
+        let system = self.system.clone();
+        let work = async move { system.source.adopt_expired(&system.worker, system.settings.lease, SWEEP_LIMIT).await };
+        self.tasks.run(me, work, JanitorMsg::Swept);
+    }
+
+    fn on_swept(&mut self, result: Result<Result<Vec<Assignment>, StoreError>, Panicked>) {
+        match flatten(result) {
+            Ok(assignments) if assignments.is_empty() => {}
+            Ok(assignments) => {
+                info!(tasks = assignments.len(), "adopted tasks whose lease expired");
+                self.system.slots.queue.cast(QueueMsg::Adopted { assignments });
+            }
+            // The next tick catches up.
+            Err(error) => debug!(error, "could not sweep expired leases"),
+        }
+    }
+
+    fn promote(&mut self, me: &ActorRef<JanitorMsg>) {
+        if std::mem::replace(&mut self.promoting, true) {
+            return;
+        }
+        let source = self.system.source.clone();
+        let work = async move {
+            while source.promote(BATCH).await? == BATCH {}
+            source.next_scheduled().await
+        };
+        self.tasks.run(me, work, JanitorMsg::Promoted);
+    }
+
+    fn on_promoted(
+        &mut self,
+        me: &ActorRef<JanitorMsg>,
+        result: Result<Result<Option<Timestamp>, StoreError>, Panicked>,
+    ) {
+        self.promoting = false;
+        match flatten(result) {
+            Ok(Some(at)) => self.arm(me, at),
+            Ok(None) => {}
+            Err(error) => debug!(error, "could not promote scheduled tasks"),
+        }
+    }
+
+    /// One timer for the earliest due time; a later one is armed when that fired.
+    fn arm(&mut self, me: &ActorRef<JanitorMsg>, at: Timestamp) {
+        // A millisecond more, because the store counts whole ones.
+        let delay = at.since(self.system.clock.now()) + Duration::from_millis(1);
+        let due = Instant::now() + delay;
+        let armed = self.promote_at.is_some_and(|armed| armed > Instant::now() && armed <= due);
+        if !armed && delay < PROMOTE_AT_LEAST_EVERY {
+            self.promote_at = Some(due);
+            me.send_after(delay, || JanitorMsg::Promote);
+        }
+    }
+
+    fn prune(&mut self, me: &ActorRef<JanitorMsg>) {
+        let (source, retention) = (self.system.source.clone(), self.system.settings.retention);
+        self.tasks.run(me, async move { source.prune(retention, BATCH).await }, JanitorMsg::Pruned);
+    }
+
+    fn on_pruned(&mut self, me: &ActorRef<JanitorMsg>, result: Result<Result<u32, StoreError>, Panicked>) {
+        match flatten(result) {
+            Ok(BATCH) => self.prune(me),
+            Ok(_) => {}
+            Err(error) => debug!(error, "could not delete old tasks"),
+        }
+    }
+}
+
+fn flatten<T>(result: Result<Result<T, StoreError>, Panicked>) -> Result<T, String> {
+    result.map_err(|panicked| panicked.to_string())?.map_err(|error| error.to_string())
+}

@@ -1,0 +1,211 @@
+//! What every actor of one comfyd is given: ports, settings and the addresses of its peers. No globals, so that two systems can
+//! run in one process.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use crate::{
+    board::Board,
+    comfy_session::SessionMsg,
+    domain::{
+        id::{BackendId, WorkerId},
+        order::Ordering,
+        retry::Backoff,
+        time::Timestamp,
+    },
+    http::HttpMsg,
+    janitor::JanitorMsg,
+    kit::{budget::Limits, deadline::Deadline, service::Factory, slot::Slot},
+    ports::{
+        clock::Clock,
+        comfy::ComfyTransport,
+        edge::HttpEdge,
+        object_store::ObjectStore,
+        store::{Retention, TaskStore, WorkSource},
+    },
+    queue::QueueMsg,
+    uploads::UploadsMsg,
+};
+
+/// One comfyd. Clones share everything.
+pub type System = Arc<Parts>;
+
+/// The parts of a [`System`].
+pub struct Parts {
+    /// This incarnation of the process.
+    pub worker: WorkerId,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// The API side of the store.
+    pub store: Arc<dyn TaskStore>,
+    /// The consumer side of the store.
+    pub source: Arc<dyn WorkSource>,
+    /// Where outputs are kept.
+    pub objects: Arc<dyn ObjectStore>,
+    /// The ComfyUI servers.
+    pub backends: BTreeMap<BackendId, Arc<dyn ComfyTransport>>,
+    /// The HTTP server.
+    pub edge: Arc<dyn HttpEdge>,
+    /// Long-lived futures the adapters need (the store's writer), by name, started before all else.
+    pub services: Vec<(&'static str, Factory)>,
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
+    /// What everybody may see.
+    pub board: Board,
+    /// Until when this process may act on the leases it holds.
+    pub deadline: Deadline,
+    /// How to behave.
+    pub settings: Settings,
+    /// Where the actors are.
+    pub slots: Slots,
+}
+
+/// The addresses of the tree's actors, filled by their supervisors.
+#[derive(Clone, Default)]
+pub struct Slots {
+    /// The queue.
+    pub queue: Slot<QueueMsg>,
+    /// The supervisor of the uploads.
+    pub uploads: Slot<UploadsMsg>,
+    /// The janitor.
+    pub janitor: Slot<JanitorMsg>,
+    /// The HTTP server's owner.
+    pub http: Slot<HttpMsg>,
+    /// One session per backend.
+    pub sessions: BTreeMap<BackendId, Slot<SessionMsg>>,
+}
+
+/// How the actors behave. `config/default.toml` is the manual of these.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The node's lock is held: leases of earlier incarnations are taken over at once.
+    pub takes_over: bool,
+    /// The process before this one did not stop cleanly: the first prompt of a task that is older than this process is looked for before
+    /// it is sent, because the record of having sent it may have been lost with the power.
+    pub unclean_start: bool,
+    /// How tasks are ordered.
+    pub ordering: Ordering,
+    /// Most tasks that may wait.
+    pub max_pending: u64,
+    /// Prompts put into a backend's own queue ahead of their turn; 0 = strict priority.
+    pub prepare_ahead: usize,
+    /// Life of a lease.
+    pub lease: Duration,
+    /// Time between renewals.
+    pub renew_every: Duration,
+    /// Attempts of a task that does not say.
+    pub max_attempts: i32,
+    /// Longest execution of an attempt of a task that does not say.
+    pub timeout: Duration,
+    /// Delay before another attempt.
+    pub retry: Backoff,
+    /// How sessions behave.
+    pub session: SessionSettings,
+    /// How uploads behave.
+    pub uploads: UploadSettings,
+    /// How long finished tasks are kept.
+    pub retention: Retention,
+    /// Restart budget of every child of the root, and of every session.
+    pub restarts: Limits,
+    /// How long a backend whose session spent its budget is left alone.
+    pub quarantine: Duration,
+    /// How long a stop waits for uploads before it hands the rest over.
+    pub drain: Duration,
+}
+
+/// How a session behaves.
+#[derive(Debug, Clone)]
+pub struct SessionSettings {
+    /// Prefix of our client ids.
+    pub client_prefix: String,
+    /// Delay before another connection attempt.
+    pub reconnect: Backoff,
+    /// A POST takes at most this long to arrive after it was sent.
+    pub post_timeout: Duration,
+    /// An arrived POST is validated and queued within this time.
+    pub validate_grace: Duration,
+    /// No word about a prompt for this long: ask.
+    pub silence: Duration,
+    /// An accepted prompt must bring a status frame within this time, else the socket is deaf.
+    pub deaf_after: Duration,
+    /// A backend unreachable for this long is given up: its tasks go elsewhere.
+    pub backend_lost_after: Duration,
+    /// A prompt that was asked to stop and did not within this time is abandoned.
+    pub stop_grace: Duration,
+}
+
+/// How uploads behave.
+#[derive(Debug, Clone, Copy)]
+pub struct UploadSettings {
+    /// Transfers at the same time.
+    pub parallel: usize,
+    /// Tasks whose outputs wait or are being stored; at this many no new work is taken.
+    pub max_tasks: usize,
+    /// Tries to read one output from its server.
+    pub attempts: u32,
+    /// Delay before another try.
+    pub backoff: Backoff,
+    /// How long an unreachable storage is waited for, per task.
+    pub patience: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        let days = |n: u64| seconds(n * 86_400);
+        Self {
+            takes_over: true,
+            unclean_start: false,
+            ordering: Ordering::Aged,
+            max_pending: 100_000,
+            prepare_ahead: 1,
+            lease: seconds(30),
+            renew_every: seconds(10),
+            max_attempts: 3,
+            timeout: seconds(3600),
+            retry: Backoff { base: seconds(1), cap: seconds(60) },
+            session: SessionSettings::default(),
+            uploads: UploadSettings::default(),
+            retention: Retention { completed: days(7), failed: days(30), idempotency: days(1) },
+            restarts: Limits::default(),
+            quarantine: seconds(300),
+            drain: seconds(10),
+        }
+    }
+}
+
+impl Default for SessionSettings {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            client_prefix: "comfyd".to_owned(),
+            reconnect: Backoff { base: Duration::from_millis(250), cap: seconds(10) },
+            post_timeout: seconds(30),
+            validate_grace: seconds(10),
+            silence: seconds(1),
+            deaf_after: seconds(2),
+            backend_lost_after: seconds(300),
+            stop_grace: seconds(30),
+        }
+    }
+}
+
+impl Default for UploadSettings {
+    fn default() -> Self {
+        Self {
+            parallel: 4,
+            max_tasks: 64,
+            attempts: 5,
+            backoff: Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(30) },
+            patience: Duration::from_secs(86_400),
+        }
+    }
+}
+
+impl Slots {
+    /// Empty slots, one per backend.
+    #[must_use]
+    pub fn for_backends<'a>(backends: impl IntoIterator<Item = &'a BackendId>) -> Self {
+        let sessions = backends.into_iter().map(|id| (id.clone(), Slot::default())).collect();
+        Self { sessions, ..Self::default() }
+    }
+}

@@ -1,0 +1,275 @@
+//! UploadSupervisor: the outputs of finished prompts, from their ComfyUI server into storage, several at a time.
+//!
+//! - **Owns** the permits and a batch per task; starts an [`UploadActor`](transfer::UploadActor) per artifact and try.
+//! - **Talks** to the queue (whether it takes more, endings) and to its children.
+//! - **When it dies** its children die with it; the queue sends the successor every task that is uploading, with the artifacts that
+//!   are stored already. Storing the same again is harmless, because keys are made from task and dispatch.
+//! - **Must never** call a task completed with less than all of its outputs, or run it again because the storage is away.
+
+mod batch;
+pub mod transfer;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tracing::{debug, info};
+
+use self::{
+    batch::{Batch, Verdict},
+    transfer::{Failure, TransferArgs, UploadActor},
+};
+use crate::{
+    domain::{
+        artifact::StoredObject,
+        id::TaskId,
+        task::{Change, Fence, Release},
+    },
+    kit::tasks::Tasks,
+    ports::store::Assignment,
+    queue::QueueMsg,
+    system::System,
+};
+
+/// How often the queue is told again whether we take more.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
+
+/// What the uploads hear.
+#[derive(Debug)]
+pub enum UploadsMsg {
+    /// A finished prompt's artifacts. A task that is here already under the same fence is ignored.
+    Begin { assignment: Box<Assignment> },
+    /// A client wants the task stopped: nothing more is stored for it.
+    Cancel { id: TaskId },
+    /// The lease is lost: stop all work on it, write nothing.
+    Drop { id: TaskId },
+    /// A transfer ended.
+    Transferred {
+        /// The task.
+        id: TaskId,
+        /// Under which fence.
+        fence: Fence,
+        /// Which artifact.
+        index: u32,
+        /// What came of it.
+        result: Result<StoredObject, Failure>,
+    },
+    /// The delay before another try is over.
+    Again { id: TaskId, fence: Fence, index: u32 },
+    /// Tell the queue whether we take more.
+    Announce,
+}
+
+/// The supervisor.
+pub struct UploadSupervisor;
+
+/// Its state.
+pub struct State {
+    system: System,
+    batches: HashMap<TaskId, Batch>,
+    ready: VecDeque<(TaskId, Fence, u32)>,
+    /// Transfers under way; each is one permit.
+    running: HashMap<ActorId, Running>,
+    tasks: Tasks,
+}
+
+struct Running {
+    id: TaskId,
+    fence: Fence,
+    index: u32,
+    cell: ActorCell,
+}
+
+impl Actor for UploadSupervisor {
+    type Msg = UploadsMsg;
+    type State = State;
+    type Arguments = System;
+
+    async fn pre_start(&self, me: ActorRef<UploadsMsg>, system: System) -> Result<State, ActorProcessingErr> {
+        let mut tasks = Tasks::default();
+        tasks.follow(&me, system.slots.queue.watch(), || UploadsMsg::Announce);
+        me.send_interval(ANNOUNCE_EVERY, || UploadsMsg::Announce);
+        Ok(State { system, batches: HashMap::new(), ready: VecDeque::new(), running: HashMap::new(), tasks })
+    }
+
+    async fn handle(
+        &self,
+        me: ActorRef<UploadsMsg>,
+        message: UploadsMsg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            UploadsMsg::Begin { assignment } => state.begin(&me, *assignment),
+            UploadsMsg::Cancel { id } => state.cancel(&me, id),
+            UploadsMsg::Drop { id } => _ = state.remove(&me, id),
+            UploadsMsg::Transferred { id, fence, index, result } => state.on_transferred(&me, id, fence, index, result),
+            UploadsMsg::Again { id, fence, index } => state.ready.push_back((id, fence, index)),
+            UploadsMsg::Announce => state.announce(&me),
+        }
+        state.start_transfers(&me).await;
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        me: ActorRef<UploadsMsg>,
+        event: SupervisionEvent,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        state.on_child_event(&me, &event);
+        state.start_transfers(&me).await;
+        Ok(())
+    }
+}
+
+impl State {
+    fn begin(&mut self, me: &ActorRef<UploadsMsg>, assignment: Assignment) {
+        let Assignment { task, artifacts, .. } = assignment;
+        let (id, fence) = (task.id, task.fence);
+        if self.batches.get(&id).is_some_and(|batch| batch.task.fence >= fence) {
+            return;
+        }
+        self.remove(me, id);
+        debug!(task.id = %id, outputs = artifacts.len(), "storing the task's outputs");
+        let cancelling = task.is_cancelling();
+        let batch = Batch::new(task, artifacts, self.system.clock.now());
+        self.ready.extend(batch.missing().map(|index| (id, fence, index)));
+        let finished = batch.is_finished();
+        self.batches.insert(id, batch);
+        if cancelling {
+            self.cancel(me, id);
+        } else if finished {
+            self.complete(me, id);
+        }
+        self.announce(me);
+    }
+
+    /// Starts as many waiting transfers as there are permits.
+    async fn start_transfers(&mut self, me: &ActorRef<UploadsMsg>) {
+        while self.running.len() < self.system.settings.uploads.parallel {
+            let Some((id, fence, index)) = self.ready.pop_front() else { return };
+            self.start_transfer(me, id, fence, index).await;
+        }
+    }
+
+    async fn start_transfer(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, fence: Fence, index: u32) {
+        let Some(batch) = self.batches.get(&id).filter(|batch| batch.task.fence == fence) else { return };
+        let Some((artifact, key)) = batch.transfer(index) else { return };
+        let backend = batch.task.prompt.as_ref().and_then(|prompt| self.system.backends.get(&prompt.backend));
+        let Some(comfy) = backend.cloned() else {
+            return self.on_transferred(
+                me,
+                id,
+                fence,
+                index,
+                Err(Failure::Lost("its backend is not configured any more".into())),
+            );
+        };
+        let objects = self.system.objects.clone();
+        let args = TransferArgs { id, fence, artifact, key, comfy, objects, uploads: me.clone() };
+        match UploadActor::spawn_linked(None, UploadActor, args, me.get_cell()).await {
+            Ok((actor, _)) => {
+                let cell = actor.get_cell();
+                self.running.insert(cell.get_id(), Running { id, fence, index, cell });
+            }
+            Err(error) => self.on_transferred(me, id, fence, index, Err(Failure::Crashed(error.to_string()))),
+        }
+    }
+
+    /// A child is gone. If it died before it told how its transfer ended, that transfer failed.
+    fn on_child_event(&mut self, me: &ActorRef<UploadsMsg>, event: &SupervisionEvent) {
+        let (cell, reason) = match event {
+            SupervisionEvent::ActorFailed(cell, error) => (cell, error.to_string()),
+            SupervisionEvent::ActorTerminated(cell, _, reason) => (cell, reason.clone().unwrap_or_default()),
+            _ => return,
+        };
+        if let Some(Running { id, fence, index, .. }) = self.running.remove(&cell.get_id()) {
+            self.fail(me, id, fence, index, Failure::Crashed(reason));
+        }
+    }
+
+    fn on_transferred(
+        &mut self,
+        me: &ActorRef<UploadsMsg>,
+        id: TaskId,
+        fence: Fence,
+        index: u32,
+        result: Result<StoredObject, Failure>,
+    ) {
+        self.running.retain(|_, running| (running.id, running.fence, running.index) != (id, fence, index));
+        match result {
+            Ok(object) => self.on_stored(me, id, fence, index, object),
+            Err(failure) => self.fail(me, id, fence, index, failure),
+        }
+    }
+
+    fn on_stored(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, fence: Fence, index: u32, object: StoredObject) {
+        let Some(batch) = self.batches.get_mut(&id).filter(|batch| batch.task.fence == fence) else { return };
+        batch.stored(index, object.clone());
+        if batch.is_finished() {
+            self.complete(me, id);
+        } else {
+            // So that a restart does not store it again. Nobody waits for it: storing twice is harmless.
+            let source = self.system.source.clone();
+            self.tasks.run_unreported(async move {
+                let _ = source.apply(id, fence, Change::Store { index, object }).await;
+            });
+        }
+    }
+
+    fn fail(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, fence: Fence, index: u32, failure: Failure) {
+        let (settings, now) = (self.system.settings.uploads, self.system.clock.now());
+        let Some(batch) = self.batches.get_mut(&id).filter(|batch| batch.task.fence == fence) else { return };
+        match batch.failed(index, &failure, now, settings, rand::random()) {
+            Verdict::Again(delay) => {
+                info!(task.id = %id, index, %failure, ?delay, "an output could not be stored; trying again");
+                me.send_after(delay, move || UploadsMsg::Again { id, fence, index });
+            }
+            Verdict::Fail(error) => {
+                let retryable = error.retryable;
+                let change =
+                    if retryable { Change::Retry { error, delay: Duration::ZERO } } else { Change::Fail { error } };
+                self.settle(me, id, change);
+            }
+        }
+    }
+
+    fn complete(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId) {
+        let Some(batch) = self.batches.get(&id) else { return };
+        let change = Change::Complete { artifacts: batch.artifacts.clone() };
+        self.settle(me, id, change);
+    }
+
+    fn cancel(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId) {
+        self.settle(me, id, Change::Release(Release::Cancelled));
+    }
+
+    fn settle(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, change: Change) {
+        let Some(batch) = self.remove(me, id) else { return };
+        let (fence, change) = (batch.task.fence, Box::new(change));
+        let prompt = batch.task.prompt.map(|prompt| prompt.id);
+        self.system.slots.queue.cast(QueueMsg::Settle { id, fence, change, prompt });
+    }
+
+    /// Forgets a task and stops its transfers; what they wrote so far is not visible to anybody.
+    fn remove(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId) -> Option<Batch> {
+        let batch = self.batches.remove(&id)?;
+        self.ready.retain(|(waiting, ..)| *waiting != id);
+        self.running.retain(|_, running| {
+            let theirs = running.id == id;
+            if theirs {
+                running.cell.kill();
+            }
+            !theirs
+        });
+        self.announce(me);
+        Some(batch)
+    }
+
+    fn announce(&self, me: &ActorRef<UploadsMsg>) {
+        let open = self.batches.len() < self.system.settings.uploads.max_tasks;
+        self.system.slots.queue.cast(QueueMsg::UploadsOpen { epoch: me.get_id(), open });
+    }
+}

@@ -1,0 +1,112 @@
+//! The artifacts of one task on their way: which are stored, which are tried again, when to give up. Pure.
+
+use std::{collections::HashMap, time::Duration};
+
+use super::transfer::Failure;
+use crate::{
+    domain::{
+        artifact::{Artifact, StoredObject, object_key},
+        error::{ErrorCode, TaskError},
+        task::Task,
+        time::Timestamp,
+    },
+    system::UploadSettings,
+};
+
+/// What to do about a failed transfer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// Try it again after this delay.
+    Again(Duration),
+    /// The task failed; retryable when only another run can bring the file.
+    Fail(TaskError),
+}
+
+/// The outputs of one task.
+#[derive(Debug)]
+pub struct Batch {
+    /// The task.
+    pub task: Task,
+    /// Its artifacts, stored or not.
+    pub artifacts: Vec<Artifact>,
+    begun: Timestamp,
+    /// Failed tries per artifact: of reading it, and of anything.
+    failures: HashMap<u32, (u32, u32)>,
+}
+
+impl Batch {
+    /// A task that just arrived.
+    #[must_use]
+    pub fn new(task: Task, artifacts: Vec<Artifact>, now: Timestamp) -> Self {
+        Self { task, artifacts, begun: now, failures: HashMap::new() }
+    }
+
+    /// Artifacts not stored yet.
+    pub fn missing(&self) -> impl Iterator<Item = u32> + '_ {
+        self.artifacts.iter().filter(|artifact| artifact.object.is_none()).map(|artifact| artifact.index)
+    }
+
+    /// Whether all are stored.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.missing().next().is_none()
+    }
+
+    /// An artifact and the key it goes under, unless it is stored already.
+    #[must_use]
+    pub fn transfer(&self, index: u32) -> Option<(Artifact, String)> {
+        let artifact = self.artifacts.iter().find(|artifact| artifact.index == index && artifact.object.is_none())?;
+        let Task { tenant, created_at, id, dispatch, .. } = self.task;
+        Some((artifact.clone(), object_key(tenant, created_at, id, dispatch, artifact)))
+    }
+
+    /// An artifact is stored.
+    pub fn stored(&mut self, index: u32, object: StoredObject) {
+        if let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.index == index) {
+            artifact.object = Some(object);
+        }
+    }
+
+    /// A transfer failed. A storage that is away is waited for: the GPU's work is done and must not be done again. A file that cannot be
+    /// read is worth some tries, then only another run can bring it.
+    pub fn failed(
+        &mut self,
+        index: u32,
+        failure: &Failure,
+        now: Timestamp,
+        settings: UploadSettings,
+        draw: f64,
+    ) -> Verdict {
+        let (of_reading, of_anything) = self.failures.entry(index).or_default();
+        *of_anything += 1;
+        let delay = settings.backoff.delay_at_least_half(*of_anything, draw);
+        match failure {
+            Failure::Storage(reason) if now.since(self.begun) >= settings.patience => Verdict::Fail(fatal(format!(
+                "output {index} could not be stored within {}: {reason}. Mend the storage, then create the task again",
+                humantime::format_duration(settings.patience)
+            ))),
+            Failure::Storage(_) => Verdict::Again(delay),
+            Failure::Refused(reason) => Verdict::Fail(fatal(format!(
+                "the storage refused output {index}: {reason}. Check its credentials and settings"
+            ))),
+            Failure::Missing => Verdict::Fail(TaskError::new(
+                ErrorCode::OutputMissing,
+                format!("the run reported output {index}, but the ComfyUI server does not have the file any more"),
+            )),
+            Failure::Lost(reason) | Failure::Source(reason) | Failure::Crashed(reason) => {
+                *of_reading += 1;
+                if *of_reading < settings.attempts {
+                    return Verdict::Again(delay);
+                }
+                Verdict::Fail(TaskError::new(
+                    ErrorCode::OutputMissing,
+                    format!("output {index} could not be fetched from the ComfyUI server: {reason}"),
+                ))
+            }
+        }
+    }
+}
+
+fn fatal(message: String) -> TaskError {
+    TaskError { retryable: false, ..TaskError::new(ErrorCode::UploadFailed, message) }
+}
