@@ -1,0 +1,164 @@
+//! The nodes this server has: their schemas (what `/object_info` says and validation checks) and what they do.
+
+mod bytes;
+mod image;
+mod lab;
+mod sampling;
+pub(crate) mod schema;
+mod text;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::image::RgbImage;
+use serde_json::Value as Json;
+
+pub(crate) use schema::{InputSpec, Kind, Lists, NodeClass, find};
+
+use crate::worker::step::Step;
+
+/// A batch of pictures on its way between nodes.
+pub(crate) type Images = Arc<Vec<RgbImage>>;
+
+/// What flows along a link.
+#[derive(Debug, Clone)]
+pub(crate) enum Value {
+    Images(Images),
+    Mask,
+    Model,
+    Clip,
+    Vae,
+    /// The text that conditions a sampler.
+    Conditioning(Arc<str>),
+    Latent(Arc<sampling::Latent>),
+    Text(Arc<str>),
+}
+
+/// What a node hands back.
+#[derive(Debug, Default)]
+pub(crate) struct Product {
+    /// One value per output slot.
+    pub values: Vec<Value>,
+    /// What an output node shows: the `output` of `executed` and of history.
+    pub ui: Option<Json>,
+}
+
+/// An exception in a node.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub exception_type: String,
+    pub message: String,
+}
+
+impl Failure {
+    pub fn new(exception_type: &str, message: impl Into<String>) -> Self {
+        Self {
+            exception_type: exception_type.to_owned(),
+            message: message.into(),
+        }
+    }
+
+    pub fn out_of_memory() -> Self {
+        Self::new(
+            "torch.OutOfMemoryError",
+            "Allocation on device\nThis error means you ran out of memory on your GPU.\n\nTIPS: If the workflow worked before \
+             you might have accidentally set the batch_size to a large number.",
+        )
+    }
+}
+
+/// Why a node did not finish.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    Interrupted,
+    Failed(Failure),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// What a node class does when it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    EmptyImage,
+    LoadImage,
+    LoadImageMask,
+    ImageScale,
+    ImageInvert,
+    SaveImage,
+    PreviewImage,
+    LoadCheckpoint,
+    LoadLora,
+    EncodeText,
+    EmptyLatent,
+    Sample,
+    Decode,
+    Encode,
+    SlowProgress,
+    Fail,
+    OutOfMemory,
+    Hang,
+    TextOut,
+    PreviewAny,
+    SaveText,
+    Gifs,
+    Bytes,
+}
+
+/// Runs a node.
+pub(crate) async fn run(work: Work, step: &mut Step<'_>) -> Result<Product, Stop> {
+    match work {
+        Work::EmptyImage => image::empty(step).await,
+        Work::LoadImage => image::load(step).await,
+        Work::LoadImageMask => image::load_mask(step),
+        Work::ImageScale => image::scale(step).await,
+        Work::ImageInvert => image::invert(step).await,
+        Work::SaveImage => image::save(step).await,
+        Work::PreviewImage => image::preview(step).await,
+        Work::LoadCheckpoint => Ok(values([Value::Model, Value::Clip, Value::Vae])),
+        Work::LoadLora => Ok(values([Value::Model, Value::Clip])),
+        Work::EncodeText => sampling::encode_text(step),
+        Work::EmptyLatent => sampling::empty_latent(step),
+        Work::Sample => sampling::sample(step).await,
+        Work::Decode => sampling::decode(step).await,
+        Work::Encode => sampling::encode(step),
+        Work::SlowProgress => lab::slow_progress(step).await,
+        Work::Fail => lab::fail(step),
+        Work::OutOfMemory => Err(Failure::out_of_memory().into()),
+        Work::Hang => lab::hang(step).await,
+        Work::TextOut => text::lab_text_out(step),
+        Work::PreviewAny => text::preview_any(step),
+        Work::SaveText => text::save_text(step),
+        Work::Gifs => lab::gifs(step).await,
+        Work::Bytes => bytes::produce(step),
+    }
+}
+
+pub(crate) fn values<const N: usize>(values: [Value; N]) -> Product {
+    Product {
+        values: values.into(),
+        ui: None,
+    }
+}
+
+/// Does CPU work without holding up the runtime. Work that costs less than the hand-over itself is done on the spot.
+pub(crate) async fn compute<T: Send + 'static>(
+    cheap: bool,
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Stop> {
+    if cheap {
+        return Ok(work()?);
+    }
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(Failure::new("RuntimeError", "the node's own thread ended early").into()),
+    }
+}
+
+/// Seconds from outside as a duration; nonsense is zero, and a century is for ever.
+pub(crate) fn seconds(value: f64) -> Duration {
+    Duration::try_from_secs_f64(value.clamp(0.0, 3_153_600_000.0)).unwrap_or_default()
+}

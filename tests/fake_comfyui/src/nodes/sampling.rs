@@ -1,0 +1,166 @@
+//! The nodes of the text-to-image graph. No model runs: the sampler keeps time and sends previews, the decoder draws a landscape
+//! that follows from the prompt text and the seed.
+
+use std::io::Cursor;
+use std::sync::Arc;
+
+use image::codecs::jpeg::JpegEncoder;
+use image::{RgbImage, imageops};
+
+use super::image::MAX_SIDE;
+use super::{Failure, Images, Product, Stop, Value, compute, values};
+use crate::frames::{Preview, PreviewFormat};
+use crate::picture;
+use crate::worker::step::Step;
+
+/// The longer side of a preview, in pixels. ComfyUI allows 512; fewer are enough to see a picture emerge.
+const PREVIEW_SIDE: u32 = 256;
+/// As ComfyUI's previews.
+const PREVIEW_QUALITY: u8 = 90;
+
+/// A picture before it is decoded.
+#[derive(Debug)]
+pub(crate) struct Latent {
+    /// In pixels, not in latent units.
+    width: u32,
+    height: u32,
+    batch: u32,
+    content: Content,
+}
+
+#[derive(Debug, Clone)]
+enum Content {
+    Empty,
+    /// What the sampler decided to draw.
+    Scene {
+        text: Arc<str>,
+        seed: u64,
+    },
+    /// An encoded picture that no sampler has touched.
+    Pixels(Images),
+}
+
+pub(super) fn encode_text(step: &mut Step<'_>) -> Result<Product, Stop> {
+    Ok(values([Value::Conditioning(step.text("text").into())]))
+}
+
+pub(super) fn empty_latent(step: &mut Step<'_>) -> Result<Product, Stop> {
+    let latent = Latent {
+        width: step.size("width", 512, MAX_SIDE),
+        height: step.size("height", 512, MAX_SIDE),
+        batch: step.size("batch_size", 1, 4096),
+        content: Content::Empty,
+    };
+    Ok(values([Value::Latent(Arc::new(latent))]))
+}
+
+pub(super) async fn sample(step: &mut Step<'_>) -> Result<Product, Stop> {
+    let latent = latent(step, "latent_image")?;
+    let text = match step.inputs.get("positive") {
+        Some(Value::Conditioning(text)) => text.clone(),
+        _ => "".into(),
+    };
+    let seed = step.seed("seed");
+    let steps = u64::from(step.size("steps", 20, 10_000));
+    let time = std::mem::take(step.time_left);
+    let pause = time / u32::try_from(steps).unwrap_or(u32::MAX);
+
+    let sketch = if step.prompt.previews && step.is_watched() {
+        Some(sketch(&latent, &text, seed).await?)
+    } else {
+        None
+    };
+    for number in 1..=steps {
+        step.wait(pause).await?;
+        let preview = match &sketch {
+            Some(sketch) => Some(emerging(sketch.clone(), seed, number, steps).await?),
+            None => None,
+        };
+        step.report(number, steps, preview.as_ref());
+    }
+    let content = Content::Scene { text, seed };
+    let sampled = Latent {
+        width: latent.width,
+        height: latent.height,
+        batch: latent.batch,
+        content,
+    };
+    Ok(values([Value::Latent(Arc::new(sampled))]))
+}
+
+/// The picture in preview size.
+async fn sketch(latent: &Latent, text: &Arc<str>, seed: u64) -> Result<Arc<RgbImage>, Stop> {
+    let longer = latent.width.max(latent.height).max(1);
+    let fit = |side: u32| (u64::from(side) * u64::from(PREVIEW_SIDE.min(longer)) / u64::from(longer)).max(1) as u32;
+    let (width, height) = (fit(latent.width), fit(latent.height));
+    let text = text.clone();
+    compute(false, move || Ok(Arc::new(picture::draw(&text, seed, width, height)))).await
+}
+
+async fn emerging(sketch: Arc<RgbImage>, seed: u64, number: u64, steps: u64) -> Result<Preview, Stop> {
+    compute(false, move || {
+        let clarity = number as f32 / steps.max(1) as f32;
+        jpeg(&picture::emerging(&sketch, seed ^ number, clarity))
+    })
+    .await
+}
+
+pub(super) fn jpeg(image: &RgbImage) -> Result<Preview, Failure> {
+    let mut bytes = Cursor::new(Vec::new());
+    JpegEncoder::new_with_quality(&mut bytes, PREVIEW_QUALITY)
+        .encode_image(image)
+        .map_err(|error| Failure::new("OSError", error.to_string()))?;
+    Ok(Preview {
+        format: PreviewFormat::Jpeg,
+        bytes: bytes.into_inner(),
+    })
+}
+
+pub(super) async fn decode(step: &mut Step<'_>) -> Result<Product, Stop> {
+    let latent = latent(step, "samples")?;
+    let images = compute(false, move || {
+        Ok(match &latent.content {
+            Content::Pixels(images) => images.clone(),
+            Content::Empty => {
+                let gray = RgbImage::from_pixel(latent.width, latent.height, image::Rgb([127, 127, 127]));
+                Images::new(vec![gray; latent.batch as usize])
+            }
+            Content::Scene { text, seed } => {
+                let one =
+                    |index: u32| picture::draw(text, seed.wrapping_add(u64::from(index)), latent.width, latent.height);
+                Images::new((0..latent.batch).map(one).collect())
+            }
+        })
+    })
+    .await?;
+    Ok(values([Value::Images(images)]))
+}
+
+pub(super) fn encode(step: &mut Step<'_>) -> Result<Product, Stop> {
+    let images = step.images("pixels")?;
+    let (width, height) = images.first().map_or((1, 1), RgbImage::dimensions);
+    let batch = u32::try_from(images.len()).unwrap_or(u32::MAX);
+    Ok(values([Value::Latent(Arc::new(Latent {
+        width,
+        height,
+        batch,
+        content: Content::Pixels(images),
+    }))]))
+}
+
+fn latent(step: &Step<'_>, name: &str) -> Result<Arc<Latent>, Stop> {
+    match step.inputs.get(name) {
+        Some(Value::Latent(latent)) => Ok(latent.clone()),
+        _ => Err(Failure::new("TypeError", "'NoneType' object is not subscriptable").into()),
+    }
+}
+
+/// A picture in preview size, for nodes that show what they were given.
+pub(super) fn shrink(image: &RgbImage) -> RgbImage {
+    let longer = image.width().max(image.height());
+    if longer <= PREVIEW_SIDE {
+        return image.clone();
+    }
+    let fit = |side: u32| (side * PREVIEW_SIDE / longer).max(1);
+    imageops::thumbnail(image, fit(image.width()), fit(image.height()))
+}
