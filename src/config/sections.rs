@@ -1,0 +1,346 @@
+//! The settings, one plain struct per section of `config/default.toml`, where each is described.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use comfyd_actors::{
+    domain::{order::Ordering, retry::Backoff},
+    kit::budget::Limits,
+    ports::store::Retention,
+};
+
+use super::{
+    reader::Reader,
+    values::{self, Secret, SecretUrl},
+};
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Bounds for intervals: below a millisecond is a busy loop, above thirty days is a typing error.
+const MS: Duration = Duration::from_millis(1);
+const DAY: Duration = secs(86_400);
+const MONTH: Duration = secs(30 * 86_400);
+const YEARS: Duration = secs(100 * 365 * 86_400);
+
+/// Where this process runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Env {
+    /// A developer's machine, a test or a rehearsal.
+    #[default]
+    Development,
+    /// People depend on it: unsafe settings are refused.
+    Production,
+}
+
+/// `[app]`
+#[derive(Debug, Clone)]
+pub struct App {
+    /// Where this process runs.
+    pub env: Env,
+    /// This machine's name among consumers.
+    pub node: String,
+}
+
+/// `[server]`
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// Port to listen on; 0 = any.
+    pub port: u16,
+    /// How clients reach us, if told.
+    pub public_url: Option<String>,
+    /// Largest body in bytes.
+    pub body_limit: u64,
+    /// Web origins that may call us.
+    pub cors_origins: Vec<String>,
+    /// Time for requests in flight at shutdown.
+    pub drain_grace: Duration,
+}
+
+/// `[comfyui]`
+#[derive(Debug, Clone)]
+pub struct ComfyUi {
+    /// Base URLs, without trailing slash, all different.
+    pub urls: Vec<SecretUrl>,
+    /// Prefix of the client id of each connection.
+    pub client_id: String,
+    /// Sent with every request.
+    pub headers: Vec<(String, Secret)>,
+    /// Longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// Longest wait for an answer.
+    pub request_timeout: Duration,
+    /// Longest wait for the answer to a submission.
+    pub post_timeout: Duration,
+    /// How long a server may still be validating an unanswered submission.
+    pub validate_grace: Duration,
+    /// Pause between pings of a WebSocket.
+    pub ping_interval: Duration,
+    /// Pauses between attempts to connect.
+    pub reconnect: Backoff,
+    /// Silence after which a prompt is polled.
+    pub silence: Duration,
+    /// Time in which an accepted prompt must bring a frame.
+    pub deaf_after: Duration,
+    /// Absence after which a server is given up for its tasks.
+    pub backend_lost_after: Duration,
+}
+
+/// `[queue]`
+#[derive(Debug, Clone)]
+pub struct Queue {
+    /// Tasks that may wait.
+    pub max_pending: u64,
+    /// Which comes first.
+    pub ordering: Ordering,
+    /// Prompts sent to a busy server ahead of time.
+    pub prepare_ahead: usize,
+    /// How long a task is held without renewal.
+    pub lease: Duration,
+    /// How often it is renewed.
+    pub renew_every: Duration,
+}
+
+impl Queue {
+    /// How often expired leases are looked for: a lost consumer's tasks are found within a sixth of a lease.
+    #[must_use]
+    pub fn sweep_every(&self) -> Duration {
+        self.lease / 6
+    }
+}
+
+/// `[tasks]`
+#[derive(Debug, Clone)]
+pub struct Tasks {
+    /// Attempts of a task that does not say.
+    pub max_attempts: i32,
+    /// Time limit of a task that does not say.
+    pub timeout: Duration,
+    /// Pauses between attempts.
+    pub retry: Backoff,
+    /// Outputs stored at the same time.
+    pub upload_parallel: usize,
+    /// Attempts to store one output.
+    pub upload_attempts: u32,
+    /// Pauses between them.
+    pub upload_retry: Backoff,
+    /// Finished runs that may wait for storage.
+    pub upload_max_waiting: usize,
+}
+
+/// `[store]`
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// `sqlite://...`.
+    pub database_url: SecretUrl,
+}
+
+/// `[storage]`
+#[derive(Debug, Clone)]
+pub struct Storage {
+    /// The folder outputs are kept in.
+    pub local_dir: PathBuf,
+}
+
+/// `[workflows]`
+#[derive(Debug, Clone)]
+pub struct WorkflowFiles {
+    /// Folder of named workflows.
+    pub dir: PathBuf,
+}
+
+/// `[supervision]`
+#[derive(Debug, Clone)]
+pub struct Supervision {
+    /// The budget of every supervisor.
+    pub limits: Limits,
+    /// How long a crashing backend is left alone.
+    pub quarantine: Duration,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// `[log]`
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// A level or filter directives.
+    pub level: String,
+    /// Folder of `app.log`.
+    pub dir: PathBuf,
+    /// How a line looks.
+    pub format: Format,
+}
+
+pub(super) fn app(r: &mut Reader) -> App {
+    let env = [
+        ("development", Env::Development),
+        ("dev", Env::Development),
+        ("test", Env::Development),
+        ("staging", Env::Development),
+        ("production", Env::Production),
+        ("prod", Env::Production),
+    ];
+    App { env: r.choice("app.env", &env), node: r.text("app.node", node) }
+}
+
+fn node(text: &str) -> Result<String, String> {
+    let name = if text.is_empty() { super::host_name() } else { text.to_owned() };
+    let plain = |c: char| c.is_ascii_graphic();
+    if name.len() <= 255 && name.chars().all(plain) {
+        Ok(name)
+    } else {
+        Err("a node's name is at most 255 printable ASCII characters without spaces".to_owned())
+    }
+}
+
+pub(super) fn server(r: &mut Reader) -> Server {
+    let host: Option<IpAddr> = r.text("server.host", |text| host(text).map(Some));
+    Server {
+        host: host.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)),
+        port: r.number("server.port", 0..=u16::MAX),
+        public_url: r
+            .text("server.public_url", |t| if t.is_empty() { Ok(None) } else { values::public_url(t).map(Some) }),
+        body_limit: r.size("server.body_limit", 1 << 10..=1 << 30),
+        cors_origins: r.list("server.cors_origins", values::origin),
+        drain_grace: r.duration("server.drain_grace", Duration::ZERO..=DAY),
+    }
+}
+
+fn host(text: &str) -> Result<IpAddr, String> {
+    if text.eq_ignore_ascii_case("localhost") {
+        return Ok(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+    }
+    text.trim_matches(['[', ']']).parse().map_err(|_| {
+        "expected an IP address of this machine or localhost (some shells set HOST to the machine's name; use \
+         COMFYD_SERVER__HOST then)"
+            .to_owned()
+    })
+}
+
+pub(super) fn comfyui(r: &mut Reader) -> ComfyUi {
+    let urls: Vec<Option<SecretUrl>> = r.list("comfyui.urls", |text| values::backend_url(text).map(Some));
+    ComfyUi {
+        urls: urls.into_iter().flatten().collect(),
+        client_id: r.text("comfyui.client_id", client_id),
+        headers: r.headers("comfyui.headers"),
+        connect_timeout: r.duration("comfyui.connect_timeout", MS..=secs(600)),
+        request_timeout: r.duration("comfyui.request_timeout", MS..=secs(3_600)),
+        post_timeout: r.duration("comfyui.post_timeout", MS..=secs(3_600)),
+        validate_grace: r.duration("comfyui.validate_grace", Duration::ZERO..=secs(3_600)),
+        ping_interval: r.duration("comfyui.ping_interval", MS..=secs(3_600)),
+        reconnect: backoff(r, "comfyui.reconnect_base", "comfyui.reconnect_cap"),
+        silence: r.duration("comfyui.silence", MS..=secs(3_600)),
+        deaf_after: r.duration("comfyui.deaf_after", MS..=secs(3_600)),
+        backend_lost_after: r.duration("comfyui.backend_lost_after", MS..=MONTH),
+    }
+}
+
+fn client_id(text: &str) -> Result<String, String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if (1..=100).contains(&text.len()) && text.bytes().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected 1 to 100 letters, digits, `-`, `_` or `.`: it becomes part of a URL".to_owned())
+    }
+}
+
+fn backoff(r: &mut Reader, base: &'static str, cap: &'static str) -> Backoff {
+    let backoff = Backoff { base: r.duration(base, MS..=DAY), cap: r.duration(cap, MS..=DAY) };
+    r.demand(backoff.cap >= backoff.base, &[cap, base], format!("must not be shorter than {base}"));
+    backoff
+}
+
+pub(super) fn queue(r: &mut Reader) -> Queue {
+    let ordering: Option<Ordering> =
+        r.choice("queue.ordering", &[("aged", Some(Ordering::Aged)), ("strict", Some(Ordering::Strict))]);
+    Queue {
+        max_pending: r.number("queue.max_pending", 1..=100_000_000),
+        ordering: ordering.unwrap_or(Ordering::Aged),
+        prepare_ahead: r.number("queue.prepare_ahead", 0..=100),
+        lease: r.duration("queue.lease", secs(1)..=DAY),
+        renew_every: r.duration("queue.renew_every", MS..=DAY),
+    }
+}
+
+pub(super) fn tasks(r: &mut Reader) -> Tasks {
+    Tasks {
+        max_attempts: r.number("tasks.max_attempts", 1..=100),
+        timeout: r.duration("tasks.timeout", secs(1)..=MONTH),
+        retry: backoff(r, "tasks.retry_base", "tasks.retry_cap"),
+        upload_parallel: r.number("tasks.upload_parallel", 1..=1_000),
+        upload_attempts: r.number("tasks.upload_attempts", 1..=100),
+        upload_retry: backoff(r, "tasks.upload_retry_base", "tasks.upload_retry_cap"),
+        upload_max_waiting: r.number("tasks.upload_max_waiting", 1..=100_000),
+    }
+}
+
+pub(super) fn retention(r: &mut Reader) -> Retention {
+    Retention {
+        completed: r.duration("retention.completed", secs(1)..=YEARS),
+        failed: r.duration("retention.failed", secs(1)..=YEARS),
+        idempotency: r.duration("retention.idempotency", secs(1)..=YEARS),
+    }
+}
+
+pub(super) fn store(r: &mut Reader) -> Store {
+    let url: Option<SecretUrl> = r.text("store.database_url", |text| database_url(text).map(Some));
+    Store { database_url: url.unwrap_or_else(|| SecretUrl::new("sqlite://data/comfyd.db")) }
+}
+
+fn database_url(text: &str) -> Result<SecretUrl, String> {
+    match text.split_once(':') {
+        Some(("sqlite", rest)) if !rest.trim_start_matches('/').is_empty() => Ok(SecretUrl::new(text)),
+        Some(("postgres" | "postgresql" | "redis" | "rediss", _)) => {
+            Err("this version keeps tasks in SQLite only: write sqlite://<file>, for example sqlite://data/comfyd.db"
+                .into())
+        }
+        _ => Err("expected sqlite://<file>, for example sqlite://data/comfyd.db".into()),
+    }
+}
+
+pub(super) fn storage(r: &mut Reader) -> Storage {
+    r.text("storage.provider", |text| match text {
+        "local" => Ok(()),
+        "gcs" | "r2" | "s3" | "cf_images" => {
+            Err("this version stores outputs in a local folder only: write local".into())
+        }
+        _ => Err("expected local, the one provider of this version".to_owned()),
+    });
+    Storage { local_dir: r.plain("storage.local_dir").into() }
+}
+
+pub(super) fn workflows(r: &mut Reader) -> WorkflowFiles {
+    WorkflowFiles { dir: r.plain("workflows.dir").into() }
+}
+
+pub(super) fn supervision(r: &mut Reader) -> Supervision {
+    Supervision {
+        limits: Limits {
+            max_restarts: r.number("supervision.max_restarts", 1..=1_000_000),
+            window: r.duration("supervision.window", MS..=DAY),
+            backoff: backoff(r, "supervision.backoff_base", "supervision.backoff_cap"),
+            calm: r.duration("supervision.calm", MS..=DAY),
+        },
+        quarantine: r.duration("supervision.quarantine", MS..=DAY),
+    }
+}
+
+pub(super) fn log(r: &mut Reader, env: Env) -> Log {
+    let format = r.choice("log.format", &[("auto", None), ("text", Some(Format::Text)), ("json", Some(Format::Json))]);
+    let usual = if env == Env::Production { Format::Json } else { Format::Text };
+    Log {
+        level: r.text("log.level", |text| crate::telemetry::filter(text).map(|_| text.to_owned())),
+        dir: r.plain("log.dir").into(),
+        format: format.unwrap_or(usual),
+    }
+}
