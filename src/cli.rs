@@ -33,7 +33,7 @@ pub enum Command {
         /// Port to listen on.
         #[arg(long, default_value_t = 8188)]
         port: u16,
-        /// How long each node of a graph runs.
+        /// How long one prompt runs.
         #[arg(long, default_value = "50ms", value_parser = humantime::parse_duration)]
         node_time: std::time::Duration,
     },
@@ -41,6 +41,8 @@ pub enum Command {
     CheckConfig,
     /// Prints the OpenAPI document.
     Openapi,
+    /// Asks a running service on this machine whether it lives; status 0 when it does.
+    Healthcheck,
 }
 
 #[cfg(test)]

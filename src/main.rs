@@ -1,12 +1,24 @@
-//! The binary: reads the command line and hands over.
+//! The binary: reads the command line and the configuration, and hands over.
 
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    process::ExitCode,
+};
 
 use clap::Parser;
 use comfyd::{
+    app::{App, AppError},
     cli::{Cli, Command},
-    config,
+    config::{self, Config},
+    demo, healthcheck, lifecycle, telemetry,
 };
+use fake_comfyui::FakeConfig;
+
+/// The configuration is at fault, as `sysexits.h` has it.
+const BAD_CONFIGURATION: u8 = 78;
+/// The service gave up: an internal fault, worth a restart.
+const GAVE_UP: u8 = 70;
 
 fn main() -> ExitCode {
     match Cli::parse().command {
@@ -14,9 +26,72 @@ fn main() -> ExitCode {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) | Err(_) => ExitCode::FAILURE,
         },
-        _ => {
-            eprintln!("comfyd: this command is not there yet");
-            ExitCode::FAILURE
+        Some(Command::Openapi) => print(&comfyd::http::openapi_json()),
+        Some(Command::MockComfyui { host, port, node_time }) => {
+            let addr = SocketAddr::new(host, port);
+            let fake = FakeConfig { addr, node_time, sampler_previews: true, ..FakeConfig::default() };
+            run(async move { Ok(demo::mock(fake).await?) })
         }
+        Some(Command::Demo { exit, port }) => with_config(|mut config| {
+            // The bars are the demo's output; the log file has the rest.
+            config.log.level = "warn".to_owned();
+            (config.clone(), async move { demo::run(config, port, exit).await })
+        }),
+        Some(Command::Healthcheck) => with_config(|config| (config.clone(), async move { healthcheck::run(&config).await })),
+        None => with_config(|config| (config.clone(), async move { Ok(serve(config).await?) })),
     }
+}
+
+async fn serve(config: Config) -> Result<(), AppError> {
+    let mut app = App::start(&config).await?;
+    lifecycle::until_stopped(&mut app).await
+}
+
+/// Reads the configuration, starts the logs and runs what `make` makes of it.
+fn with_config<F>(make: impl FnOnce(Config) -> (Config, F)) -> ExitCode
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let (config, warnings) = match config::load() {
+        Ok(loaded) => loaded,
+        Err(faults) => {
+            eprintln!("comfyd cannot start, the configuration is at fault:\n\n{faults}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    let (config, work) = make(config);
+    let _guard = match telemetry::init(&config.log) {
+        Ok(guard) => guard,
+        Err(error) => return fail(&anyhow::anyhow!("failed to start the logs: {error}")),
+    };
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    run(work)
+}
+
+fn run(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&anyhow::Error::new(error).context("failed to start the runtime")),
+    };
+    match runtime.block_on(work) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("comfyd: {error:#}");
+    match error.downcast_ref::<AppError>() {
+        Some(AppError::GaveUp) => ExitCode::from(GAVE_UP),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    // A closed pipe is the reader's choice.
+    _ = writeln!(io::stdout().lock(), "{text}");
+    ExitCode::SUCCESS
 }

@@ -86,6 +86,8 @@ pub struct ComfyUi {
     pub deaf_after: Duration,
     /// Absence after which a server is given up for its tasks.
     pub backend_lost_after: Duration,
+    /// Time a prompt has to stop when asked to.
+    pub stop_grace: Duration,
 }
 
 /// `[queue]`
@@ -101,14 +103,6 @@ pub struct Queue {
     pub lease: Duration,
     /// How often it is renewed.
     pub renew_every: Duration,
-}
-
-impl Queue {
-    /// How often expired leases are looked for: a lost consumer's tasks are found within a sixth of a lease.
-    #[must_use]
-    pub fn sweep_every(&self) -> Duration {
-        self.lease / 6
-    }
 }
 
 /// `[tasks]`
@@ -128,6 +122,8 @@ pub struct Tasks {
     pub upload_retry: Backoff,
     /// Finished runs that may wait for storage.
     pub upload_max_waiting: usize,
+    /// How long a storage that is away is waited for.
+    pub upload_patience: Duration,
 }
 
 /// `[store]`
@@ -242,6 +238,7 @@ pub(super) fn comfyui(r: &mut Reader) -> ComfyUi {
         silence: r.duration("comfyui.silence", MS..=secs(3_600)),
         deaf_after: r.duration("comfyui.deaf_after", MS..=secs(3_600)),
         backend_lost_after: r.duration("comfyui.backend_lost_after", MS..=MONTH),
+        stop_grace: r.duration("comfyui.stop_grace", MS..=DAY),
     }
 }
 
@@ -281,6 +278,7 @@ pub(super) fn tasks(r: &mut Reader) -> Tasks {
         upload_attempts: r.number("tasks.upload_attempts", 1..=100),
         upload_retry: backoff(r, "tasks.upload_retry_base", "tasks.upload_retry_cap"),
         upload_max_waiting: r.number("tasks.upload_max_waiting", 1..=100_000),
+        upload_patience: r.duration("tasks.upload_patience", MS..=YEARS),
     }
 }
 

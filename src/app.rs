@@ -1,0 +1,244 @@
+//! The composition root: the one file that knows adapters and actors. Configuration in, running service out.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    sync::Arc,
+};
+
+use comfyd_actors::{
+    board::Board,
+    bridge::{self, Bridge},
+    domain::id::{BackendId, WorkerId},
+    kit::deadline::Deadline,
+    ports::{clock::Clock, comfy::ComfyTransport},
+    root::{RootArgs, RootMsg, RootSupervisor},
+    system::{self, SessionSettings, Settings, Slots, System, UploadSettings},
+};
+use ractor::{Actor, ActorRef};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use crate::{
+    clock::SystemClock,
+    comfy::{ComfyConfig, HttpComfy},
+    config::{self, Config},
+    http::{AxumEdge, HttpConfig},
+    storage::LocalStorage,
+    store::{NodeLock, SqliteConfig, SqliteStore},
+    workflows::Workflows,
+};
+
+/// Why the service could not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The address is taken, or not of this machine.
+    #[error("failed to listen on {address}: {source}. Set HOST and PORT to an address that is free")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The task store cannot be used.
+    #[error("failed to open the task store: {0}")]
+    Store(#[from] crate::store::OpenError),
+    /// The node's lock file cannot be made.
+    #[error("failed to lock the task store: {0}")]
+    Lock(#[source] io::Error),
+    /// The folder for outputs cannot be used.
+    #[error("failed to open the storage for outputs: {0}")]
+    Storage(String),
+    /// A backend's address or headers make no sense.
+    #[error("failed to set up a ComfyUI backend: {0}")]
+    Backend(#[from] crate::comfy::ConfigError),
+    /// Named workflows that cannot be used.
+    #[error("failed to read the named workflows:\n  {}", .0.join("\n  "))]
+    Workflows(Vec<String>),
+    /// The supervision tree did not start.
+    #[error("failed to start the supervision tree: {0}")]
+    Tree(String),
+    /// An actor died too often.
+    #[error("the service gave up after too many crashes; start it again, nothing is lost")]
+    GaveUp,
+}
+
+/// A running service.
+pub struct App {
+    address: SocketAddr,
+    system: System,
+    bridge: Bridge,
+    store: Arc<SqliteStore>,
+    root: ActorRef<RootMsg>,
+    ended: JoinHandle<()>,
+    _lock: Option<NodeLock>,
+}
+
+impl App {
+    /// Starts everything the configuration asks for. When it returns, the socket accepts connections.
+    ///
+    /// # Errors
+    /// [`AppError`], before anything was taken on.
+    pub async fn start(config: &Config) -> Result<Self, AppError> {
+        crate::tls::install_crypto_provider();
+        let workflows = Workflows::load(&config.workflows.dir).map_err(AppError::Workflows)?;
+        let (listener, address) = listen(SocketAddr::new(config.server.host, config.server.port))?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let database = SqliteConfig::parse(config.store.database_url.expose())?;
+        let lock = lock_node(&database.path)?;
+        let store = SqliteStore::open(database, clock.clone()).await?;
+        let objects = LocalStorage::new(&config.storage.local_dir).map_err(|error| AppError::Storage(error.to_string()))?;
+        let objects = Arc::new(objects);
+        let backends = backends(config)?;
+        let slots = Slots::for_backends(backends.keys());
+        let board = Board::default();
+        let bridge = Bridge::new(bridge::Parts {
+            queue: slots.queue.clone(),
+            store: store.clone(),
+            objects: objects.clone(),
+            backends: backends.values().cloned().collect(),
+            board: board.clone(),
+        });
+        let settings = settings(config, lock.is_some(), !store.was_clean());
+        let writer = store.clone();
+        let system = Arc::new(system::Parts {
+            worker: WorkerId::boot(&config.app.node),
+            started_at: clock.now(),
+            store: store.clone(),
+            source: store.clone(),
+            objects,
+            backends,
+            edge: Arc::new(AxumEdge::new(listener, HttpConfig::new(config), workflows)),
+            services: vec![("store writer", Arc::new(move || Box::pin(writer.writer())))],
+            clock,
+            board,
+            deadline: Deadline::new(settings.lease * 2 / 3),
+            settings,
+            slots,
+        });
+        let args = RootArgs { system: system.clone(), bridge: bridge.clone() };
+        let (root, ended) =
+            RootSupervisor::spawn(None, RootSupervisor, args).await.map_err(|error| AppError::Tree(error.to_string()))?;
+        if let Some(warning) = config::public_address_warning(&config.server) {
+            warn!("{warning}");
+        }
+        info!(%address, worker = %system.worker, backends = system.backends.len(), "comfyd listens");
+        Ok(Self { address, system, bridge, store, root, ended, _lock: lock })
+    }
+
+    /// The address it listens on, with the real port.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What HTTP handlers hold.
+    #[must_use]
+    pub fn bridge(&self) -> &Bridge {
+        &self.bridge
+    }
+
+    /// Ports, settings and the addresses of all actors.
+    #[must_use]
+    pub fn system(&self) -> &System {
+        &self.system
+    }
+
+    /// Asks it to drain and stop; [`Self::ended`] returns when it has.
+    pub fn shut_down(&self) {
+        // A root that is gone has stopped already.
+        let _ = self.root.cast(RootMsg::Shutdown);
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// `GaveUp` when it was not asked to stop.
+    pub async fn ended(&mut self) -> Result<(), AppError> {
+        // The handle fails only when the runtime itself goes down.
+        let _ = (&mut self.ended).await;
+        if !self.system.board.is_draining() {
+            return Err(AppError::GaveUp);
+        }
+        if let Err(error) = self.store.mark_clean().await {
+            warn!(%error, "could not note the clean end; the next start will be more careful than it needs to be");
+        }
+        Ok(())
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
+    let bind = || {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    bind().map_err(|source| AppError::Listen { address, source })
+}
+
+/// Whoever holds the lock knows that earlier processes of this node are dead: the system drops a lock with its holder.
+fn lock_node(database: &Path) -> Result<Option<NodeLock>, AppError> {
+    let lock = NodeLock::try_acquire(database).map_err(AppError::Lock)?;
+    if lock.is_none() {
+        warn!("another comfyd of this node is running on the same database; its tasks are adopted only when their leases expire");
+    }
+    Ok(lock)
+}
+
+fn backends(config: &Config) -> Result<BTreeMap<BackendId, Arc<dyn ComfyTransport>>, AppError> {
+    let headers: Vec<_> =
+        config.comfyui.headers.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())).collect();
+    let mut backends: BTreeMap<BackendId, Arc<dyn ComfyTransport>> = BTreeMap::new();
+    for url in &config.comfyui.urls {
+        let comfy = HttpComfy::new(ComfyConfig {
+            headers: headers.clone(),
+            connect_timeout: config.comfyui.connect_timeout,
+            request_timeout: config.comfyui.request_timeout,
+            post_timeout: config.comfyui.post_timeout,
+            ping_interval: config.comfyui.ping_interval,
+            ..ComfyConfig::new(url.expose())
+        })?;
+        backends.insert(comfy.id().clone(), Arc::new(comfy));
+    }
+    Ok(backends)
+}
+
+fn settings(config: &Config, takes_over: bool, unclean_start: bool) -> Settings {
+    let (comfyui, tasks) = (&config.comfyui, &config.tasks);
+    Settings {
+        takes_over,
+        unclean_start,
+        ordering: config.queue.ordering,
+        max_pending: config.queue.max_pending,
+        prepare_ahead: config.queue.prepare_ahead,
+        lease: config.queue.lease,
+        renew_every: config.queue.renew_every,
+        max_attempts: tasks.max_attempts,
+        timeout: tasks.timeout,
+        retry: tasks.retry,
+        session: SessionSettings {
+            client_prefix: comfyui.client_id.clone(),
+            reconnect: comfyui.reconnect,
+            post_timeout: comfyui.post_timeout,
+            validate_grace: comfyui.validate_grace,
+            silence: comfyui.silence,
+            deaf_after: comfyui.deaf_after,
+            backend_lost_after: comfyui.backend_lost_after,
+            stop_grace: comfyui.stop_grace,
+        },
+        uploads: UploadSettings {
+            parallel: tasks.upload_parallel,
+            max_tasks: tasks.upload_max_waiting,
+            attempts: tasks.upload_attempts,
+            backoff: tasks.upload_retry,
+            patience: tasks.upload_patience,
+        },
+        retention: config.retention,
+        restarts: config.supervision.limits,
+        quarantine: config.supervision.quarantine,
+        drain: config.server.drain_grace,
+    }
+}
