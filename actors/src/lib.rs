@@ -6,3 +6,5 @@ pub mod domain;
 pub mod kit;
 pub mod ports;
 pub mod queue;
+#[cfg(feature = "testing")]
+pub mod testing;
