@@ -1,6 +1,20 @@
 //! The shell of comfyd: everything that touches the outside. The core, which does not, is `comfyd_actors`.
+//!
+//! - `app` puts adapters and actors together; `lifecycle` ends them; `cli`, `config` and `telemetry` are what a process needs besides.
+//! - `http` is the API, `comfy` the ComfyUI client, `store` the task store, `storage` the place for outputs: one adapter per port.
+//! - `workflows` reads the named workflows; `demo` and `healthcheck` are commands.
 
+pub mod app;
 pub mod cli;
+pub mod clock;
+pub mod comfy;
 pub mod config;
+pub mod demo;
+pub mod healthcheck;
+pub mod http;
+pub mod lifecycle;
+pub mod storage;
+pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod workflows;

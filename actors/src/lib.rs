@@ -12,4 +12,6 @@ pub mod ports;
 pub mod queue;
 pub mod root;
 pub mod system;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod uploads;

@@ -1,0 +1,9 @@
+//! What tests of this package and of the adapters stand on: a clock that only moves when told, a store that is obviously right, and
+//! the suite that holds every other store to it. Only with feature `testing`.
+
+pub mod clock;
+pub mod memory_store;
+pub mod store_conformance;
+
+pub use clock::TestClock;
+pub use memory_store::MemoryStore;

@@ -1,0 +1,377 @@
+//! The reference store: maps behind one lock, every rule of the ports written in the plainest way. The conformance suite compares the
+//! real stores with it, and tests of the actors use it instead of a database. Everything is lost with the process.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::sync::broadcast;
+
+use crate::{
+    domain::{
+        artifact::Artifact,
+        id::{TaskId, WorkerId},
+        task::{ArtifactEdit, Change, Fence, Intent, Refusal, Task, TaskState},
+        time::Timestamp,
+    },
+    ports::{
+        clock::Clock,
+        store::{
+            Assignment, Changed, Claim, Counts, Created, NewTask, Payload, Query, Renewed, Retention, StoreError,
+            TaskRecord, TaskStore, WorkSource,
+        },
+    },
+};
+
+/// Committed changes a slow listener may be behind before it loses some.
+const CHANGES_KEPT: usize = 4096;
+
+/// A store without a disk.
+pub struct MemoryStore {
+    clock: Arc<dyn Clock>,
+    shelf: Mutex<Shelf>,
+    changes: broadcast::Sender<Changed>,
+    down: AtomicBool,
+}
+
+#[derive(Default)]
+struct Shelf {
+    tasks: BTreeMap<TaskId, Row>,
+    keys: BTreeMap<(i64, String), Key>,
+}
+
+struct Row {
+    task: Task,
+    payload: Payload,
+    artifacts: Vec<Artifact>,
+}
+
+struct Key {
+    body_sha256: [u8; 32],
+    task: TaskId,
+    created_at: Timestamp,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            clock,
+            shelf: Mutex::default(),
+            changes: broadcast::Sender::new(CHANGES_KEPT),
+            down: AtomicBool::new(false),
+        }
+    }
+
+    /// Makes every call fail with `Unavailable`, or work again.
+    pub fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::SeqCst);
+    }
+
+    fn open(&self) -> Result<MutexGuard<'_, Shelf>, StoreError> {
+        if self.down.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("the memory store was told to be down".into()));
+        }
+        Ok(self.shelf.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn tell(&self, task: &Task) {
+        let _ = self.changes.send(Changed { id: task.id, state: task.state, cancelling: task.is_cancelling() });
+    }
+
+    /// Load, apply, save: either all of it or nothing.
+    fn change(
+        &self,
+        shelf: &mut Shelf,
+        id: TaskId,
+        fence: Option<Fence>,
+        change: Change,
+    ) -> Result<Assignment, StoreError> {
+        let row = shelf.tasks.get_mut(&id).ok_or(StoreError::NotFound)?;
+        let mut task = row.task.clone();
+        let edit = task.apply(fence, change, self.clock.now())?;
+        match edit {
+            ArtifactEdit::Keep => {}
+            ArtifactEdit::Replace(artifacts) => row.artifacts = artifacts,
+            ArtifactEdit::Stored(index, object) => {
+                let planned = row.artifacts.iter_mut().find(|artifact| artifact.index == index);
+                planned.ok_or(Refusal::WrongState)?.object = Some(object);
+            }
+        }
+        row.task = task;
+        self.tell(&row.task);
+        Ok(row.assignment())
+    }
+
+    /// Makes the same change to many tasks that are known to accept it.
+    fn change_all(&self, shelf: &mut Shelf, ids: Vec<TaskId>, change: &Change) -> Result<Vec<Assignment>, StoreError> {
+        ids.into_iter().map(|id| self.change(shelf, id, None, change.clone())).collect()
+    }
+
+    fn claim_from(&self, shelf: &mut Shelf, claim: Claim) -> Result<Vec<Assignment>, StoreError> {
+        let until = self.clock.now().after(claim.lease);
+        let heads = shelf.sorted(|task| task.state == TaskState::Pending, |task| (task.sort_key, task.id));
+        let take = |(id, intent): (TaskId, Intent)| {
+            let change = Change::Claim { worker: claim.worker.clone(), until, intent };
+            self.change(shelf, id, None, change)
+        };
+        heads.into_iter().zip(claim.slots).map(take).collect()
+    }
+}
+
+impl Row {
+    fn assignment(&self) -> Assignment {
+        Assignment { task: self.task.clone(), graph: self.payload.graph.clone(), artifacts: self.artifacts.clone() }
+    }
+}
+
+impl Shelf {
+    /// The ids of the tasks that fit, in the order of their keys.
+    fn sorted<K: Ord>(&self, fits: impl Fn(&Task) -> bool, key: impl Fn(&Task) -> K) -> Vec<TaskId> {
+        let mut tasks: Vec<&Task> = self.tasks.values().map(|row| &row.task).filter(|task| fits(task)).collect();
+        tasks.sort_by_key(|task| key(task));
+        tasks.into_iter().map(|task| task.id).collect()
+    }
+
+    /// What an idempotency key that was seen before leads to.
+    fn repeated(&self, new: &NewTask) -> Option<Created> {
+        let idempotency = new.idempotency.as_ref()?;
+        let key = self.keys.get(&(new.tenant, idempotency.key.clone()))?;
+        if key.body_sha256 != idempotency.body_sha256 {
+            return Some(Created::KeyReused);
+        }
+        self.tasks.get(&key.task).map(|row| Created::Replayed(row.task.clone()))
+    }
+
+    fn insert(&mut self, new: NewTask) -> Result<Task, StoreError> {
+        if self.tasks.contains_key(&new.id) {
+            return Err(StoreError::Corrupt(format!("task {} exists already", new.id)));
+        }
+        if let Some(idempotency) = new.idempotency.clone() {
+            let key = Key { body_sha256: idempotency.body_sha256, task: new.id, created_at: new.created_at };
+            self.keys.insert((new.tenant, idempotency.key), key);
+        }
+        let task = first_state(&new);
+        self.tasks.insert(task.id, Row { task: task.clone(), payload: new.payload, artifacts: Vec::new() });
+        Ok(task)
+    }
+}
+
+fn first_state(new: &NewTask) -> Task {
+    Task {
+        id: new.id,
+        tenant: new.tenant,
+        lane: new.lane,
+        workflow: new.workflow.clone(),
+        priority: new.priority,
+        sort_key: new.sort_key,
+        state: TaskState::Pending,
+        generation: 1,
+        fence: Fence(0),
+        dispatch: 0,
+        attempt: 1,
+        max_attempts: new.max_attempts,
+        poison: 0,
+        timeout: new.timeout,
+        lease: None,
+        prompt: None,
+        run_at: None,
+        cancel_requested_at: None,
+        created_at: new.created_at,
+        started_at: None,
+        executing_at: None,
+        uploading_at: None,
+        finished_at: None,
+        error: None,
+    }
+}
+
+fn lease_until(task: &Task) -> Option<Timestamp> {
+    task.lease.as_ref().map(|lease| lease.until)
+}
+
+fn is_held_by(task: &Task, fits: impl Fn(&WorkerId) -> bool) -> bool {
+    task.lease.as_ref().is_some_and(|lease| fits(&lease.worker))
+}
+
+fn up_to(limit: u32) -> usize {
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+#[async_trait]
+impl TaskStore for MemoryStore {
+    async fn create(&self, new: NewTask, claim: Option<Claim>) -> Result<(Created, Vec<Assignment>), StoreError> {
+        let mut shelf = self.open()?;
+        if let Some(repeated) = shelf.repeated(&new) {
+            return Ok((repeated, Vec::new()));
+        }
+        let task = shelf.insert(new)?;
+        self.tell(&task);
+        let claimed = claim.map_or_else(|| Ok(Vec::new()), |claim| self.claim_from(&mut shelf, claim))?;
+        Ok((Created::New(task), claimed))
+    }
+
+    async fn cancel(&self, id: TaskId) -> Result<Task, StoreError> {
+        let mut shelf = self.open()?;
+        match self.change(&mut shelf, id, None, Change::Cancel) {
+            Ok(assignment) => Ok(assignment.task),
+            Err(StoreError::Refused(Refusal::Over)) => {
+                shelf.tasks.get(&id).map(|row| row.task.clone()).ok_or(StoreError::NotFound)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn get(&self, id: TaskId) -> Result<TaskRecord, StoreError> {
+        let shelf = self.open()?;
+        let row = shelf.tasks.get(&id).ok_or(StoreError::NotFound)?;
+        Ok(TaskRecord {
+            task: row.task.clone(),
+            inputs: row.payload.inputs.clone(),
+            metadata: row.payload.metadata.clone(),
+            artifacts: row.artifacts.clone(),
+        })
+    }
+
+    async fn list(&self, query: Query) -> Result<Vec<Task>, StoreError> {
+        let shelf = self.open()?;
+        let fits = |task: &Task| {
+            (query.states.is_empty() || query.states.contains(&task.state))
+                && (query.workflow.is_none() || query.workflow == task.workflow)
+                && query.before.is_none_or(|before| (task.created_at, task.id) < before)
+        };
+        let ids = shelf.sorted(fits, |task| (task.created_at, task.id));
+        let newest = ids.iter().rev().take(up_to(query.limit));
+        Ok(newest.filter_map(|id| shelf.tasks.get(id)).map(|row| row.task.clone()).collect())
+    }
+
+    async fn counts(&self) -> Result<Counts, StoreError> {
+        let mut counts = Counts::default();
+        for row in self.open()?.tasks.values() {
+            match row.task.state {
+                TaskState::Scheduled => counts.scheduled += 1,
+                TaskState::Pending => counts.pending += 1,
+                state if state.is_held() => counts.held += 1,
+                _ => {}
+            }
+        }
+        Ok(counts)
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        self.open().map(drop)
+    }
+
+    fn changes(&self) -> broadcast::Receiver<Changed> {
+        self.changes.subscribe()
+    }
+}
+
+#[async_trait]
+impl WorkSource for MemoryStore {
+    async fn claim(&self, claim: Claim) -> Result<Vec<Assignment>, StoreError> {
+        let mut shelf = self.open()?;
+        self.claim_from(&mut shelf, claim)
+    }
+
+    async fn apply(&self, id: TaskId, fence: Fence, change: Change) -> Result<Task, StoreError> {
+        let mut shelf = self.open()?;
+        self.change(&mut shelf, id, Some(fence), change).map(|assignment| assignment.task)
+    }
+
+    async fn renew(
+        &self,
+        worker: &WorkerId,
+        lease: Duration,
+        held: &[(TaskId, Fence)],
+    ) -> Result<Vec<Renewed>, StoreError> {
+        let mut shelf = self.open()?;
+        let now = self.clock.now();
+        let mut renewed = Vec::new();
+        for &(id, fence) in held {
+            let Some(row) = shelf.tasks.get(&id) else { continue };
+            let alive = lease_until(&row.task).is_some_and(|until| until > now);
+            if !alive || !is_held_by(&row.task, |holder| holder == worker) {
+                continue;
+            }
+            if let Ok(kept) = self.change(&mut shelf, id, Some(fence), Change::Renew { until: now.after(lease) }) {
+                renewed.push(Renewed { id, cancel_requested: kept.task.is_cancelling() });
+            }
+        }
+        Ok(renewed)
+    }
+
+    async fn held(&self, worker: &WorkerId) -> Result<Vec<Assignment>, StoreError> {
+        let shelf = self.open()?;
+        let mine = |task: &Task| is_held_by(task, |holder| holder == worker);
+        let ids = shelf.sorted(mine, |task| (task.sort_key, task.id));
+        Ok(ids.iter().filter_map(|id| shelf.tasks.get(id)).map(Row::assignment).collect())
+    }
+
+    async fn take_over(&self, worker: &WorkerId, lease: Duration) -> Result<Vec<Assignment>, StoreError> {
+        let mut shelf = self.open()?;
+        let earlier = |task: &Task| is_held_by(task, |holder| holder != worker && holder.node() == worker.node());
+        let ids = shelf.sorted(earlier, |task| (task.sort_key, task.id));
+        let adopt = Change::Adopt { worker: worker.clone(), until: self.clock.now().after(lease) };
+        self.change_all(&mut shelf, ids, &adopt)
+    }
+
+    async fn adopt_expired(
+        &self,
+        worker: &WorkerId,
+        lease: Duration,
+        limit: u32,
+    ) -> Result<Vec<Assignment>, StoreError> {
+        let mut shelf = self.open()?;
+        let now = self.clock.now();
+        let expired = |task: &Task| lease_until(task).is_some_and(|until| until <= now);
+        let mut ids = shelf.sorted(expired, |task| (lease_until(task), task.id));
+        ids.truncate(up_to(limit));
+        let adopt = Change::Adopt { worker: worker.clone(), until: now.after(lease) };
+        self.change_all(&mut shelf, ids, &adopt)
+    }
+
+    async fn promote(&self, limit: u32) -> Result<u32, StoreError> {
+        let mut shelf = self.open()?;
+        let now = self.clock.now();
+        let mut ids = shelf.sorted(|task| task.run_at.is_some_and(|at| at <= now), |task| (task.run_at, task.id));
+        ids.truncate(up_to(limit));
+        let promoted = self.change_all(&mut shelf, ids, &Change::Promote)?;
+        Ok(u32::try_from(promoted.len()).unwrap_or(u32::MAX))
+    }
+
+    async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {
+        Ok(self.open()?.tasks.values().filter_map(|row| row.task.run_at).min())
+    }
+
+    async fn prune(&self, retention: Retention, limit: u32) -> Result<u32, StoreError> {
+        let mut shelf = self.open()?;
+        let now = self.clock.now();
+        let past = |since: Timestamp, kept: Duration| since <= now.before(kept);
+        let due = |task: &Task| {
+            let kept = if task.state == TaskState::Failed { retention.failed } else { retention.completed };
+            task.finished_at.is_some_and(|at| past(at, kept))
+        };
+        let mut gone = shelf.sorted(due, |task| (task.finished_at, task.id));
+        gone.truncate(up_to(limit));
+        for id in &gone {
+            shelf.tasks.remove(id);
+            shelf.keys.retain(|_, key| key.task != *id);
+        }
+        let old = shelf.keys.iter().filter(|(_, key)| past(key.created_at, retention.idempotency));
+        let mut old: Vec<_> = old.map(|(name, key)| (key.created_at, name.clone())).collect();
+        old.sort();
+        old.truncate(up_to(limit) - gone.len());
+        for (_, name) in &old {
+            shelf.keys.remove(name);
+        }
+        Ok(u32::try_from(gone.len() + old.len()).unwrap_or(u32::MAX))
+    }
+}

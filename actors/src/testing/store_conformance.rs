@@ -1,0 +1,128 @@
+//! One suite for every store: what it promises, checked by name ([`checks`]), and random sequences of calls ([`agrees_with_the_reference`])
+//! whose every answer must be the one [`MemoryStore`] gives.
+//!
+//! An adapter writes one function that opens an empty store with a given clock, and one line:
+//! ```ignore
+//! comfyd_actors::store_conformance!(open_sqlite, cases: 64);
+//! ```
+//! What the ports leave open is fixed here, so that stores cannot differ in it: `held` and `take_over` answer in the order of the queue,
+//! leases count as expired from the millisecond they end, `prune` takes tasks (the first to finish first) before keys and deletes a
+//! task's key with it, a repeated `create` claims nothing.
+
+use std::{any::Any, fmt::Debug, sync::Arc};
+
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use tokio::{runtime::Runtime, sync::broadcast};
+
+use super::{MemoryStore, TestClock};
+use crate::ports::{
+    clock::Clock,
+    store::{Changed, TaskStore, WorkSource},
+};
+
+pub mod checks;
+pub mod fixtures;
+mod steps;
+
+use steps::{Step, World};
+
+/// A store under test.
+pub struct Subject {
+    /// Its API side.
+    pub tasks: Arc<dyn TaskStore>,
+    /// Its consumer's side.
+    pub work: Arc<dyn WorkSource>,
+    /// Whatever must live as long as the store: its folder, its writer.
+    pub guard: Box<dyn Any + Send>,
+}
+
+impl Subject {
+    /// Both sides of one store.
+    pub fn new<S: TaskStore + WorkSource>(store: Arc<S>, guard: impl Any + Send) -> Self {
+        Self { tasks: Arc::<S>::clone(&store), work: store, guard: Box::new(guard) }
+    }
+}
+
+/// Runs random sequences of calls against a store and the reference, comparing every answer and everything that is told to listeners.
+/// `PROPTEST_CASES` overrides `cases`.
+///
+/// # Panics
+/// When they differ, with the shortest sequence found that shows it.
+pub fn agrees_with_the_reference<F>(cases: u32, open: impl Fn(Arc<dyn Clock>) -> F)
+where
+    F: Future<Output = Subject>,
+{
+    let runtime = Runtime::new().expect("failed to start a runtime");
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(cases);
+    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    let outcome = runner.run(&steps::sequence(), |steps| {
+        runtime.block_on(async {
+            let clock = Arc::new(TestClock::default());
+            let subject = open(Arc::<TestClock>::clone(&clock)).await;
+            compare(&subject, &clock, steps).await
+        })
+    });
+    if let Err(difference) = outcome {
+        panic!("{difference}");
+    }
+}
+
+async fn compare(subject: &Subject, clock: &Arc<TestClock>, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let reference = Subject::new(Arc::new(MemoryStore::new(Arc::<TestClock>::clone(clock))), ());
+    let (mut told, mut expected) = (subject.tasks.changes(), reference.tasks.changes());
+    let mut world = World::default();
+    for step in steps {
+        let Some(call) = world.resolve(&step, &reference, clock).await else { continue };
+        let wanted = call.make(&reference).await;
+        same(&call, &call.make(subject).await, &wanted)?;
+        same(&call, &drain(&mut told), &drain(&mut expected))?;
+    }
+    for call in world.everything() {
+        same(&call, &call.make(subject).await, &call.make(&reference).await)?;
+    }
+    Ok(())
+}
+
+fn same<T: PartialEq + Debug>(call: &impl Debug, answer: &T, wanted: &T) -> Result<(), TestCaseError> {
+    if answer == wanted {
+        return Ok(());
+    }
+    Err(TestCaseError::fail(format!("{call:?}\nanswered {answer:#?}\ninstead of {wanted:#?}")))
+}
+
+fn drain(changes: &mut broadcast::Receiver<Changed>) -> Vec<Changed> {
+    std::iter::from_fn(|| changes.try_recv().ok()).collect()
+}
+
+/// The suite as tests of the calling module: `open` takes an `Arc<dyn Clock>` and returns a future of a [`Subject`] without tasks.
+#[macro_export]
+macro_rules! store_conformance {
+    ($open:path, cases: $cases:expr) => {
+        #[test]
+        fn agrees_with_the_reference() {
+            $crate::testing::store_conformance::agrees_with_the_reference($cases, $open);
+        }
+
+        $crate::store_conformance!(@checks $open:
+            claims_follow_the_order
+            lanes_are_one_order
+            a_retry_keeps_its_place
+            create_can_claim_at_once
+            an_expired_lease_is_not_renewed
+            a_stale_fence_is_refused
+            a_refused_change_leaves_no_trace
+            a_repeated_request_finds_its_task
+            pruning_forgets_keys
+            changes_are_told
+            only_the_same_node_takes_over
+            two_claimers_never_share_a_task
+            pages_miss_nothing
+        );
+    };
+    (@checks $open:path: $($check:ident)*) => {
+        $(#[tokio::test(flavor = "multi_thread")]
+        async fn $check() {
+            $crate::testing::store_conformance::checks::$check(&$open).await;
+        })*
+    };
+}

@@ -1,0 +1,301 @@
+//! The promises one by one, each with a name. They panic when a store breaks one.
+#![expect(clippy::missing_panics_doc, clippy::unwrap_used, reason = "a check fails by panicking")]
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use super::{
+    Subject,
+    fixtures::{LEASE, artifacts, claim, error, keyed_task, new_task, worker},
+};
+use crate::{
+    domain::{
+        id::{PromptId, TaskId},
+        task::{Change, Fence, Refusal, Task, TaskState},
+        time::Timestamp,
+    },
+    ports::{
+        clock::Clock,
+        store::{Assignment, Changed, Created, NewTask, Query, Retention, StoreError},
+    },
+    testing::TestClock,
+};
+
+/// A store without tasks, with a clock of its own.
+async fn fresh<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) -> (Subject, Arc<TestClock>) {
+    let clock = Arc::new(TestClock::default());
+    (open(Arc::<TestClock>::clone(&clock)).await, clock)
+}
+
+impl Subject {
+    async fn add(&self, new: NewTask) -> TaskId {
+        let id = new.id;
+        self.tasks.create(new, None).await.unwrap();
+        id
+    }
+
+    async fn take(&self, count: usize) -> Vec<Assignment> {
+        self.work.claim(claim(&worker("node", 1), count)).await.unwrap()
+    }
+
+    async fn change(&self, task: &Task, change: Change) -> Task {
+        self.work.apply(task.id, task.fence, change).await.unwrap()
+    }
+
+    /// A task whose prompt succeeded.
+    async fn uploading(&self) -> Task {
+        self.add(new_task(0)).await;
+        let task = self.take(1).await.remove(0).task;
+        let task = self.change(&task, Change::Accept { prompt: PromptId::of(task.id, 1) }).await;
+        self.change(&task, Change::Plan { artifacts: artifacts(2, false) }).await
+    }
+}
+
+fn ids(assignments: &[Assignment]) -> Vec<TaskId> {
+    assignments.iter().map(|assignment| assignment.task.id).collect()
+}
+
+/// The least `(sort_key, id)` first, whatever the order of arrival; one task per slot, each meant for its slot's server.
+pub async fn claims_follow_the_order<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, _) = fresh(open).await;
+    let (older, newer) = (new_task(5), new_task(5));
+    let second = store.add(older).await;
+    let last = store.add(new_task(i64::MAX)).await;
+    let third = store.add(newer).await;
+    let first = store.add(new_task(-1)).await;
+    let claimed = store.take(2).await;
+    assert_eq!(ids(&claimed), [first, second]);
+    let backends: Vec<_> = claimed.iter().map(|held| held.task.prompt.clone().unwrap().backend.to_string()).collect();
+    assert_eq!(backends, ["http://gpu-0:8188", "http://gpu-1:8188"]);
+    assert_eq!(ids(&store.take(9).await), [third, last]);
+    assert!(store.take(1).await.is_empty());
+}
+
+/// A claimer that serves all lanes takes the least of their heads, every time.
+pub async fn lanes_are_one_order<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, _) = fresh(open).await;
+    let mut expected = Vec::new();
+    for (sort_key, lane) in [(1, 7), (2, i64::MIN), (3, 7), (4, 0), (5, i64::MAX), (6, 0)] {
+        expected.push(store.add(NewTask { lane, ..new_task(sort_key) }).await);
+    }
+    let mut claimed = ids(&store.take(1).await);
+    claimed.extend(ids(&store.take(4).await));
+    claimed.extend(ids(&store.take(4).await));
+    assert_eq!(claimed, expected);
+}
+
+/// A task that comes back is not sent to the end of the queue.
+pub async fn a_retry_keeps_its_place<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, clock) = fresh(open).await;
+    let first = store.add(new_task(1)).await;
+    let second = store.add(new_task(2)).await;
+    let task = store.take(1).await.remove(0).task;
+    let delay = Duration::from_secs(5);
+    store.change(&task, Change::Retry { error: error(), delay }).await;
+    assert_eq!(store.work.next_scheduled().await.unwrap(), Some(clock.now().after(delay)));
+    clock.advance(Duration::from_millis(4_999));
+    assert_eq!(store.work.promote(9).await.unwrap(), 0);
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(store.work.promote(9).await.unwrap(), 1);
+    assert_eq!(ids(&store.take(2).await), [first, second]);
+}
+
+/// Creation and claim are one step, and the claim takes the head of the order, not necessarily the new task.
+pub async fn create_can_claim_at_once<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, _) = fresh(open).await;
+    let waiting = store.add(new_task(1)).await;
+    let new = new_task(2);
+    let asked = claim(&worker("node", 1), 2);
+    let (created, claimed) = store.tasks.create(new.clone(), Some(asked)).await.unwrap();
+    assert!(matches!(created, Created::New(task) if task.id == new.id && task.state == TaskState::Pending));
+    assert_eq!(ids(&claimed), [waiting, new.id]);
+    assert_eq!(claimed[1].graph, new.payload.graph);
+    assert_eq!(claimed[1].task.state, TaskState::Dispatching);
+}
+
+/// Not even when nobody took the task yet.
+pub async fn an_expired_lease_is_not_renewed<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, clock) = fresh(open).await;
+    let me = worker("node", 1);
+    store.add(new_task(1)).await;
+    store.add(new_task(2)).await;
+    let held: Vec<_> = store.take(2).await.iter().map(|held| (held.task.id, held.task.fence)).collect();
+    clock.advance(LEASE - Duration::from_millis(1));
+    store.tasks.cancel(held[0].0).await.unwrap();
+    let renewed = store.work.renew(&me, LEASE, &held[..1]).await.unwrap();
+    assert_eq!((renewed.len(), renewed[0].id, renewed[0].cancel_requested), (1, held[0].0, true));
+    clock.advance(Duration::from_millis(1));
+    let renewed = store.work.renew(&me, LEASE, &held).await.unwrap();
+    assert_eq!(renewed.iter().map(|renewed| renewed.id).collect::<Vec<_>>(), [held[0].0]);
+    let adopted = store.work.adopt_expired(&worker("other", 1), LEASE, 9).await.unwrap();
+    assert_eq!(ids(&adopted), [held[1].0]);
+}
+
+/// Who lost a task writes nothing to it any more.
+pub async fn a_stale_fence_is_refused<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, clock) = fresh(open).await;
+    let task = store.uploading().await;
+    clock.advance(LEASE);
+    let adopted = store.work.adopt_expired(&worker("other", 1), LEASE, 1).await.unwrap().remove(0);
+    assert_eq!(adopted.artifacts, artifacts(2, false), "who adopts an upload learns what is to be stored");
+    assert!(adopted.task.fence > task.fence);
+    let late = Change::Complete { artifacts: artifacts(2, true) };
+    let refused = store.work.apply(task.id, task.fence, late).await;
+    assert!(matches!(refused, Err(StoreError::Refused(Refusal::Stale))), "{refused:?}");
+    let record = store.tasks.get(task.id).await.unwrap();
+    assert_eq!((record.task, record.artifacts), (adopted.task, adopted.artifacts));
+    let unknown = store.work.apply(TaskId::new(), Fence(1), Change::HandOff).await;
+    assert!(matches!(unknown, Err(StoreError::NotFound)), "{unknown:?}");
+}
+
+/// Neither in the task nor in its artifacts, nor in what listeners hear.
+pub async fn a_refused_change_leaves_no_trace<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, clock) = fresh(open).await;
+    let task = store.uploading().await;
+    let before = store.tasks.get(task.id).await.unwrap();
+    let mut changes = store.tasks.changes();
+    clock.advance(Duration::from_secs(1));
+    let object = super::fixtures::object(7);
+    for change in [
+        Change::Store { index: 7, object },
+        Change::Complete { artifacts: artifacts(1, false) },
+        Change::Accept { prompt: PromptId::new("other") },
+        Change::Plan { artifacts: Vec::new() },
+    ] {
+        let refused = store.work.apply(task.id, task.fence, change).await;
+        assert!(matches!(refused, Err(StoreError::Refused(Refusal::WrongState))), "{refused:?}");
+    }
+    let after = store.tasks.get(task.id).await.unwrap();
+    assert_eq!((after.task, after.artifacts), (before.task, before.artifacts));
+    assert!(changes.try_recv().is_err());
+}
+
+/// The same key and body: the first task, as it is now. Another body: a mistake. Another tenant: another key.
+pub async fn a_repeated_request_finds_its_task<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, _) = fresh(open).await;
+    let first = store.add(keyed_task("key", 1)).await;
+    store.tasks.cancel(first).await.unwrap();
+    let asked = || Some(claim(&worker("node", 1), 1));
+    let (again, claimed) = store.tasks.create(keyed_task("key", 1), asked()).await.unwrap();
+    assert!(matches!(again, Created::Replayed(task) if task.id == first && task.state == TaskState::Cancelled));
+    assert!(claimed.is_empty());
+    let (other, _) = store.tasks.create(keyed_task("key", 2), asked()).await.unwrap();
+    assert!(matches!(other, Created::KeyReused));
+    let (theirs, _) = store.tasks.create(NewTask { tenant: 1, ..keyed_task("key", 2) }, None).await.unwrap();
+    assert!(matches!(theirs, Created::New(_)));
+    assert_eq!(store.tasks.list(Query { limit: 9, ..Query::default() }).await.unwrap().len(), 2);
+}
+
+/// A key past its time, or whose task is gone, makes a new task.
+pub async fn pruning_forgets_keys<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, clock) = fresh(open).await;
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let retention = Retention { completed: hours(2), failed: hours(4), idempotency: hours(3) };
+    let ended = store.add(keyed_task("ended", 1)).await;
+    let alive = store.add(keyed_task("alive", 1)).await;
+    store.tasks.cancel(ended).await.unwrap();
+    clock.advance(hours(2) - Duration::from_millis(1));
+    assert_eq!(store.work.prune(retention, 9).await.unwrap(), 0);
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(store.work.prune(retention, 9).await.unwrap(), 1);
+    assert!(matches!(store.tasks.get(ended).await, Err(StoreError::NotFound)));
+    let again = |key| store.tasks.create(keyed_task(key, 1), None);
+    assert!(matches!(again("ended").await.unwrap().0, Created::New(_)));
+    assert!(matches!(again("alive").await.unwrap().0, Created::Replayed(task) if task.id == alive));
+    clock.advance(hours(1));
+    assert_eq!(store.work.prune(retention, 1).await.unwrap(), 1);
+    assert_eq!(store.work.prune(retention, 9).await.unwrap(), 1);
+    assert!(matches!(again("alive").await.unwrap().0, Created::New(_)));
+    assert!(store.tasks.get(alive).await.is_ok(), "a task outlives its key");
+}
+
+/// Every committed change, in order, with the state it led to; nothing for what was refused.
+pub async fn changes_are_told<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, _) = fresh(open).await;
+    let mut changes = store.tasks.changes();
+    let new = new_task(1);
+    let id = new.id;
+    let asked = claim(&worker("node", 1), 1);
+    let (_, claimed) = store.tasks.create(new, Some(asked)).await.unwrap();
+    store.tasks.cancel(id).await.unwrap();
+    let error = error();
+    store.change(&claimed[0].task, Change::Fail { error }).await;
+    store.tasks.cancel(id).await.unwrap();
+    let told: Vec<Changed> = std::iter::from_fn(|| changes.try_recv().ok()).collect();
+    let changed = |state, cancelling| Changed { id, state, cancelling };
+    let expected = [
+        changed(TaskState::Pending, false),
+        changed(TaskState::Dispatching, false),
+        changed(TaskState::Dispatching, true),
+        changed(TaskState::Cancelled, false),
+    ];
+    assert_eq!(told, expected);
+}
+
+/// A node's next incarnation takes over at once; another node, whatever it is called, waits for the lease to end.
+pub async fn only_the_same_node_takes_over<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, _) = fresh(open).await;
+    let id = store.add(new_task(1)).await;
+    let earlier = store.take(1).await.remove(0).task;
+    for stranger in [worker("nod", 1), worker("node:1", 1), worker("other", 1), worker("node", 1)] {
+        assert!(store.work.take_over(&stranger, LEASE).await.unwrap().is_empty(), "{stranger}");
+        assert!(store.work.adopt_expired(&stranger, LEASE, 9).await.unwrap().is_empty());
+    }
+    let me = worker("node", 2);
+    let taken = store.work.take_over(&me, LEASE).await.unwrap();
+    assert_eq!(ids(&taken), [id]);
+    assert_eq!(taken[0].task.fence, Fence(earlier.fence.0 + 1));
+    assert_eq!(taken[0].task.prompt, earlier.prompt);
+    assert_eq!(ids(&store.work.held(&me).await.unwrap()), [id]);
+    assert!(store.work.held(&worker("node", 1)).await.unwrap().is_empty());
+}
+
+/// However many ask at the same time.
+pub async fn two_claimers_never_share_a_task<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    const TASKS: usize = 40;
+    let (store, _) = fresh(open).await;
+    for sort_key in 0..40 {
+        store.add(new_task(sort_key)).await;
+    }
+    let claimers = (0..8).map(|boot| {
+        let work = Arc::clone(&store.work);
+        tokio::spawn(async move {
+            let mut mine = Vec::new();
+            loop {
+                let claimed = work.claim(claim(&worker("node", boot), 3)).await.unwrap();
+                if claimed.is_empty() {
+                    return mine;
+                }
+                mine.extend(ids(&claimed));
+            }
+        })
+    });
+    let claimers: Vec<_> = claimers.collect();
+    let mut all = Vec::new();
+    for claimer in claimers {
+        all.extend(claimer.await.unwrap());
+    }
+    assert_eq!((all.len(), all.iter().collect::<HashSet<_>>().len()), (TASKS, TASKS));
+}
+
+/// Following the pages newest first shows every task once, those of one moment included.
+pub async fn pages_miss_nothing<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, _) = fresh(open).await;
+    let mut made = Vec::new();
+    for place in 0..10 {
+        let created_at = Timestamp(1_700_000_000_000 + place / 4);
+        made.push(store.add(NewTask { created_at, ..new_task(0) }).await);
+    }
+    store.tasks.cancel(made[3]).await.unwrap();
+    made.reverse();
+    let mut seen = Vec::new();
+    let mut query = Query { limit: 3, ..Query::default() };
+    loop {
+        let page = store.tasks.list(query.clone()).await.unwrap();
+        let Some(last) = page.last() else { break };
+        query.before = Some((last.created_at, last.id));
+        seen.extend(page.iter().map(|task| task.id));
+    }
+    assert_eq!(seen, made);
+    let over = Query { states: vec![TaskState::Failed, TaskState::Cancelled], limit: 9, ..Query::default() };
+    assert_eq!(store.tasks.list(over).await.unwrap().len(), 1);
+}

@@ -1,0 +1,107 @@
+//! Small tasks, artifacts and requests for tests.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::{
+    domain::{
+        artifact::{Artifact, FileRef, Kind, StoredObject},
+        error::{ErrorCode, TaskError},
+        id::{BackendId, ClientId, TaskId, WorkerId},
+        order::Priority,
+        task::Intent,
+        time::Timestamp,
+    },
+    ports::store::{Claim, Idempotency, NewTask, Payload},
+};
+
+/// How long leases last here.
+pub const LEASE: Duration = Duration::from_secs(30);
+
+/// A task with a fresh id that waits at `sort_key`.
+#[must_use]
+pub fn new_task(sort_key: i64) -> NewTask {
+    NewTask {
+        id: TaskId::new(),
+        tenant: 0,
+        lane: 0,
+        workflow: None,
+        priority: Priority::default(),
+        sort_key,
+        max_attempts: 3,
+        timeout: None,
+        created_at: Timestamp(1_700_000_000_000),
+        payload: Payload { graph: "{\"1\":{}}".into(), inputs: "{}".into(), metadata: "null".into() },
+        idempotency: None,
+    }
+}
+
+/// A task made by a request with an idempotency key; `body` stands for the request's body.
+#[must_use]
+pub fn keyed_task(key: &str, body: u8) -> NewTask {
+    NewTask { idempotency: Some(Idempotency { key: key.into(), body_sha256: [body; 32] }), ..new_task(0) }
+}
+
+/// A worker of a node.
+#[must_use]
+pub fn worker(node: &str, boot: u32) -> WorkerId {
+    WorkerId::new(format!("{node}:{boot}"))
+}
+
+/// What a claim says it will do.
+#[must_use]
+pub fn intent(backend: &str) -> Intent {
+    Intent { backend: BackendId::new(backend), client: ClientId::new("client-1") }
+}
+
+/// A request for `slots` tasks.
+#[must_use]
+pub fn claim(worker: &WorkerId, slots: usize) -> Claim {
+    let slots = (0..slots).map(|slot| intent(&format!("http://gpu-{slot}:8188"))).collect();
+    Claim { worker: worker.clone(), lease: LEASE, slots }
+}
+
+/// The object an artifact becomes.
+#[must_use]
+pub fn object(index: u32) -> StoredObject {
+    StoredObject {
+        key: format!("0/out-{index}.png"),
+        content_type: "image/png".into(),
+        bytes: 1 << 40,
+        sha256: "ab".repeat(32),
+    }
+}
+
+/// `count` artifacts with names that need care.
+#[must_use]
+pub fn artifacts(count: u32, stored: bool) -> Vec<Artifact> {
+    let artifact = |index| Artifact {
+        index,
+        node_id: format!("{index}:9"),
+        kind: if index == 0 { Kind::Image } else { Kind::Video },
+        source: FileRef {
+            filename: format!("it's \"{index}\" é\u{1f5bc}.png"),
+            subfolder: "a/b".into(),
+            folder_type: "output".into(),
+        },
+        object: stored.then(|| object(index)),
+    };
+    (0..count).map(artifact).collect()
+}
+
+/// A node's failure, with every field set.
+#[must_use]
+pub fn error() -> TaskError {
+    let mut error = TaskError::new(ErrorCode::NodeFailed, "it's \"broken\"\n");
+    error.node_id = Some("9".into());
+    error.class_type = Some("SaveImage".into());
+    error.node_errors = Some(serde_json::json!({"9": {"errors": [1, null, "x"]}}));
+    error
+}
+
+/// An id with a given place among others.
+#[must_use]
+pub fn id(place: u128) -> TaskId {
+    TaskId(Uuid::from_u128(place))
+}

@@ -1,0 +1,347 @@
+//! Random steps, and the calls they become.
+//!
+//! A step names tasks by their place among those made so far and fences by how stale they are, so that any part of a sequence is a sequence
+//! too and can be shrunk. The world turns it into a call with real ids, the same for both stores.
+
+use std::{fmt::Debug, sync::Arc, time::Duration};
+
+use proptest::{collection::vec, option, prelude::*, sample::select};
+
+use super::{
+    Subject,
+    fixtures::{self, artifacts, claim, error, intent, worker},
+};
+use crate::{
+    domain::{
+        id::{PromptId, TaskId, WorkerId},
+        order::Priority,
+        task::{Change, Fence, Release, Task, TaskState},
+        time::Timestamp,
+    },
+    ports::{
+        clock::Clock,
+        store::{Claim, Idempotency, NewTask, Payload, Query, Retention},
+    },
+    testing::TestClock,
+};
+
+/// Steps of one sequence. Long enough for a task to fail, wait, be taken over and end.
+const LONGEST: usize = 40;
+
+#[derive(Debug, Clone)]
+pub(super) enum Step {
+    Create {
+        new: NewTask,
+        claim: Option<Claim>,
+    },
+    Claim(Claim),
+    Apply {
+        task: usize,
+        stale_by: i64,
+        change: Change,
+    },
+    /// The change that brings the task on: so that long lives are not left to luck.
+    Proceed {
+        task: usize,
+    },
+    Cancel {
+        task: usize,
+    },
+    Renew {
+        worker: WorkerId,
+        lease: Duration,
+        stale_by: i64,
+    },
+    Held(WorkerId),
+    TakeOver(WorkerId),
+    AdoptExpired {
+        worker: WorkerId,
+        limit: u32,
+    },
+    Promote {
+        limit: u32,
+    },
+    NextScheduled,
+    Prune {
+        retention: Retention,
+        limit: u32,
+    },
+    Get {
+        task: usize,
+    },
+    List {
+        query: Query,
+        before: Option<usize>,
+    },
+    Counts,
+    Advance(Duration),
+}
+
+pub(super) fn sequence() -> impl Strategy<Value = Vec<Step>> {
+    vec(step(), 1..LONGEST)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let task = || any::<usize>();
+    let limit = || 0_u32..4;
+    prop_oneof![
+        6 => (new_task(), option::weighted(0.5, some_claim())).prop_map(|(new, claim)| Step::Create { new, claim }),
+        4 => some_claim().prop_map(Step::Claim),
+        6 => (task(), stale_by(), change()).prop_map(|(task, stale_by, change)| Step::Apply { task, stale_by, change }),
+        8 => task().prop_map(|task| Step::Proceed { task }),
+        2 => task().prop_map(|task| Step::Cancel { task }),
+        3 => (some_worker(), seconds(60), stale_by())
+            .prop_map(|(worker, lease, stale_by)| Step::Renew { worker, lease, stale_by }),
+        1 => some_worker().prop_map(Step::Held),
+        2 => some_worker().prop_map(Step::TakeOver),
+        2 => (some_worker(), limit()).prop_map(|(worker, limit)| Step::AdoptExpired { worker, limit }),
+        2 => limit().prop_map(|limit| Step::Promote { limit }),
+        1 => Just(Step::NextScheduled),
+        2 => (retention(), limit()).prop_map(|(retention, limit)| Step::Prune { retention, limit }),
+        1 => task().prop_map(|task| Step::Get { task }),
+        3 => (query(), option::of(task())).prop_map(|(query, before)| Step::List { query, before }),
+        1 => Just(Step::Counts),
+        4 => seconds(40).prop_map(Step::Advance),
+    ]
+}
+
+/// Few values of everything, so that equal keys, ids and times are common.
+fn new_task() -> impl Strategy<Value = NewTask> {
+    let idempotency = (select(vec!["a", "b"]), 0_u8..2)
+        .prop_map(|(key, body)| Idempotency { key: key.into(), body_sha256: [body; 32] });
+    let place = (0_u128..1 << 8, 0_i64..2, 0_i64..3, -2_i64..3);
+    let rest =
+        (option::of(select(vec!["txt2img", "o'clock"])), -100_i64..=100, 1..4_i32, option::of(1..9_u64), 0..5_i64);
+    (place, rest, option::weighted(0.3, idempotency)).prop_map(|(place, rest, idempotency)| {
+        let (id, tenant, lane, sort_key) = place;
+        let (workflow, priority, max_attempts, timeout, created) = rest;
+        NewTask {
+            id: fixtures::id(id),
+            tenant,
+            lane,
+            workflow: workflow.map(str::to_owned),
+            priority: Priority::new(priority).unwrap_or_default(),
+            sort_key,
+            max_attempts,
+            timeout: timeout.map(Duration::from_secs),
+            created_at: Timestamp(1_700_000_000_000 + created),
+            payload: payload(id),
+            idempotency,
+        }
+    })
+}
+
+fn payload(id: u128) -> Payload {
+    Payload { graph: format!("{{\"1\":{id}}}").into(), inputs: "{\"é\":1}".into(), metadata: "\"it's\"".into() }
+}
+
+fn some_worker() -> impl Strategy<Value = WorkerId> {
+    (select(vec!["a", "a:b"]), 0..3_u32).prop_map(|(node, boot)| worker(node, boot))
+}
+
+fn some_claim() -> impl Strategy<Value = Claim> {
+    (some_worker(), 0..4_usize).prop_map(|(worker, slots)| claim(&worker, slots))
+}
+
+fn seconds(most: u64) -> impl Strategy<Value = Duration> {
+    (0..=most).prop_map(Duration::from_secs)
+}
+
+/// Mostly right; sometimes older, sometimes from the future.
+fn stale_by() -> impl Strategy<Value = i64> {
+    select(vec![0, 0, 0, 0, 0, 0, 1, -1])
+}
+
+fn retention() -> impl Strategy<Value = Retention> {
+    let long = || seconds(60);
+    (long(), long(), long()).prop_map(|(completed, failed, idempotency)| Retention { completed, failed, idempotency })
+}
+
+fn query() -> impl Strategy<Value = Query> {
+    let states = vec(select(TaskState::ALL.to_vec()), 0..4);
+    (states, option::of(select(vec!["txt2img", "none"])), 0..5_u32).prop_map(|(states, workflow, limit)| Query {
+        states,
+        workflow: workflow.map(str::to_owned),
+        before: None,
+        limit,
+    })
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let until = || (0..90_000_i64).prop_map(|ms| Timestamp(1_700_000_000_000 + ms));
+    prop_oneof![
+        (some_worker(), until()).prop_map(|(worker, until)| Change::Claim {
+            worker,
+            until,
+            intent: intent("http://gpu-9:8188")
+        }),
+        (some_worker(), until()).prop_map(|(worker, until)| Change::Adopt { worker, until }),
+        until().prop_map(|until| Change::Renew { until }),
+        Just(Change::HandOff),
+        Just(Change::Intend(intent("http://gpu-7:8188"))),
+        Just(Change::Accept { prompt: PromptId::new("another-id") }),
+        (0..3_u32).prop_map(|count| Change::Plan { artifacts: artifacts(count, false) }),
+        (0..3_u32).prop_map(|index| Change::Store { index, object: fixtures::object(index) }),
+        (0..3_u32, any::<bool>()).prop_map(|(count, stored)| Change::Complete { artifacts: artifacts(count, stored) }),
+        Just(Change::Fail { error: error() }),
+        seconds(30).prop_map(|delay| Change::Retry { error: error(), delay }),
+        select(vec![Release::Recalled, Release::ServerDied, Release::Interrupted, Release::Cancelled])
+            .prop_map(Change::Release),
+        Just(Change::Promote),
+        Just(Change::Cancel),
+    ]
+}
+
+/// A step with real ids and fences.
+#[derive(Debug, Clone)]
+pub(super) enum Call {
+    Create { new: NewTask, claim: Option<Claim> },
+    Claim(Claim),
+    Apply { id: TaskId, fence: Fence, change: Change },
+    Cancel(TaskId),
+    Renew { worker: WorkerId, lease: Duration, held: Vec<(TaskId, Fence)> },
+    Held(WorkerId),
+    TakeOver(WorkerId),
+    AdoptExpired { worker: WorkerId, limit: u32 },
+    Promote { limit: u32 },
+    NextScheduled,
+    Prune { retention: Retention, limit: u32 },
+    Get(TaskId),
+    List(Query),
+    Counts,
+}
+
+/// The ids in play.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    ids: Vec<TaskId>,
+}
+
+impl World {
+    /// What a step means now. `None`: nothing to call.
+    pub(super) async fn resolve(&mut self, step: &Step, reference: &Subject, clock: &Arc<TestClock>) -> Option<Call> {
+        Some(match step.clone() {
+            Step::Create { new, claim } => {
+                if !self.ids.contains(&new.id) {
+                    self.ids.push(new.id);
+                }
+                Call::Create { new, claim }
+            }
+            Step::Claim(claim) => Call::Claim(claim),
+            Step::Apply { task, stale_by, change } => {
+                let id = self.pick(task)?;
+                let fence = current(reference, id).await.map_or(0, |task| task.fence.0) - stale_by;
+                Call::Apply { id, fence: Fence(fence), change }
+            }
+            Step::Proceed { task } => self.proceed(task, reference, clock).await?,
+            Step::Cancel { task } => Call::Cancel(self.pick(task)?),
+            Step::Renew { worker, lease, stale_by } => {
+                Call::Renew { worker, lease, held: self.fences(reference, stale_by).await }
+            }
+            Step::Held(worker) => Call::Held(worker),
+            Step::TakeOver(worker) => Call::TakeOver(worker),
+            Step::AdoptExpired { worker, limit } => Call::AdoptExpired { worker, limit },
+            Step::Promote { limit } => Call::Promote { limit },
+            Step::NextScheduled => Call::NextScheduled,
+            Step::Prune { retention, limit } => Call::Prune { retention, limit },
+            Step::Get { task } => Call::Get(self.pick(task)?),
+            Step::List { mut query, before } => {
+                query.before = self.cursor(before, reference).await;
+                Call::List(query)
+            }
+            Step::Counts => Call::Counts,
+            Step::Advance(step) => {
+                clock.advance(step);
+                return None;
+            }
+        })
+    }
+
+    /// The calls that show everything there is.
+    pub(super) fn everything(&self) -> Vec<Call> {
+        let all = Query { limit: 1000, ..Query::default() };
+        self.ids.iter().map(|id| Call::Get(*id)).chain([Call::List(all), Call::Counts, Call::NextScheduled]).collect()
+    }
+
+    fn pick(&self, place: usize) -> Option<TaskId> {
+        self.ids.get(place.checked_rem(self.ids.len())?).copied()
+    }
+
+    async fn proceed(&self, place: usize, reference: &Subject, clock: &Arc<TestClock>) -> Option<Call> {
+        let record = reference.tasks.get(self.pick(place)?).await.ok()?;
+        let task = record.task;
+        let change = match task.state {
+            TaskState::Dispatching => Change::Accept { prompt: PromptId::of(task.id, task.dispatch) },
+            TaskState::Executing => Change::Plan { artifacts: artifacts(2, false) },
+            TaskState::Uploading => match record.artifacts.iter().find(|artifact| artifact.object.is_none()) {
+                Some(missing) => Change::Store { index: missing.index, object: fixtures::object(missing.index) },
+                None => Change::Complete { artifacts: record.artifacts },
+            },
+            TaskState::Scheduled => {
+                clock.set(clock.now().max(task.run_at?));
+                return Some(Call::Promote { limit: 1 });
+            }
+            _ => return Some(Call::Claim(claim(&worker("a", 1), 1))),
+        };
+        Some(Call::Apply { id: task.id, fence: task.fence, change })
+    }
+
+    async fn fences(&self, reference: &Subject, stale_by: i64) -> Vec<(TaskId, Fence)> {
+        let mut held = Vec::new();
+        for id in self.ids.iter().rev() {
+            if let Some(task) = current(reference, *id).await {
+                held.push((*id, Fence(task.fence.0 - stale_by)));
+            }
+        }
+        held
+    }
+
+    async fn cursor(&self, before: Option<usize>, reference: &Subject) -> Option<(Timestamp, TaskId)> {
+        let task = current(reference, self.pick(before?)?).await?;
+        Some((task.created_at, task.id))
+    }
+}
+
+async fn current(reference: &Subject, id: TaskId) -> Option<Task> {
+    reference.tasks.get(id).await.ok().map(|record| record.task)
+}
+
+impl Call {
+    /// Makes the call; the answer as text, which is how all kinds of them are compared.
+    pub(super) async fn make(&self, Subject { tasks, work, .. }: &Subject) -> Answer {
+        match self.clone() {
+            Self::Create { new, claim } => answer(tasks.create(new, claim).await),
+            Self::Claim(claim) => answer(work.claim(claim).await),
+            Self::Apply { id, fence, change } => answer(work.apply(id, fence, change).await),
+            Self::Cancel(id) => answer(tasks.cancel(id).await),
+            Self::Renew { worker, lease, held } => answer(work.renew(&worker, lease, &held).await),
+            Self::Held(worker) => answer(work.held(&worker).await),
+            Self::TakeOver(worker) => answer(work.take_over(&worker, fixtures::LEASE).await),
+            Self::AdoptExpired { worker, limit } => answer(work.adopt_expired(&worker, fixtures::LEASE, limit).await),
+            Self::Promote { limit } => answer(work.promote(limit).await),
+            Self::NextScheduled => answer(work.next_scheduled().await),
+            Self::Prune { retention, limit } => answer(work.prune(retention, limit).await),
+            Self::Get(id) => answer(tasks.get(id).await),
+            Self::List(query) => answer(tasks.list(query).await),
+            Self::Counts => answer(tasks.counts().await),
+        }
+    }
+}
+
+/// An answer that prints as it is written.
+#[derive(PartialEq)]
+pub(super) struct Answer(String);
+
+impl Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The words of a `Corrupt` are the store's own.
+fn answer<T: Debug>(result: Result<T, crate::ports::store::StoreError>) -> Answer {
+    Answer(match result {
+        Err(crate::ports::store::StoreError::Corrupt(_)) => "Err(Corrupt)".into(),
+        result => format!("{result:#?}"),
+    })
+}

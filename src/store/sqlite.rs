@@ -1,0 +1,211 @@
+//! The task store of a single machine: one `SQLite` file.
+//!
+//! - Writes are operations on a bounded queue; one [writer](SqliteStore::writer) groups them into commits (`writer`). Whoever supervises
+//!   the store runs it, and makes it again from the same store when it died.
+//! - Reads go past it on a few read-only connections (`reads`), so a page of the list never delays a claim.
+//! - The file remembers whether its last user said goodbye ([`SqliteStore::was_clean`]).
+//!
+//! When the process dies, everything answered so far is in the file; the next one opens it and goes on. Two processes may share the file,
+//! but take turns writing; the node's lock (`store::node_lock`) is what tells them apart.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use comfyd_actors::{
+    domain::{
+        id::{TaskId, WorkerId},
+        task::{Change, Fence, Task},
+        time::Timestamp,
+    },
+    ports::{
+        clock::Clock,
+        store::{
+            Assignment, Changed, Claim, Counts, Created, NewTask, Query, Renewed, Retention, StoreError, TaskRecord,
+            TaskStore, WorkSource,
+        },
+    },
+};
+use sqlx::sqlite::SqliteConnectOptions;
+use tokio::sync::{Mutex, broadcast, mpsc};
+
+use self::{
+    fault::store_error,
+    ops::{AdoptExpired, Apply, Cancel, Check, ClaimHeads, Create, Held, Promote, Prune, Renew, TakeOver},
+    reads::Readers,
+    writer::{Job, Operation, Writer, job},
+};
+
+// First, for its macros: the lists of columns.
+#[macro_use]
+mod rows;
+
+mod fault;
+mod open;
+mod ops;
+mod place;
+mod reads;
+mod tx;
+mod writer;
+
+pub use self::open::{OpenError, SqliteConfig};
+
+/// Operations that may wait for the writer: a second of its work. More wait in their callers.
+const QUEUE: usize = 1024;
+
+/// Committed changes a slow listener may be behind before it is told that it lost some.
+const CHANGES_KEPT: usize = 4096;
+
+/// How long a caller waits for a place in a full queue: longer than a write waits for another process, so that it fails only when nothing
+/// moves any more.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(15);
+
+/// The store.
+pub struct SqliteStore {
+    clock: Arc<dyn Clock>,
+    options: SqliteConnectOptions,
+    readers: Readers,
+    jobs: mpsc::Sender<Box<dyn Job>>,
+    /// The other end, lent to the writer that runs now. It survives a writer's death with everything still in it.
+    queue: Mutex<mpsc::Receiver<Box<dyn Job>>>,
+    changes: broadcast::Sender<Changed>,
+    was_clean: bool,
+}
+
+impl SqliteStore {
+    /// Opens the database, making it when there is none, and marks it as in use. Writes wait until [`Self::writer`] runs.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what is wrong with the file or its place.
+    pub async fn open(config: SqliteConfig, clock: Arc<dyn Clock>) -> Result<Arc<Self>, OpenError> {
+        let opened = open::open(&config).await?;
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        Ok(Arc::new(Self {
+            clock,
+            options: opened.options,
+            readers: Readers(opened.readers),
+            jobs,
+            queue: Mutex::new(queue),
+            changes: broadcast::Sender::new(CHANGES_KEPT),
+            was_clean: opened.was_clean,
+        }))
+    }
+
+    /// The writer, to be run by whoever supervises it for as long as the store is used. It never ends by itself. Of two at a time one
+    /// waits for the other. After a panic run another one: what was being written is rolled back and answered `Unavailable`, what
+    /// was waiting goes on.
+    pub fn writer(self: &Arc<Self>) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let store = Arc::clone(self);
+        async move {
+            let mut queue = store.queue.lock().await;
+            let writer = Writer::new(store.options.clone(), Arc::clone(&store.clock), store.changes.clone());
+            writer.run(&mut queue).await;
+        }
+    }
+
+    /// Whether the last process that used the file ended by [`Self::mark_clean`]. True for a new file.
+    #[must_use]
+    pub fn was_clean(&self) -> bool {
+        self.was_clean
+    }
+
+    /// Says goodbye: the very last call, when nothing is held any more and the writer has stopped.
+    ///
+    /// # Errors
+    /// `Unavailable`: the next process will be more careful than it had to be.
+    pub async fn mark_clean(&self) -> Result<(), StoreError> {
+        open::mark_clean(&self.options).await.map_err(|error| store_error(&error))
+    }
+
+    /// Queues an operation and waits for its commit.
+    async fn write<O: Operation>(&self, operation: O) -> Result<O::Answer, StoreError> {
+        let (job, answer) = job(operation);
+        self.jobs
+            .send_timeout(job, QUEUE_PATIENCE)
+            .await
+            .map_err(|_| StoreError::Unavailable("too many writes are waiting".into()))?;
+        answer.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the writer failed during this write".into())))
+    }
+}
+
+#[async_trait]
+impl TaskStore for SqliteStore {
+    async fn create(&self, new: NewTask, claim: Option<Claim>) -> Result<(Created, Vec<Assignment>), StoreError> {
+        self.write(Create { new, claim }).await
+    }
+
+    async fn cancel(&self, id: TaskId) -> Result<Task, StoreError> {
+        self.write(Cancel(id)).await
+    }
+
+    async fn get(&self, id: TaskId) -> Result<TaskRecord, StoreError> {
+        self.readers.get(id).await
+    }
+
+    async fn list(&self, query: Query) -> Result<Vec<Task>, StoreError> {
+        self.readers.list(&query).await
+    }
+
+    async fn counts(&self) -> Result<Counts, StoreError> {
+        self.readers.counts().await
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        self.write(Check).await
+    }
+
+    fn changes(&self) -> broadcast::Receiver<Changed> {
+        self.changes.subscribe()
+    }
+}
+
+#[async_trait]
+impl WorkSource for SqliteStore {
+    async fn claim(&self, claim: Claim) -> Result<Vec<Assignment>, StoreError> {
+        self.write(ClaimHeads(claim)).await
+    }
+
+    async fn apply(&self, id: TaskId, fence: Fence, change: Change) -> Result<Task, StoreError> {
+        self.write(Apply { id, fence, change }).await
+    }
+
+    async fn renew(
+        &self,
+        worker: &WorkerId,
+        lease: Duration,
+        held: &[(TaskId, Fence)],
+    ) -> Result<Vec<Renewed>, StoreError> {
+        self.write(Renew { worker: worker.clone(), lease, held: held.to_vec() }).await
+    }
+
+    async fn held(&self, worker: &WorkerId) -> Result<Vec<Assignment>, StoreError> {
+        self.write(Held(worker.clone())).await
+    }
+
+    async fn take_over(&self, worker: &WorkerId, lease: Duration) -> Result<Vec<Assignment>, StoreError> {
+        self.write(TakeOver { worker: worker.clone(), lease }).await
+    }
+
+    async fn adopt_expired(
+        &self,
+        worker: &WorkerId,
+        lease: Duration,
+        limit: u32,
+    ) -> Result<Vec<Assignment>, StoreError> {
+        self.write(AdoptExpired { worker: worker.clone(), lease, limit }).await
+    }
+
+    async fn promote(&self, limit: u32) -> Result<u32, StoreError> {
+        self.write(Promote { limit }).await
+    }
+
+    async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {
+        self.readers.next_scheduled().await
+    }
+
+    async fn prune(&self, retention: Retention, limit: u32) -> Result<u32, StoreError> {
+        self.write(Prune { retention, limit }).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

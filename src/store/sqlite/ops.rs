@@ -1,0 +1,19 @@
+//! The operations on the writer's queue: what the ports promise, as the steps of one transaction each.
+
+mod create;
+mod hold;
+mod upkeep;
+
+pub(super) use create::{ClaimHeads, Create};
+pub(super) use hold::{AdoptExpired, Apply, Cancel, Held, Renew, TakeOver};
+pub(super) use upkeep::{Check, Promote, Prune};
+
+/// The statements whose cost must not grow with the number of tasks, for the test that looks at their plans.
+#[cfg(test)]
+pub(super) const SEEKING: [(&str, &str); 5] = [
+    ("claim", create::HEADS),
+    ("adopt_expired", hold::EXPIRED),
+    ("promote", upkeep::DUE),
+    ("prune tasks", upkeep::FINISHED),
+    ("prune keys", upkeep::DELETE_KEYS),
+];

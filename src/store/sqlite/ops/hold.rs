@@ -1,0 +1,196 @@
+//! What becomes of a task while somebody holds it, and how it changes hands.
+
+use std::{collections::HashMap, time::Duration};
+
+use comfyd_actors::{
+    domain::{
+        id::{TaskId, WorkerId},
+        task::{Change, Fence, Refusal, Task},
+        time::Timestamp,
+    },
+    ports::store::{Assignment, Renewed},
+};
+
+use crate::store::sqlite::{
+    fault::Fault,
+    rows::{self, keys},
+    tx::Tx,
+    writer::Operation,
+};
+
+// Held tasks are as few as there are backends, so these walk over all of them.
+const HELD: &str = concat!(
+    "SELECT ",
+    assignment_columns!(),
+    " FROM tasks t INDEXED BY tasks_leases CROSS JOIN task_payloads p
+     WHERE t.lease_until IS NOT NULL AND t.worker = ? AND p.task_id = t.id ORDER BY t.sort_key, t.id"
+);
+const HELD_BY_OTHERS: &str = concat!(
+    "SELECT ",
+    assignment_columns!(),
+    " FROM tasks t INDEXED BY tasks_leases CROSS JOIN task_payloads p
+     WHERE t.lease_until IS NOT NULL AND t.worker <> ? AND p.task_id = t.id ORDER BY t.sort_key, t.id"
+);
+
+pub(super) const EXPIRED: &str = concat!(
+    "SELECT ",
+    assignment_columns!(),
+    " FROM tasks t INDEXED BY tasks_leases CROSS JOIN task_payloads p
+     WHERE t.lease_until <= ? AND p.task_id = t.id ORDER BY t.lease_until, t.id LIMIT ?"
+);
+
+const LOAD_MANY: &str =
+    concat!("SELECT ", task_columns!(), " FROM tasks t WHERE t.id IN (SELECT unhex(value) FROM json_each(?))");
+
+/// Saves what `Change::Renew` changes, for a whole consumer at once.
+const SAVE_LEASES: &str = "UPDATE tasks SET lease_until = ? WHERE id IN (SELECT unhex(value) FROM json_each(?))";
+
+/// `WorkSource::apply`.
+pub(in crate::store::sqlite) struct Apply {
+    pub(in crate::store::sqlite) id: TaskId,
+    pub(in crate::store::sqlite) fence: Fence,
+    pub(in crate::store::sqlite) change: Change,
+}
+
+impl Operation for Apply {
+    type Answer = Task;
+
+    fn is_promise(&self) -> bool {
+        self.change.is_promise()
+    }
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<Task, Fault> {
+        let mut task = tx.load(self.id).await?;
+        tx.change(&mut task, Some(self.fence), self.change).await?;
+        Ok(task)
+    }
+}
+
+/// `TaskStore::cancel`.
+pub(in crate::store::sqlite) struct Cancel(pub(in crate::store::sqlite) TaskId);
+
+impl Operation for Cancel {
+    type Answer = Task;
+
+    fn is_promise(&self) -> bool {
+        Change::Cancel.is_promise()
+    }
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<Task, Fault> {
+        let mut task = tx.load(self.0).await?;
+        if !task.state.is_final() {
+            tx.change(&mut task, None, Change::Cancel).await?;
+        }
+        Ok(task)
+    }
+}
+
+/// `WorkSource::renew`.
+pub(in crate::store::sqlite) struct Renew {
+    pub(in crate::store::sqlite) worker: WorkerId,
+    pub(in crate::store::sqlite) lease: Duration,
+    pub(in crate::store::sqlite) held: Vec<(TaskId, Fence)>,
+}
+
+impl Operation for Renew {
+    type Answer = Vec<Renewed>;
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<Vec<Renewed>, Fault> {
+        let until = tx.now.after(self.lease);
+        let mut tasks = load_many(tx, self.held.iter().map(|(id, _)| *id)).await?;
+        let mut renewed = Vec::with_capacity(tasks.len());
+        for (id, fence) in self.held {
+            let Some(task) = tasks.get_mut(&id) else { continue };
+            if keep_lease(task, &self.worker, fence, until, tx).is_ok() {
+                renewed.push(Renewed { id, cancel_requested: task.is_cancelling() });
+            }
+        }
+        if !renewed.is_empty() {
+            let ids = keys(renewed.iter().map(|renewed| renewed.id));
+            tx.execute(sqlx::query(SAVE_LEASES).bind(until.0).bind(ids)).await?;
+        }
+        Ok(renewed)
+    }
+}
+
+async fn load_many(tx: &mut Tx<'_>, ids: impl Iterator<Item = TaskId>) -> Result<HashMap<TaskId, Task>, Fault> {
+    let found = tx.fetch(sqlx::query(LOAD_MANY).bind(keys(ids))).await?;
+    let tasks = found.iter().map(|row| rows::task(row).map(|task| (task.id, task)));
+    Ok(tasks.collect::<Result<_, _>>()?)
+}
+
+/// An expired lease is not renewed, even if nobody took the task yet: somebody may be about to.
+fn keep_lease(
+    task: &mut Task,
+    worker: &WorkerId,
+    fence: Fence,
+    until: Timestamp,
+    tx: &mut Tx<'_>,
+) -> Result<(), Refusal> {
+    let lease = task.lease.as_ref().ok_or(Refusal::Stale)?;
+    if lease.worker != *worker || lease.until <= tx.now {
+        return Err(Refusal::Stale);
+    }
+    task.apply(Some(fence), Change::Renew { until }, tx.now)?;
+    tx.tell(task);
+    Ok(())
+}
+
+/// `WorkSource::held`. It writes nothing, but waits its turn in the queue: an actor that died just after it asked for work must find
+/// that work when it comes back.
+pub(in crate::store::sqlite) struct Held(pub(in crate::store::sqlite) WorkerId);
+
+impl Operation for Held {
+    type Answer = Vec<Assignment>;
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<Self::Answer, Fault> {
+        tx.assignments(sqlx::query(HELD).bind(self.0.as_str().to_owned())).await
+    }
+}
+
+/// `WorkSource::take_over`.
+pub(in crate::store::sqlite) struct TakeOver {
+    pub(in crate::store::sqlite) worker: WorkerId,
+    pub(in crate::store::sqlite) lease: Duration,
+}
+
+impl Operation for TakeOver {
+    type Answer = Vec<Assignment>;
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<Self::Answer, Fault> {
+        let others = sqlx::query(HELD_BY_OTHERS).bind(self.worker.as_str().to_owned());
+        let mut found = tx.assignments(others).await?;
+        found.retain(|held| held.task.lease.as_ref().is_some_and(|lease| lease.worker.node() == self.worker.node()));
+        adopt(tx, found, &self.worker, self.lease).await
+    }
+}
+
+/// `WorkSource::adopt_expired`.
+pub(in crate::store::sqlite) struct AdoptExpired {
+    pub(in crate::store::sqlite) worker: WorkerId,
+    pub(in crate::store::sqlite) lease: Duration,
+    pub(in crate::store::sqlite) limit: u32,
+}
+
+impl Operation for AdoptExpired {
+    type Answer = Vec<Assignment>;
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<Self::Answer, Fault> {
+        let expired = sqlx::query(EXPIRED).bind(tx.now.0).bind(self.limit);
+        let found = tx.assignments(expired).await?;
+        adopt(tx, found, &self.worker, self.lease).await
+    }
+}
+
+async fn adopt(
+    tx: &mut Tx<'_>,
+    mut found: Vec<Assignment>,
+    worker: &WorkerId,
+    lease: Duration,
+) -> Result<Vec<Assignment>, Fault> {
+    let until = tx.now.after(lease);
+    for Assignment { task, .. } in &mut found {
+        tx.change(task, None, Change::Adopt { worker: worker.clone(), until }).await?;
+    }
+    Ok(found)
+}

@@ -1,0 +1,101 @@
+//! What time brings: scheduled tasks become pending, old ones are deleted.
+
+use comfyd_actors::{domain::task::Change, ports::store::Retention};
+
+use crate::store::sqlite::{
+    fault::Fault,
+    rows::{self, keys},
+    tx::Tx,
+    writer::Operation,
+};
+
+pub(super) const DUE: &str = concat!(
+    "SELECT ",
+    task_columns!(),
+    " FROM tasks t INDEXED BY tasks_scheduled
+     WHERE t.state = 'scheduled' AND t.run_at <= ? ORDER BY t.run_at, t.id LIMIT ?"
+);
+
+/// Finished tasks past their time, oldest first. One seek per state: failed ones stay longer, and must not be walked over meanwhile.
+pub(super) const FINISHED: &str = "
+    SELECT id FROM (
+        SELECT * FROM (SELECT id, finished_at FROM tasks INDEXED BY tasks_finished
+            WHERE state = 'completed' AND finished_at <= ? ORDER BY finished_at, id LIMIT ?)
+        UNION ALL
+        SELECT * FROM (SELECT id, finished_at FROM tasks INDEXED BY tasks_finished
+            WHERE state = 'cancelled' AND finished_at <= ? ORDER BY finished_at, id LIMIT ?)
+        UNION ALL
+        SELECT * FROM (SELECT id, finished_at FROM tasks INDEXED BY tasks_finished
+            WHERE state = 'failed' AND finished_at <= ? ORDER BY finished_at, id LIMIT ?)
+    ) ORDER BY finished_at, id LIMIT ?";
+
+/// Payload, artifacts and idempotency key go with the task.
+const DELETE_TASKS: &str = "DELETE FROM tasks WHERE id IN (SELECT unhex(value) FROM json_each(?))";
+
+pub(super) const DELETE_KEYS: &str = "DELETE FROM idempotency WHERE rowid IN (
+        SELECT rowid FROM idempotency INDEXED BY idempotency_age
+        WHERE created_at <= ? ORDER BY created_at, tenant, key LIMIT ?)";
+
+/// Only a write shows that a write is possible: a full disk lets everything else pass.
+const CHECK: &str =
+    "INSERT INTO meta (name, value) VALUES ('checked_at', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+
+/// `WorkSource::promote`.
+pub(in crate::store::sqlite) struct Promote {
+    pub(in crate::store::sqlite) limit: u32,
+}
+
+impl Operation for Promote {
+    type Answer = u32;
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<u32, Fault> {
+        let due = tx.fetch(sqlx::query(DUE).bind(tx.now.0).bind(self.limit)).await?;
+        let mut promoted = 0;
+        for row in &due {
+            let mut task = rows::task(row)?;
+            tx.change(&mut task, None, Change::Promote).await?;
+            promoted += 1;
+        }
+        Ok(promoted)
+    }
+}
+
+/// `WorkSource::prune`: tasks first, then, as far as the limit allows, keys.
+pub(in crate::store::sqlite) struct Prune {
+    pub(in crate::store::sqlite) retention: Retention,
+    pub(in crate::store::sqlite) limit: u32,
+}
+
+impl Operation for Prune {
+    type Answer = u32;
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<u32, Fault> {
+        let Self { retention, limit } = self;
+        let [completed, failed, idempotency] =
+            [retention.completed, retention.failed, retention.idempotency].map(|kept| tx.now.before(kept).0);
+        let mut finished = sqlx::query(FINISHED);
+        for before in [completed, completed, failed] {
+            finished = finished.bind(before).bind(limit);
+        }
+        let due = tx.fetch(finished.bind(limit)).await?;
+        let due = due.iter().map(|row| rows::id(row, "id")).collect::<Result<Vec<_>, _>>()?;
+        let mut gone = 0;
+        if !due.is_empty() {
+            gone = tx.execute(sqlx::query(DELETE_TASKS).bind(keys(due.into_iter()))).await?;
+        }
+        let gone = u32::try_from(gone).unwrap_or(limit);
+        let keys = tx.execute(sqlx::query(DELETE_KEYS).bind(idempotency).bind(limit.saturating_sub(gone))).await?;
+        Ok(gone.saturating_add(u32::try_from(keys).unwrap_or(limit)))
+    }
+}
+
+/// `TaskStore::check`.
+pub(in crate::store::sqlite) struct Check;
+
+impl Operation for Check {
+    type Answer = ();
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
+        tx.execute(sqlx::query(CHECK).bind(tx.now.0.to_string())).await.map(drop)
+    }
+}

@@ -1,0 +1,96 @@
+//! What needs no write goes past the writer, on read-only connections of its own: a reader sees the newest commit and blocks nobody.
+
+use comfyd_actors::{
+    domain::{
+        id::TaskId,
+        task::{Task, TaskState},
+        time::Timestamp,
+    },
+    ports::store::{Counts, Query, StoreError, TaskRecord},
+};
+use sqlx::{QueryBuilder, Row, Sqlite, SqlitePool};
+
+use super::{
+    fault::store_error,
+    rows::{self, corrupt, get, key},
+};
+
+pub(super) const GET: &str = concat!(
+    "SELECT ",
+    task_columns!(),
+    ", p.inputs, p.metadata, ",
+    artifacts_column!(),
+    " FROM tasks t JOIN task_payloads p ON p.task_id = t.id WHERE t.id = ?"
+);
+
+const COUNTS: &str = "SELECT
+    (SELECT count(*) FROM tasks WHERE state = 'scheduled') AS scheduled,
+    (SELECT count(*) FROM tasks WHERE state = 'pending') AS pending,
+    (SELECT count(*) FROM tasks WHERE lease_until IS NOT NULL) AS held";
+
+pub(super) const NEXT_SCHEDULED: &str =
+    "SELECT min(run_at) FROM tasks INDEXED BY tasks_scheduled WHERE state = 'scheduled'";
+
+/// The store's read-only side.
+pub(super) struct Readers(pub(super) SqlitePool);
+
+impl Readers {
+    pub(super) async fn get(&self, id: TaskId) -> Result<TaskRecord, StoreError> {
+        let row = sqlx::query(GET).bind(key(id)).fetch_optional(&self.0).await.map_err(|error| store_error(&error))?;
+        rows::record(&row.ok_or(StoreError::NotFound)?)
+    }
+
+    pub(super) async fn list(&self, query: &Query) -> Result<Vec<Task>, StoreError> {
+        let mut sql = page(query);
+        let found = sql.build().fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
+        found.iter().map(rows::task).collect()
+    }
+
+    pub(super) async fn counts(&self) -> Result<Counts, StoreError> {
+        let row = sqlx::query(COUNTS).fetch_one(&self.0).await.map_err(|error| store_error(&error))?;
+        let count = |column| u64::try_from(get::<i64>(&row, column)?).map_err(corrupt);
+        Ok(Counts { scheduled: count("scheduled")?, pending: count("pending")?, held: count("held")? })
+    }
+
+    pub(super) async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {
+        let row = sqlx::query(NEXT_SCHEDULED).fetch_one(&self.0).await.map_err(|error| store_error(&error))?;
+        Ok(row.try_get::<Option<i64>, _>(0).map_err(corrupt)?.map(Timestamp))
+    }
+}
+
+/// The SQL of a page. One state at a time, each read from its index and no further than the page is long; `state IN (...)` would sort
+/// every task of these states first.
+pub(super) fn page(query: &Query) -> QueryBuilder<Sqlite> {
+    let mut states = query.states.clone();
+    states.sort_unstable();
+    states.dedup();
+    let mut sql = QueryBuilder::new("SELECT * FROM (");
+    match states.as_slice() {
+        [] => part(&mut sql, query, None),
+        states => {
+            for (place, state) in states.iter().enumerate() {
+                if place > 0 {
+                    sql.push(" UNION ALL ");
+                }
+                part(&mut sql, query, Some(*state));
+            }
+        }
+    }
+    sql.push(") ORDER BY created_at DESC, id DESC LIMIT ").push_bind(query.limit);
+    sql
+}
+
+fn part(sql: &mut QueryBuilder<Sqlite>, query: &Query, state: Option<TaskState>) {
+    sql.push(concat!("SELECT * FROM (SELECT ", task_columns!(), " FROM tasks t WHERE true"));
+    if let Some(state) = state {
+        sql.push(" AND t.state = ").push_bind(state.as_str());
+    }
+    if let Some(workflow) = &query.workflow {
+        sql.push(" AND t.workflow = ").push_bind(workflow.clone());
+    }
+    if let Some((created_at, id)) = query.before {
+        sql.push(" AND (t.created_at, t.id) < (").push_bind(created_at.0);
+        sql.push(", ").push_bind(key(id)).push(")");
+    }
+    sql.push(" ORDER BY t.created_at DESC, t.id DESC LIMIT ").push_bind(query.limit).push(")");
+}

@@ -1,0 +1,198 @@
+//! Rows to tasks and back. What cannot be understood is `Corrupt`, never a panic: the file may have been edited or damaged.
+
+use std::{fmt::Display, sync::Arc, time::Duration};
+
+use comfyd_actors::{
+    domain::{
+        id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
+        order::Priority,
+        task::{Fence, Lease, Prompt, Task, TaskState},
+        time::{Timestamp, millis},
+    },
+    ports::store::{Assignment, StoreError, TaskRecord},
+};
+use sqlx::{
+    Decode, Row, Sqlite, Type,
+    query::Query,
+    sqlite::{SqliteArguments, SqliteRow},
+};
+use uuid::Uuid;
+
+/// The columns [`task`] reads, of the table called `t`.
+macro_rules! task_columns {
+    () => {
+        "t.id, t.tenant, t.lane, t.workflow, t.priority, t.sort_key, t.state, t.generation, t.fence, t.dispatch, t.attempt, \
+         t.max_attempts, t.poison, t.timeout_ms, t.worker, t.lease_until, t.prompt_id, t.backend, t.client, t.accepted, t.run_at, \
+         t.cancel_requested_at, t.created_at, t.started_at, t.executing_at, t.uploading_at, t.finished_at, t.error"
+    };
+}
+
+/// The artifacts of `t` in one column, as JSON of `Vec<Artifact>`: part of the same statement, so of the same moment, as the row.
+macro_rules! artifacts_column {
+    () => {
+        "(SELECT json_group_array(json_object(
+             'index', o.idx, 'node_id', o.node_id, 'kind', o.kind,
+             'source', json_object('filename', o.filename, 'subfolder', o.subfolder, 'type', o.folder_type),
+             'object', json(CASE WHEN o.object_key IS NOT NULL THEN json_object(
+                 'key', o.object_key, 'content_type', o.content_type, 'bytes', o.bytes, 'sha256', o.sha256) END)
+          ) ORDER BY o.idx) FROM task_outputs o WHERE o.task_id = t.id) AS artifacts"
+    };
+}
+
+/// What [`assignment`] reads: the task `t`, its payload `p`, its artifacts.
+macro_rules! assignment_columns {
+    () => {
+        concat!(task_columns!(), ", p.graph, ", artifacts_column!())
+    };
+}
+
+/// The columns that change in a task's life, in the order in which [`bind_save`] binds them.
+pub(super) const SAVE: &str = "UPDATE tasks SET state = ?, generation = ?, fence = ?, dispatch = ?, attempt = ?, poison = ?, worker = ?, lease_until = ?,
+     prompt_id = ?, backend = ?, client = ?, accepted = ?, run_at = ?, cancel_requested_at = ?, started_at = ?, executing_at = ?,
+     uploading_at = ?, finished_at = ?, error = ? WHERE id = ?";
+
+pub(super) type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
+
+/// Binds everything [`SAVE`] asks for.
+pub(super) fn bind_save<'q>(save: Statement<'q>, task: &Task) -> Result<Statement<'q>, StoreError> {
+    let error = task.error.as_ref().map(serde_json::to_string).transpose().map_err(corrupt)?;
+    let lease = task.lease.as_ref();
+    let prompt = task.prompt.as_ref();
+    Ok(save
+        .bind(task.state.as_str())
+        .bind(task.generation)
+        .bind(task.fence.0)
+        .bind(task.dispatch)
+        .bind(task.attempt)
+        .bind(task.poison)
+        .bind(lease.map(|lease| lease.worker.as_str().to_owned()))
+        .bind(lease.map(|lease| lease.until.0))
+        .bind(prompt.map(|prompt| prompt.id.as_str().to_owned()))
+        .bind(prompt.map(|prompt| prompt.backend.as_str().to_owned()))
+        .bind(prompt.map(|prompt| prompt.client.as_str().to_owned()))
+        .bind(prompt.is_some_and(|prompt| prompt.accepted))
+        .bind(task.run_at.map(|at| at.0))
+        .bind(task.cancel_requested_at.map(|at| at.0))
+        .bind(task.started_at.map(|at| at.0))
+        .bind(task.executing_at.map(|at| at.0))
+        .bind(task.uploading_at.map(|at| at.0))
+        .bind(task.finished_at.map(|at| at.0))
+        .bind(error)
+        .bind(key(task.id)))
+}
+
+/// Binds the row of a new task, without the columns that are empty at first.
+pub(super) fn bind_new<'q>(insert: Statement<'q>, task: &Task) -> Statement<'q> {
+    insert
+        .bind(key(task.id))
+        .bind(task.tenant)
+        .bind(task.lane)
+        .bind(task.workflow.clone())
+        .bind(task.priority.level())
+        .bind(task.sort_key)
+        .bind(task.state.as_str())
+        .bind(task.generation)
+        .bind(task.fence.0)
+        .bind(task.dispatch)
+        .bind(task.attempt)
+        .bind(task.max_attempts)
+        .bind(task.poison)
+        .bind(task.timeout.map(millis))
+        .bind(task.created_at.0)
+}
+
+/// An id as it is stored.
+pub(super) fn key(id: TaskId) -> Vec<u8> {
+    id.0.as_bytes().to_vec()
+}
+
+/// Ids as one argument: a JSON array of hexadecimal text, to be read with `unhex(value) FROM json_each(?)`.
+pub(super) fn keys(ids: impl Iterator<Item = TaskId>) -> String {
+    let quoted: Vec<String> = ids.map(|id| format!("\"{}\"", id.0.simple())).collect();
+    format!("[{}]", quoted.join(","))
+}
+
+/// Reads `column` as an id.
+pub(super) fn id(row: &SqliteRow, column: &str) -> Result<TaskId, StoreError> {
+    Uuid::from_slice(get(row, column)?).map(TaskId).map_err(corrupt)
+}
+
+/// Reads a column.
+pub(super) fn get<'r, T: Decode<'r, Sqlite> + Type<Sqlite>>(row: &'r SqliteRow, column: &str) -> Result<T, StoreError> {
+    row.try_get(column).map_err(corrupt)
+}
+
+fn time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
+    Ok(get::<Option<i64>>(row, column)?.map(Timestamp))
+}
+
+/// Reads [`task_columns`].
+pub(super) fn task(row: &SqliteRow) -> Result<Task, StoreError> {
+    let state: &str = get(row, "state")?;
+    let error: Option<&str> = get(row, "error")?;
+    let timeout: Option<i64> = get(row, "timeout_ms")?;
+    Ok(Task {
+        id: id(row, "id")?,
+        tenant: get(row, "tenant")?,
+        lane: get(row, "lane")?,
+        workflow: get(row, "workflow")?,
+        priority: Priority::new(get(row, "priority")?).ok_or_else(|| corrupt("a priority is out of range"))?,
+        sort_key: get(row, "sort_key")?,
+        state: TaskState::parse(state).ok_or_else(|| corrupt(format!("unknown state `{state}`")))?,
+        generation: get(row, "generation")?,
+        fence: Fence(get(row, "fence")?),
+        dispatch: get(row, "dispatch")?,
+        attempt: get(row, "attempt")?,
+        max_attempts: get(row, "max_attempts")?,
+        poison: get(row, "poison")?,
+        timeout: timeout.map(u64::try_from).transpose().map_err(corrupt)?.map(Duration::from_millis),
+        lease: lease(row)?,
+        prompt: prompt(row)?,
+        run_at: time(row, "run_at")?,
+        cancel_requested_at: time(row, "cancel_requested_at")?,
+        created_at: Timestamp(get(row, "created_at")?),
+        started_at: time(row, "started_at")?,
+        executing_at: time(row, "executing_at")?,
+        uploading_at: time(row, "uploading_at")?,
+        finished_at: time(row, "finished_at")?,
+        error: error.map(serde_json::from_str).transpose().map_err(corrupt)?,
+    })
+}
+
+fn lease(row: &SqliteRow) -> Result<Option<Lease>, StoreError> {
+    let worker: Option<&str> = get(row, "worker")?;
+    let Some(worker) = worker else { return Ok(None) };
+    Ok(Some(Lease { worker: WorkerId::new(worker), until: Timestamp(get(row, "lease_until")?) }))
+}
+
+fn prompt(row: &SqliteRow) -> Result<Option<Prompt>, StoreError> {
+    let id: Option<&str> = get(row, "prompt_id")?;
+    let Some(id) = id else { return Ok(None) };
+    Ok(Some(Prompt {
+        id: PromptId::new(id),
+        backend: BackendId::new(get::<&str>(row, "backend")?),
+        client: ClientId::new(get::<&str>(row, "client")?),
+        accepted: get(row, "accepted")?,
+    }))
+}
+
+/// Reads [`assignment_columns`].
+pub(super) fn assignment(row: &SqliteRow) -> Result<Assignment, StoreError> {
+    let artifacts = serde_json::from_str(get(row, "artifacts")?).map_err(corrupt)?;
+    Ok(Assignment { task: task(row)?, graph: text(row, "graph")?, artifacts })
+}
+
+/// Reads a task with what the API shows of it.
+pub(super) fn record(row: &SqliteRow) -> Result<TaskRecord, StoreError> {
+    let artifacts = serde_json::from_str(get(row, "artifacts")?).map_err(corrupt)?;
+    Ok(TaskRecord { task: task(row)?, inputs: text(row, "inputs")?, metadata: text(row, "metadata")?, artifacts })
+}
+
+fn text(row: &SqliteRow, column: &str) -> Result<Arc<str>, StoreError> {
+    get::<&str>(row, column).map(Arc::from)
+}
+
+/// What was read makes no sense.
+pub(super) fn corrupt(what: impl Display) -> StoreError {
+    StoreError::Corrupt(what.to_string())
+}

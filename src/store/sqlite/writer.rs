@@ -1,0 +1,251 @@
+//! The one writer: turns whatever queued up while it committed into the next commit.
+//!
+//! It owns the only connection that writes and is spoken to through the store's queue. It waits for nobody: a lone operation is
+//! committed at once, sixteen that arrive during that commit share the next one and its single fsync. Each runs in a savepoint, so
+//! one that is refused leaves no trace and does not harm its neighbours; an I/O error fails the whole batch, and the next one is tried
+//! afresh. Nobody gets an answer, and no listener a word, before the commit.
+//!
+//! When it dies (a panic, or its actor is killed), the operations of its batch are answered `Unavailable` and rolled back, those still
+//! queued stay queued, and the next writer made from the same store goes on with them.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use comfyd_actors::ports::{
+    clock::Clock,
+    store::{Changed, StoreError},
+};
+use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot},
+    time::{error::Elapsed, timeout},
+};
+use tracing::{debug, warn};
+
+use super::{fault::Fault, tx::Tx};
+
+/// Operations in one commit at most: bounds how long the first of them waits for its answer, and what one I/O error takes down.
+const MAX_BATCH: usize = 256;
+
+/// After this long without work the writer tidies up.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// Pages given back to the file system per quiet moment: a millisecond or two of work.
+const TIDY: &str = "PRAGMA incremental_vacuum(200)";
+
+/// Folds the log into the database and empties it. Must not wait for a reader that is in the way: an operation could be waiting for us.
+const CHECKPOINT: &str =
+    "PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA optimize; PRAGMA busy_timeout = 10000";
+
+/// Something to be done in a transaction.
+pub(super) trait Operation: Send + 'static {
+    /// What the caller gets.
+    type Answer: Send + 'static;
+
+    /// Whether its effect must survive a power cut before anybody is told.
+    fn is_promise(&self) -> bool {
+        false
+    }
+
+    /// Does it, on the writer's connection, inside a savepoint.
+    fn run(self, tx: &mut Tx<'_>) -> impl Future<Output = Result<Self::Answer, Fault>> + Send;
+}
+
+/// An operation with somebody waiting for it, its kind forgotten.
+#[async_trait]
+pub(super) trait Job: Send {
+    fn is_promise(&self) -> bool;
+
+    /// Runs it and keeps the answer. `Ok(false)`: it was refused and must leave no trace.
+    ///
+    /// # Errors
+    /// The connection or the file failed.
+    async fn run(&mut self, tx: &mut Tx<'_>) -> Result<bool, StoreError>;
+
+    /// Gives the kept answer to who waits, or the reason why the whole batch failed.
+    fn answer(self: Box<Self>, outcome: Result<(), StoreError>);
+}
+
+struct Envelope<O: Operation> {
+    operation: Option<O>,
+    is_promise: bool,
+    answer: Option<Result<O::Answer, StoreError>>,
+    reply: oneshot::Sender<Result<O::Answer, StoreError>>,
+}
+
+/// Makes a job of an operation; the answer comes through the receiver, or never when the writer dies over it.
+pub(super) fn job<O: Operation>(operation: O) -> (Box<dyn Job>, oneshot::Receiver<Result<O::Answer, StoreError>>) {
+    let (reply, answer) = oneshot::channel();
+    let is_promise = operation.is_promise();
+    (Box::new(Envelope { operation: Some(operation), is_promise, answer: None, reply }), answer)
+}
+
+#[async_trait]
+impl<O: Operation> Job for Envelope<O> {
+    fn is_promise(&self) -> bool {
+        self.is_promise
+    }
+
+    async fn run(&mut self, tx: &mut Tx<'_>) -> Result<bool, StoreError> {
+        let Some(operation) = self.operation.take() else { return Ok(true) };
+        let answer = match operation.run(tx).await {
+            Ok(answer) => Ok(answer),
+            Err(Fault::Refused(error)) => Err(error),
+            Err(Fault::Broken(error)) => return Err(error),
+        };
+        let kept = answer.is_ok();
+        self.answer = Some(answer);
+        Ok(kept)
+    }
+
+    fn answer(self: Box<Self>, outcome: Result<(), StoreError>) {
+        let answer = match (outcome, self.answer) {
+            (Ok(()), Some(answer)) => answer,
+            (Err(error), _) => Err(error),
+            (Ok(()), None) => Err(StoreError::Unavailable("the operation was not run".into())),
+        };
+        // Who asked may be gone by now. What is committed stays committed.
+        let _ = self.reply.send(answer);
+    }
+}
+
+/// The writer's state. Nothing in it outlives a panic.
+pub(super) struct Writer {
+    options: SqliteConnectOptions,
+    clock: Arc<dyn Clock>,
+    changes: broadcast::Sender<Changed>,
+    link: Option<Link>,
+    untidy: bool,
+}
+
+/// The open connection and how far its commits go.
+struct Link {
+    conn: SqliteConnection,
+    synchronous: &'static str,
+}
+
+/// Commits wait for the disk: nothing committed is lost, whatever happens to the machine.
+const FULL: &str = "PRAGMA synchronous = FULL";
+/// Commits do not wait: a power cut (not a crash of the process) may lose the last ones, in order, and never damages the file.
+const NORMAL: &str = "PRAGMA synchronous = NORMAL";
+
+impl Writer {
+    pub(super) fn new(
+        options: SqliteConnectOptions,
+        clock: Arc<dyn Clock>,
+        changes: broadcast::Sender<Changed>,
+    ) -> Self {
+        Self { options, clock, changes, link: None, untidy: false }
+    }
+
+    /// Works until the queue is closed for good.
+    pub(super) async fn run(mut self, queue: &mut mpsc::Receiver<Box<dyn Job>>) {
+        loop {
+            let mut batch = match self.next(queue).await {
+                Ok(Some(first)) => vec![first],
+                Ok(None) => return,
+                Err(Elapsed { .. }) => {
+                    self.tidy().await;
+                    continue;
+                }
+            };
+            while batch.len() < MAX_BATCH
+                && let Ok(job) = queue.try_recv()
+            {
+                batch.push(job);
+            }
+            self.settle(batch).await;
+        }
+    }
+
+    async fn next(&self, queue: &mut mpsc::Receiver<Box<dyn Job>>) -> Result<Option<Box<dyn Job>>, Elapsed> {
+        if self.untidy { timeout(QUIET, queue.recv()).await } else { Ok(queue.recv().await) }
+    }
+
+    /// Commits a batch and answers everybody in it.
+    async fn settle(&mut self, mut batch: Vec<Box<dyn Job>>) {
+        self.untidy = true;
+        let outcome = match self.commit(&mut batch).await {
+            Ok(changed) => {
+                for change in changed {
+                    let _ = self.changes.send(change);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                warn!(operations = batch.len(), %error, "failed to write to the task store");
+                self.roll_back().await;
+                Err(error)
+            }
+        };
+        for job in batch {
+            job.answer(outcome.clone());
+        }
+    }
+
+    async fn commit(&mut self, batch: &mut [Box<dyn Job>]) -> Result<Vec<Changed>, StoreError> {
+        let clock = Arc::clone(&self.clock);
+        let link = self.link().await.map_err(|error| Fault::from(error).into_inner())?;
+        let wanted = if batch.iter().any(|job| job.is_promise()) { FULL } else { NORMAL };
+        link.prepare(wanted).await.map_err(unavailable)?;
+        let mut tx = Tx::begin(&mut link.conn).await.map_err(unavailable)?;
+        for (place, job) in batch.iter_mut().enumerate() {
+            if place > 0 {
+                tx.next_operation().await.map_err(unavailable)?;
+            }
+            tx.now = clock.now();
+            let told = tx.changed.len();
+            if !job.run(&mut tx).await? {
+                tx.undo_operation().await.map_err(unavailable)?;
+                tx.changed.truncate(told);
+            }
+        }
+        tx.commit().await.map_err(unavailable)
+    }
+
+    async fn link(&mut self) -> Result<&mut Link, sqlx::Error> {
+        let link = match self.link.take() {
+            Some(link) => link,
+            // The options open it with FULL.
+            None => Link { conn: self.options.connect().await?, synchronous: FULL },
+        };
+        Ok(self.link.insert(link))
+    }
+
+    /// Ends a failed transaction. A connection on which even that fails is given up; the next batch opens another.
+    async fn roll_back(&mut self) {
+        if let Some(mut link) = self.link.take()
+            && sqlx::query("ROLLBACK").execute(&mut link.conn).await.is_ok()
+        {
+            self.link = Some(link);
+        }
+    }
+
+    /// Uses a quiet moment; tried once after each busy one. What fails here fails again, loudly, when something is to be written.
+    async fn tidy(&mut self) {
+        self.untidy = false;
+        let Some(link) = &mut self.link else { return };
+        for work in [TIDY, CHECKPOINT] {
+            if let Err(error) = sqlx::raw_sql(work).execute(&mut link.conn).await {
+                debug!(%error, "failed to tidy up the task store");
+                self.link = None;
+                return;
+            }
+        }
+    }
+}
+
+impl Link {
+    /// `SQLite` takes this setting between transactions only.
+    async fn prepare(&mut self, synchronous: &'static str) -> Result<(), sqlx::Error> {
+        if self.synchronous != synchronous {
+            sqlx::query(synchronous).execute(&mut self.conn).await?;
+            self.synchronous = synchronous;
+        }
+        Ok(())
+    }
+}
+
+fn unavailable(error: sqlx::Error) -> StoreError {
+    Fault::from(error).into_inner()
+}
