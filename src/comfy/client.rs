@@ -1,0 +1,303 @@
+//! The `ComfyTransport` port: each question to the server, and how its answer is classified.
+//!
+//! One per server, shared by everything that talks to it; it holds no state but what the server can do. When the server
+//! is gone every call fails with `Unavailable` within its time limit, and works again when the server is back.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use async_trait::async_trait;
+use comfyd_actors::{
+    domain::{
+        artifact::FileRef,
+        id::{BackendId, ClientId, PromptId},
+        prompt::{Abilities, Finished, Receipt, Sighting},
+    },
+    ports::comfy::{ComfyError, ComfyTransport, Download, Signals, Submission, SubmitError, Wanted},
+};
+use reqwest::{Method, StatusCode, header::ACCEPT_ENCODING};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json, value::RawValue};
+
+use super::{
+    ComfyConfig, ConfigError,
+    history::{self, Odd},
+    http::{Answer, Fault, Http, fault},
+    json::relaxed,
+    lookup::{self, Marker},
+    refusal, socket, view,
+};
+
+/// How many of the newest history entries are searched for our marker. Each holds a whole graph; when so many are too
+/// large to read, fewer are tried.
+const SEARCHED: [&str; 4] = ["256", "64", "16", "4"];
+
+/// One ComfyUI server over HTTP and WebSocket.
+pub struct HttpComfy {
+    id: BackendId,
+    http: Http,
+    config: ComfyConfig,
+    jobs: Jobs,
+}
+
+/// Whether the server has `/api/jobs`, as far as known.
+#[derive(Default)]
+struct Jobs(AtomicU8);
+
+impl Jobs {
+    fn learn(&self, there: bool) {
+        self.0.store(if there { 2 } else { 1 }, Ordering::Relaxed);
+    }
+
+    /// Unknown counts as possible: asking an old server costs one 404.
+    fn possible(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != 1
+    }
+}
+
+impl From<Odd> for ComfyError {
+    fn from(odd: Odd) -> Self {
+        Self::Unavailable(odd.to_string())
+    }
+}
+
+/// The body of `POST /prompt`. The graph goes out as the very text that came in.
+#[derive(Serialize)]
+struct PromptBody<'a> {
+    prompt: &'a RawValue,
+    prompt_id: &'a PromptId,
+    client_id: &'a ClientId,
+    extra_data: ExtraData,
+}
+
+#[derive(Serialize)]
+struct ExtraData {
+    comfyd: Marker,
+}
+
+impl HttpComfy {
+    /// Prepares to talk to a server. Opens no connection yet.
+    ///
+    /// # Errors
+    /// When the address or a header cannot be used.
+    pub fn new(config: ComfyConfig) -> Result<Self, ConfigError> {
+        let http = Http::new(&config)?;
+        Ok(Self { id: http.id(), http, config, jobs: Jobs::default() })
+    }
+
+    /// Asks `/api/jobs/{id}`. `None` when it has no usable answer: `/queue` and `/history` then decide.
+    async fn job(&self, prompt: &PromptId) -> Result<Option<Sighting>, ComfyError> {
+        let Answer { status, body } = self.http.get(&["api", "jobs", prompt.as_str()], &[]).await?;
+        if status != StatusCode::OK {
+            return Ok(None);
+        }
+        Ok(lookup::job(&relaxed(&body?), prompt).ok())
+    }
+
+    /// Looks for our marker among the newest history entries, for servers that run prompts under ids of their own.
+    async fn search_history(&self, wanted: &Wanted) -> Result<Option<Finished>, ComfyError> {
+        let mut last = Fault::Broken("nothing was asked".to_owned());
+        for max_items in SEARCHED {
+            match self.http.json(&["history"], &[("max_items", max_items)]).await {
+                Ok(text) => return Ok(lookup::in_history(&text, wanted)?),
+                Err(fault @ Fault::TooLarge(_)) => last = fault,
+                Err(fault) => return Err(fault.into()),
+            }
+        }
+        Err(last.into())
+    }
+
+    async fn cancel_job(&self, prompt: &PromptId) -> Result<bool, ComfyError> {
+        match self.http.tell(&["api", "jobs", prompt.as_str(), "cancel"], &json!({})).await? {
+            StatusCode::OK => Ok(true),
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Ok(false),
+            status => Err(refused(status)),
+        }
+    }
+}
+
+#[async_trait]
+impl ComfyTransport for HttpComfy {
+    fn id(&self) -> &BackendId {
+        &self.id
+    }
+
+    async fn check(&self) -> Result<Abilities, ComfyError> {
+        let text = self.http.json(&["prompt"], &[]).await?;
+        if !is_comfyui(&text) {
+            return Err(ComfyError::Unavailable("what answers there is not a ComfyUI server".to_owned()));
+        }
+        // A 200 alone proves nothing: proxies answer any path with their front page.
+        let Answer { status, body } = self.http.get(&["api", "jobs"], &[("limit", "1")]).await?;
+        let jobs = status == StatusCode::OK && body.is_ok_and(|text| is_job_list(&relaxed(&text)));
+        self.jobs.learn(jobs);
+        Ok(Abilities { jobs })
+    }
+
+    async fn connect(&self, client: &ClientId) -> Result<Signals, ComfyError> {
+        let mut url = self.http.url(&["ws"]);
+        url.query_pairs_mut().append_pair("clientId", client.as_str());
+        let socket = socket::open(url, self.http.headers()).await?;
+        Ok(socket::signals(socket, self.config.ping_interval))
+    }
+
+    async fn submit(&self, submission: &Submission) -> Result<Receipt, SubmitError> {
+        let graph: &RawValue = serde_json::from_str(&submission.graph).map_err(|error| SubmitError::Refused {
+            message: format!("the graph is not JSON: {error}"),
+            node_id: None,
+            class_type: None,
+            node_errors: None,
+        })?;
+        let body = PromptBody {
+            prompt: graph,
+            prompt_id: &submission.prompt,
+            client_id: &submission.client,
+            extra_data: ExtraData { comfyd: Marker { task: submission.task.0, dispatch: submission.dispatch } },
+        };
+        match self.http.post(&["prompt"], &body, self.config.post_timeout).await {
+            Ok(answer) => verdict(answer),
+            Err(Fault::NotConnected(why)) => Err(SubmitError::NotSent(why)),
+            Err(fault) => Err(SubmitError::Unknown(fault.to_string())),
+        }
+    }
+
+    /// A 404 of `/api/jobs` is confirmed by the queue and the history: it is cheap, and concluding absence wrongly runs a
+    /// prompt twice.
+    async fn look(&self, wanted: &Wanted) -> Result<Sighting, ComfyError> {
+        if self.jobs.possible()
+            && let Some(sighting) = self.job(&wanted.prompt).await?
+        {
+            return Ok(sighting);
+        }
+        let queue = self.http.json(&["queue"], &[]).await?;
+        if let Some(alive) = lookup::in_queue(&queue, wanted)? {
+            return Ok(alive);
+        }
+        drop(queue);
+        if let Some(finished) = self.history(&wanted.prompt).await? {
+            return Ok(Sighting::Ended(finished));
+        }
+        Ok(self.search_history(wanted).await?.map_or(Sighting::Absent, Sighting::Ended))
+    }
+
+    async fn history(&self, prompt: &PromptId) -> Result<Option<Finished>, ComfyError> {
+        let text = self.http.json(&["history", prompt.as_str()], &[]).await?;
+        Ok(history::answer(&text, prompt)?)
+    }
+
+    async fn cancel(&self, prompt: &PromptId) -> Result<(), ComfyError> {
+        if self.jobs.possible() && self.cancel_job(prompt).await? {
+            return Ok(());
+        }
+        check_status(self.http.tell(&["queue"], &json!({ "delete": [prompt] })).await?)?;
+        // Old builds take no id and interrupt whatever runs. So it is sent only when that is our prompt; should another
+        // one start in this very moment, builds that do read the id still leave it alone.
+        if lookup::runs(&self.http.json(&["queue"], &[]).await?, prompt)? {
+            check_status(self.http.tell(&["interrupt"], &json!({ "prompt_id": prompt })).await?)?;
+        }
+        Ok(())
+    }
+
+    async fn forget(&self, prompts: &[PromptId]) -> Result<(), ComfyError> {
+        if prompts.is_empty() {
+            return Ok(());
+        }
+        check_status(self.http.tell(&["history"], &json!({ "delete": prompts })).await?)
+    }
+
+    async fn view(&self, file: &FileRef) -> Result<Download, ComfyError> {
+        if !file.is_safe() {
+            return Err(ComfyError::NotFound);
+        }
+        let query = [("filename", &file.filename), ("subfolder", &file.subfolder), ("type", &file.folder_type)];
+        let request = self
+            .http
+            .request(Method::GET, self.http.url(&["view"]))
+            .query(&query)
+            // A compressed answer would tell the wrong length.
+            .header(ACCEPT_ENCODING, "identity");
+        let response = tokio::time::timeout(self.config.request_timeout, request.send())
+            .await
+            .map_err(|_| ComfyError::Unavailable("no answer in time".to_owned()))?
+            .map_err(fault)?;
+        match response.status() {
+            StatusCode::OK => Ok(view::download(response, self.config.view_idle_timeout)),
+            // 400 is for names it does not take. A 403 can only be a proxy's, as safe names do not leave the folder.
+            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => Err(ComfyError::NotFound),
+            status => Err(refused(status)),
+        }
+    }
+
+    async fn queue(&self) -> Result<Value, ComfyError> {
+        as_value(&self.http.json(&["queue"], &[]).await?)
+    }
+
+    async fn system_stats(&self) -> Result<Value, ComfyError> {
+        as_value(&self.http.json(&["system_stats"], &[]).await?)
+    }
+}
+
+/// Classifies the answer to a prompt. What is not certain is `Unknown`: a 500 does not mean "not queued" (protocol 3).
+fn verdict(answer: Answer) -> Result<Receipt, SubmitError> {
+    let Answer { status, body } = answer;
+    match status {
+        StatusCode::OK => body
+            .map_err(|fault| SubmitError::Unknown(fault.to_string()))
+            .and_then(|text| receipt(&relaxed(&text)).map_err(SubmitError::Unknown)),
+        // Whether a proxy that answers "request timeout" passed the request on is anybody's guess.
+        StatusCode::REQUEST_TIMEOUT => Err(SubmitError::Unknown(format!("the server answered {status}"))),
+        status if status.is_client_error() => {
+            let text = body.unwrap_or_default();
+            // These are the words of a proxy about us, not of ComfyUI about the graph: no reason to fail the task for good.
+            if is_gatekeeper(status) && !refusal::is_verdict(&text) {
+                return Err(SubmitError::NotSent(format!("{status} from what guards the server")));
+            }
+            Err(refusal::read(status.as_u16(), &text))
+        }
+        status => Err(SubmitError::Unknown(format!("the server answered {status}"))),
+    }
+}
+
+fn is_gatekeeper(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::NOT_FOUND
+            | StatusCode::PROXY_AUTHENTICATION_REQUIRED
+            | StatusCode::TOO_MANY_REQUESTS
+    )
+}
+
+fn receipt(text: &str) -> Result<Receipt, String> {
+    #[derive(Deserialize)]
+    struct Taken {
+        prompt_id: String,
+        node_errors: Option<Value>,
+    }
+    let taken: Taken = serde_json::from_str(text).map_err(|error| format!("the answer is not a receipt: {error}"))?;
+    let prompt = lookup::plain_id(&taken.prompt_id).ok_or("the server gave an unusable prompt id")?;
+    let faults = taken.node_errors.as_ref().and_then(Value::as_object).filter(|nodes| !nodes.is_empty());
+    Ok(Receipt { prompt, node_errors: faults.map(refusal::faults) })
+}
+
+fn is_comfyui(text: &str) -> bool {
+    let answer: Option<Value> = serde_json::from_str(text).ok();
+    answer.is_some_and(|answer| answer.pointer("/exec_info/queue_remaining").is_some_and(Value::is_u64))
+}
+
+fn is_job_list(text: &str) -> bool {
+    let answer: Option<Value> = serde_json::from_str(text).ok();
+    answer.is_some_and(|answer| answer.get("jobs").is_some_and(Value::is_array))
+}
+
+fn as_value(text: &str) -> Result<Value, ComfyError> {
+    serde_json::from_str(text).map_err(|error| ComfyError::Unavailable(format!("the answer is not JSON: {error}")))
+}
+
+fn check_status(status: StatusCode) -> Result<(), ComfyError> {
+    if status.is_success() { Ok(()) } else { Err(refused(status)) }
+}
+
+fn refused(status: StatusCode) -> ComfyError {
+    ComfyError::Unavailable(format!("the server answered {status}"))
+}

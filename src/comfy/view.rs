@@ -1,0 +1,60 @@
+//! Downloads: the bytes of an output file, chunk by chunk, checked to be all of it.
+
+use std::{io, time::Duration};
+
+use bytes::Bytes;
+use comfyd_actors::ports::{ByteStream, comfy::Download};
+use futures_util::{StreamExt, stream};
+use reqwest::{Response, header::CONTENT_TYPE};
+
+use super::http::describe;
+
+/// Makes a download of an answer whose body is yet to be read. No limit on the whole: files may be large and links slow.
+/// `idle` limits each silence instead.
+pub(super) fn download(response: Response, idle: Duration) -> Download {
+    let content_type =
+        response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
+    let bytes = response.content_length();
+    Download { content_type, bytes, body: body(response, idle, bytes) }
+}
+
+struct Reading {
+    response: Response,
+    idle: Duration,
+    expected: Option<u64>,
+    seen: u64,
+}
+
+/// The chunks as they come. The first error is the last item.
+fn body(response: Response, idle: Duration, expected: Option<u64>) -> ByteStream {
+    let reading = Reading { response, idle, expected, seen: 0 };
+    stream::unfold(Some(reading), |reading| async {
+        let mut reading = reading?;
+        match reading.next().await {
+            Ok(Some(chunk)) => Some((Ok(chunk), Some(reading))),
+            Ok(None) => None,
+            Err(error) => Some((Err(error), None)),
+        }
+    })
+    .boxed()
+}
+
+impl Reading {
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let chunk = tokio::time::timeout(self.idle, self.response.chunk())
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the server stopped sending"))?
+            .map_err(|error| io::Error::other(describe(error)))?;
+        self.seen += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        // The HTTP client checks this as well. A short file stored as a whole one is too bad to rely on that alone.
+        match (&chunk, self.expected) {
+            (Some(_), Some(expected)) if self.seen > expected => Err(wrong_length(self.seen, expected)),
+            (None, Some(expected)) if self.seen < expected => Err(wrong_length(self.seen, expected)),
+            _ => Ok(chunk),
+        }
+    }
+}
+
+fn wrong_length(seen: u64, expected: u64) -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, format!("the server sent {seen} bytes of {expected}"))
+}
