@@ -1,3 +1,11 @@
 //! Tests of the whole, one binary: linking is what costs.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic; these lints spare only functions marked as tests, not their helpers"
+)]
 
+mod flow;
 mod stores;
+mod support;
