@@ -26,8 +26,11 @@ use crate::{
     comfy::{ComfyConfig, HttpComfy},
     config::{self, Config},
     http::{AxumEdge, HttpConfig},
-    storage::LocalStorage,
-    store::{NodeLock, SqliteConfig, SqliteStore},
+    storage::local::LocalStorage,
+    store::{
+        node_lock::NodeLock,
+        sqlite::{OpenError, SqliteConfig, SqliteStore},
+    },
     workflows::Workflows,
 };
 
@@ -35,7 +38,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// The address is taken, or not of this machine.
-    #[error("failed to listen on {address}: {source}. Set HOST and PORT to an address that is free")]
+    #[error("failed to listen on {address}; set HOST and PORT to an address that is free")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -43,16 +46,16 @@ pub enum AppError {
         source: io::Error,
     },
     /// The task store cannot be used.
-    #[error("failed to open the task store: {0}")]
-    Store(#[from] crate::store::OpenError),
+    #[error("failed to open the task store")]
+    Store(#[from] OpenError),
     /// The node's lock file cannot be made.
-    #[error("failed to lock the task store: {0}")]
+    #[error("failed to lock the task store")]
     Lock(#[source] io::Error),
     /// The folder for outputs cannot be used.
     #[error("failed to open the storage for outputs: {0}")]
     Storage(String),
     /// A backend's address or headers make no sense.
-    #[error("failed to set up a ComfyUI backend: {0}")]
+    #[error("failed to set up a ComfyUI backend")]
     Backend(#[from] crate::comfy::ConfigError),
     /// Named workflows that cannot be used.
     #[error("failed to read the named workflows:\n  {}", .0.join("\n  "))]
@@ -84,7 +87,7 @@ impl App {
     pub async fn start(config: &Config) -> Result<Self, AppError> {
         crate::tls::install_crypto_provider();
         let workflows = Workflows::load(&config.workflows.dir).map_err(AppError::Workflows)?;
-        let (listener, address) = listen(SocketAddr::new(config.server.host, config.server.port))?;
+        let (edge, address) = listen(config, Arc::new(workflows))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let database = SqliteConfig::parse(config.store.database_url.expose())?;
         let lock = lock_node(&database.path)?;
@@ -110,7 +113,7 @@ impl App {
             source: store.clone(),
             objects,
             backends,
-            edge: Arc::new(AxumEdge::new(listener, HttpConfig::new(config), workflows)),
+            edge: Arc::new(edge),
             services: vec![("store writer", Arc::new(move || Box::pin(writer.writer())))],
             clock,
             board,
@@ -169,18 +172,23 @@ impl App {
     }
 }
 
-fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
+/// Binds the socket once, for the life of the process.
+fn listen(config: &Config, workflows: Arc<Workflows>) -> Result<(AxumEdge, SocketAddr), AppError> {
+    let address = SocketAddr::new(config.server.host, config.server.port);
     let bind = || {
         let listener = TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
         let bound = listener.local_addr()?;
-        Ok((listener, bound))
+        let edge = AxumEdge::new(listener, HttpConfig::from(&config.server), workflows, config.server.drain_grace)?;
+        Ok((edge, bound))
     };
     bind().map_err(|source| AppError::Listen { address, source })
 }
 
 /// Whoever holds the lock knows that earlier processes of this node are dead: the system drops a lock with its holder.
 fn lock_node(database: &Path) -> Result<Option<NodeLock>, AppError> {
+    if let Some(folder) = database.parent() {
+        std::fs::create_dir_all(folder).map_err(AppError::Lock)?;
+    }
     let lock = NodeLock::try_acquire(database).map_err(AppError::Lock)?;
     if lock.is_none() {
         warn!("another comfyd of this node is running on the same database; its tasks are adopted only when their leases expire");

@@ -18,7 +18,8 @@ pub use self::{
     sections::{App, ComfyUi, Env, Format, Log, Queue, Server, Storage, Store, Supervision, Tasks, WorkflowFiles},
     sources::{Layers, Sources},
 };
-use self::{reader::Reader, values::SecretUrl};
+pub use self::values::SecretUrl;
+use self::reader::Reader;
 
 /// Every setting, by section.
 #[derive(Debug, Clone)]

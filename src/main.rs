@@ -26,7 +26,7 @@ fn main() -> ExitCode {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) | Err(_) => ExitCode::FAILURE,
         },
-        Some(Command::Openapi) => print(&comfyd::http::openapi_json()),
+        Some(Command::Openapi) => print(&comfyd::http::document().to_pretty_json().unwrap_or_default()),
         Some(Command::MockComfyui { host, port, node_time }) => {
             let addr = SocketAddr::new(host, port);
             let fake = FakeConfig { addr, node_time, sampler_previews: true, ..FakeConfig::default() };

@@ -64,7 +64,7 @@ fn node_faults(nodes: &Map<String, Value>, id: &str, node: &Value) -> Vec<GraphF
         return vec![GraphFault::new(at, "a node is an object with `class_type` and `inputs`")];
     };
     let mut faults = Vec::new();
-    if !node.get("class_type").and_then(Value::as_str).is_some_and(|class| !class.is_empty()) {
+    if node.get("class_type").and_then(Value::as_str).is_none_or(str::is_empty) {
         faults.push(GraphFault::new(format!("{at}/class_type"), "a node needs `class_type`, the name of its class"));
     }
     match node.get("inputs").map(Value::as_object) {
@@ -100,7 +100,8 @@ pub fn escape(step: &str) -> String {
 }
 
 /// Whether nothing is nested deeper than `levels`. Never descends further than that.
-fn is_shallow(value: &Value, levels: usize) -> bool {
+#[must_use]
+pub fn is_shallow(value: &Value, levels: usize) -> bool {
     match value {
         Value::Array(items) => levels > 0 && items.iter().all(|item| is_shallow(item, levels - 1)),
         Value::Object(fields) => levels > 0 && fields.values().all(|field| is_shallow(field, levels - 1)),
