@@ -5,11 +5,14 @@
 
 pub mod artifact;
 pub mod error;
+pub mod graph;
 pub mod id;
 pub mod order;
 pub mod progress;
 pub mod prompt;
 pub mod reconcile;
+pub mod resolve;
 pub mod retry;
 pub mod task;
 pub mod time;
+pub mod workflow;

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use super::{Loaded, Sources, read, reader::shown, sources};
+use crate::workflows::Workflows;
 
 /// Prints the configuration of this process and all its faults; false when there is any.
 ///
@@ -10,8 +11,10 @@ use super::{Loaded, Sources, read, reader::shown, sources};
 /// When `out` cannot be written.
 pub fn check(out: &mut impl Write) -> io::Result<bool> {
     let loaded = read(Sources::gather());
+    let workflows = Workflows::load(&loaded.config.workflows.dir);
     print(out, &loaded)?;
-    let faults: Vec<String> = loaded.faults.iter().map(ToString::to_string).collect();
+    let faults = loaded.faults.iter().map(ToString::to_string);
+    let faults: Vec<String> = faults.chain(workflows.err().into_iter().flatten()).collect();
     report(out, &faults, &loaded.warnings)?;
     Ok(faults.is_empty())
 }
