@@ -1,22 +1,34 @@
 //! The binary: reads the command line and hands over.
 
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use comfyd::{
     cli::{Cli, Command},
-    config,
+    config, http,
 };
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
-        Some(Command::CheckConfig) => match config::check(&mut io::stdout().lock()) {
-            Ok(true) => ExitCode::SUCCESS,
-            Ok(false) | Err(_) => ExitCode::FAILURE,
-        },
-        _ => {
-            eprintln!("comfyd: this command is not there yet");
+    let outcome = match Cli::parse().command {
+        Some(Command::CheckConfig) => config::check(&mut io::stdout().lock()),
+        Some(Command::Openapi) => print_openapi(),
+        _ => Err(io::Error::other("this command is not there yet")),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("comfyd: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn print_openapi() -> io::Result<bool> {
+    let text = http::document().to_pretty_json()?;
+    writeln!(io::stdout().lock(), "{text}")?;
+    Ok(true)
 }

@@ -1,0 +1,138 @@
+//! The HTTP edge: what clients speak to. Handlers hold a [`Bridge`] and nothing else of the core.
+//!
+//! One file per group of endpoints; [`problem`] is the only place where errors become statuses; [`frame`] is around everything.
+
+mod body;
+mod comfyui;
+mod create;
+mod docs;
+mod frame;
+mod health;
+mod outputs;
+mod problem;
+mod server;
+mod tasks;
+mod view;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
+    middleware,
+};
+use comfyd_actors::bridge::Bridge;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use self::{docs::Intro, health::Checks};
+pub use self::{docs::document, server::AxumEdge};
+use crate::{config, workflows::Workflows};
+
+/// What the edge needs of the configuration.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    /// Largest body in bytes.
+    pub body_limit: usize,
+    /// How clients reach us, if told.
+    pub public_url: Option<String>,
+    /// Web origins that may call us.
+    pub cors_origins: Vec<String>,
+}
+
+impl From<&config::Server> for HttpConfig {
+    fn from(server: &config::Server) -> Self {
+        Self {
+            body_limit: usize::try_from(server.body_limit).unwrap_or(usize::MAX),
+            public_url: server.public_url.clone(),
+            cors_origins: server.cors_origins.clone(),
+        }
+    }
+}
+
+/// What every handler may use.
+struct Service {
+    bridge: Bridge,
+    config: Arc<HttpConfig>,
+    workflows: Arc<Workflows>,
+    stop: CancellationToken,
+    checks: Checks,
+    started: Instant,
+}
+
+impl Service {
+    fn is_draining(&self) -> bool {
+        self.stop.is_cancelled() || self.bridge.is_draining()
+    }
+}
+
+/// The whole service as a router. `stop` ends the patience of requests that wait for something.
+pub fn router(bridge: Bridge, config: Arc<HttpConfig>, workflows: Arc<Workflows>, stop: CancellationToken) -> Router {
+    let cors = cors(&config);
+    let framed = middleware::from_fn_with_state(config.clone(), frame::frame);
+    let service = Service { bridge, config, workflows, stop, checks: Checks::default(), started: Instant::now() };
+    let (api, _) = routes().split_for_parts();
+    let app = api.merge(docs::pages()).with_state(Arc::new(service));
+    match cors {
+        Some(cors) => app.layer(cors).layer(framed),
+        None => app.layer(framed),
+    }
+}
+
+/// Every endpoint, with its description.
+fn routes() -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::with_openapi(Intro::openapi())
+        .routes(routes!(create::create))
+        .routes(routes!(tasks::list))
+        .routes(routes!(tasks::get))
+        .routes(routes!(tasks::cancel))
+        .routes(routes!(outputs::download))
+        .routes(routes!(comfyui::queue_status))
+        .routes(routes!(comfyui::system_stats))
+        .routes(routes!(comfyui::interrupt))
+        .routes(routes!(health::health))
+        .routes(routes!(health::status))
+        .routes(routes!(health::livez))
+        .routes(routes!(health::readyz))
+}
+
+/// Off unless origins are named.
+fn cors(config: &HttpConfig) -> Option<CorsLayer> {
+    let origins: Vec<HeaderValue> = config.cors_origins.iter().filter_map(|origin| origin.parse().ok()).collect();
+    let ours = ["idempotency-key", "prefer", "x-request-id"].map(HeaderName::from_static);
+    let shown = ["x-request-id", "idempotent-replayed", "preference-applied"].map(HeaderName::from_static);
+    (!origins.is_empty()).then(|| {
+        CorsLayer::new()
+            .allow_origin(AllowOrigin::list(origins))
+            .allow_methods([Method::GET, Method::HEAD, Method::POST])
+            .allow_headers(
+                [header::CONTENT_TYPE, header::RANGE, header::IF_NONE_MATCH]
+                    .into_iter()
+                    .chain(ours)
+                    .collect::<Vec<_>>(),
+            )
+            .expose_headers(
+                [header::LOCATION, header::RETRY_AFTER, header::ETAG].into_iter().chain(shown).collect::<Vec<_>>(),
+            )
+    })
+}
+
+/// What our URLs begin with for this client: as configured, else as it called us, else nothing (a path is a URL too).
+fn base_url(config: &HttpConfig, headers: &HeaderMap) -> String {
+    if let Some(url) = &config.public_url {
+        return url.clone();
+    }
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    let scheme = if text("x-forwarded-proto") == Some("https") { "https" } else { "http" };
+    match text("host").filter(|host| !host.is_empty() && host.bytes().all(plain)) {
+        Some(host) => format!("{scheme}://{host}"),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! Reading a JSON body from somebody we do not know: bounded memory, bounded time, and faults told by their place.
+
+use std::{fmt, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    http::{HeaderMap, StatusCode, header},
+};
+use bytes::BytesMut;
+use futures_util::StreamExt;
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::{Map, Value, value::RawValue};
+use sha2::{Digest, Sha256};
+
+use comfyd_actors::domain::{
+    graph::{MAX_DEPTH, is_shallow},
+    workflow::type_of,
+};
+
+use super::problem::{FieldFault, Problem};
+
+/// More than any graph we take has. Each value costs dozens of bytes once parsed, so that a body of nothing but `[0,0,0...` would
+/// grow to twenty times its size.
+const MAX_VALUES: usize = 250_000;
+/// A sender that is silent for this long is gone.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Reads a JSON body of at most `limit` bytes.
+///
+/// # Errors
+/// 415 for another content type, 413 when it is too long, 408 when it stops coming, 400 when it breaks off.
+pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+    if !is_json(headers) {
+        let detail = "the body must be JSON, sent with `Content-Type: application/json`";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail));
+    }
+    read_any(headers, body, limit).await
+}
+
+/// Reads a body of any type.
+///
+/// # Errors
+/// As [`read`], but for 415.
+pub async fn read_any(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let told = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if told.is_some_and(|length| length > limit) {
+        return Err(too_large(limit));
+    }
+    let mut stream = body.into_data_stream();
+    let mut whole = BytesMut::new();
+    loop {
+        match tokio::time::timeout(SILENCE, stream.next()).await {
+            Ok(None) => return Ok(whole.freeze()),
+            Ok(Some(Ok(chunk))) if whole.len() + chunk.len() <= limit => whole.extend_from_slice(&chunk),
+            Ok(Some(Ok(_))) => return Err(too_large(limit)),
+            Ok(Some(Err(_))) => {
+                return Err(Problem::new(StatusCode::BAD_REQUEST, "broken_body", "the body broke off before its end"));
+            }
+            Err(_) => {
+                let detail = "the body stopped coming for 30 seconds";
+                return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail));
+            }
+        }
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
+}
+
+fn too_large(limit: usize) -> Problem {
+    let detail = format!("the body is larger than {limit} bytes, the limit of this server (server.body_limit)");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+}
+
+/// The fields of a JSON object in order, each still as text: so that every field's faults can be found, not only the first.
+pub struct Fields<'a>(pub Vec<(String, &'a RawValue)>);
+
+impl<'a> Fields<'a> {
+    /// Splits an object.
+    ///
+    /// # Errors
+    /// 400 when it is not JSON, 422 when it is not an object.
+    pub fn parse(body: &'a [u8]) -> Result<Self, Problem> {
+        let text = std::str::from_utf8(body).map_err(|_| not_json("it is not UTF-8"))?;
+        if count_values(body) > MAX_VALUES {
+            let detail = format!("the body holds more than {MAX_VALUES} values");
+            return Err(Problem::invalid(vec![FieldFault::at("", detail)]));
+        }
+        serde_json::from_str(text).map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => {
+                Problem::invalid(vec![FieldFault::at("", "the body must be a JSON object")])
+            }
+            _ => not_json(&error.to_string()),
+        })
+    }
+}
+
+/// About how many values a JSON text holds: each but the first follows a comma, a colon or an opening bracket.
+fn count_values(text: &[u8]) -> usize {
+    let (mut values, mut in_text, mut escaped) = (0, false, false);
+    for byte in text {
+        match (in_text, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (true, b'"') => in_text = false,
+            (false, b'"') => in_text = true,
+            (false, b',' | b':' | b'[' | b'{') => values += 1,
+            _ => {}
+        }
+    }
+    values
+}
+
+fn not_json(reason: &str) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not JSON: {reason}"))
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Vec<(String, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(Object).map(Fields)
+    }
+}
+
+/// A field's value.
+///
+/// # Errors
+/// A fault when it is nested too deeply or holds what JSON allows and nobody can represent, such as 1e999.
+pub fn value(pointer: &str, raw: &RawValue) -> Result<Value, FieldFault> {
+    let deep = || FieldFault::at(pointer, format!("nested deeper than {MAX_DEPTH} levels"));
+    match serde_json::from_str(raw.get()) {
+        Ok(value) if is_shallow(&value, MAX_DEPTH) => Ok(value),
+        Ok(_) => Err(deep()),
+        Err(error) if error.to_string().contains("recursion limit") => Err(deep()),
+        Err(error) => Err(FieldFault::at(pointer, error.to_string())),
+    }
+}
+
+/// A field's value, which must be an object.
+///
+/// # Errors
+/// As [`value`], or when it is something else.
+pub fn object(pointer: &str, raw: &RawValue) -> Result<Map<String, Value>, FieldFault> {
+    match value(pointer, raw)? {
+        Value::Object(object) => Ok(object),
+        other => Err(FieldFault::at(pointer, format!("expected an object, found {}", type_of(&other)))),
+    }
+}
+
+/// SHA-256 of the body with sorted keys and no spaces: two clients that mean the same may write it differently.
+///
+/// # Errors
+/// 422 when the body is nested too deeply.
+pub fn fingerprint(body: &[u8]) -> Result<[u8; 32], Problem> {
+    let parsed: Value = serde_json::from_slice(body).map_err(|error| not_json(&error.to_string()))?;
+    let canonical = serde_json::to_vec(&parsed).map_err(|_| Problem::internal())?;
+    Ok(Sha256::digest(&canonical).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_knows_no_order_and_no_spaces() {
+        let one = fingerprint(br#"{"a": {"y": 1, "x": [1, 2]}, "b": "c"}"#).unwrap();
+        assert_eq!(one, fingerprint(br#"{"b":"c","a":{"x":[1,2],"y":1}}"#).unwrap());
+        assert_ne!(one, fingerprint(br#"{"b":"c","a":{"x":[2,1],"y":1}}"#).unwrap());
+    }
+
+    #[test]
+    fn values_are_counted_outside_of_texts() {
+        assert_eq!(count_values(br#"{"a,[\",{": [1, 2, {"b": "c:"}]}"#), 7);
+        let bomb = format!("{{\"workflow\": [{}0]}}", "0,".repeat(MAX_VALUES));
+        assert_eq!(Fields::parse(bomb.as_bytes()).err().unwrap().body().status, 422);
+    }
+
+    #[tokio::test]
+    async fn a_long_body_is_refused_before_it_is_kept() {
+        let endless = futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&[b' '; 1024])));
+        let problem = read_any(&HeaderMap::new(), Body::from_stream(endless), 10_000).await.unwrap_err();
+        assert_eq!(problem.body().status, 413);
+    }
+}

@@ -1,0 +1,392 @@
+//! `POST /api/tasks/create`: reads the request by hand, so that a client is told everything that is wrong with it at once.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    body::{Body, Bytes},
+    extract::State,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use comfyd_actors::{
+    bridge::TaskRequest,
+    domain::{
+        graph::{self, GraphFault, escape},
+        order::Priority,
+        workflow::{self, InputFault, type_of},
+    },
+    ports::store::{Created, Idempotency, Payload},
+};
+use serde_json::{Map, Value, value::RawValue};
+use utoipa::ToSchema;
+
+use super::{
+    Service, base_url,
+    body::{self, Fields},
+    problem::{FieldFault, MAX_FAULTS, Problem, ProblemBody},
+    tasks::{self, patience},
+    view::{TaskSummary, TaskView},
+};
+use crate::{config::nearest, workflows::Workflows};
+
+const FIELDS: [&str; 6] = ["workflow", "inputs", "priority", "max_attempts", "timeout", "metadata"];
+/// Metadata is for labels, not for files.
+const MAX_METADATA: usize = 64 << 10;
+const MAX_ATTEMPTS: i64 = 100;
+/// Names that are compared with all others to guess what was meant.
+const MAX_GUESSES: usize = 10;
+/// A run that takes longer than this is hung.
+const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+// Documents the body only: it is read field by field, see `parse`.
+/// A task to be created.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "the OpenAPI document is made from it")]
+pub struct CreateTask {
+    /// The name of a workflow, or a graph in ComfyUI's API format.
+    #[schema(value_type = WorkflowOrGraph)]
+    workflow: Value,
+    /// Of a named workflow: its inputs by name. Of a graph: values by `"<node id>.<field>"`.
+    #[schema(value_type = Option<Object>)]
+    inputs: Option<Value>,
+    /// From -100 (last) to 100 (first), or `low` (-10), `normal` (0), `high` (10).
+    #[schema(value_type = Option<PriorityOrWord>)]
+    priority: Option<Value>,
+    /// How often a failing task is tried.
+    #[schema(minimum = 1, maximum = 100)]
+    max_attempts: Option<i32>,
+    /// Longest time one attempt may execute: "90s", "5m", "1h 30m".
+    #[schema(example = "10m")]
+    timeout: Option<String>,
+    /// Your own data, at most 64 KiB; comes back with the task.
+    #[schema(value_type = Option<Object>)]
+    metadata: Option<Value>,
+}
+
+/// The name of a workflow, or a graph.
+#[derive(ToSchema)]
+#[schema(as = WorkflowOrGraph)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "the OpenAPI document is made from it")]
+pub enum WorkflowOrGraph {
+    /// A name.
+    Name(String),
+    /// A graph in API format.
+    #[schema(value_type = Object)]
+    Graph(Value),
+}
+
+/// A number or a word.
+#[derive(ToSchema)]
+#[schema(as = PriorityOrWord)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "the OpenAPI document is made from it")]
+pub enum PriorityOrWord {
+    /// From -100 to 100.
+    Number(i32),
+    /// `low`, `normal` or `high`.
+    Word(String),
+}
+
+/// Create a task
+///
+/// Stored durably when this answers. Send an `Idempotency-Key` to repeat a request safely; send `Prefer: wait=60` to get the
+/// finished task at once when it ends in time.
+#[utoipa::path(
+    post, path = "/api/tasks/create", tag = "tasks",
+    request_body(content = CreateTask, examples(
+        ("a named workflow" = (value = json!({"workflow": "text-to-image", "inputs": {"prompt": "a lighthouse at dawn", "seed": 42}}))),
+        ("a graph" = (value = json!({"workflow": {
+            "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}},
+            "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "comfyd"}}
+        }, "inputs": {"1.color": 65280}, "priority": "high", "timeout": "5m", "metadata": {"order": 7}})))
+    )),
+    params(
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters; the same key and body find the first task"),
+        ("Prefer" = Option<String>, Header, description = "wait=N: answer with the finished task if it ends within N seconds (at most 60)")
+    ),
+    responses(
+        (status = 202, description = "Accepted and stored", body = TaskSummary, headers(("Location" = String, description = "The task"))),
+        (status = 200, description = "The task an earlier request with this key made (`Idempotent-Replayed: true`), or the finished task (`Prefer`)", body = TaskSummary),
+        (status = 400, description = "Not JSON", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "No workflow of this name", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 408, description = "The body stopped coming", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 415, description = "Not sent as JSON", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "Faulty fields, all of them listed; or the key was used for another body", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "The queue is full; nothing was stored", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Shutting down, or the task store is away", body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+pub async fn create(State(service): State<Arc<Service>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    let body = body::read(&headers, body, service.config.body_limit).await?;
+    let request = parse_aside(body, headers.get("idempotency-key").cloned(), &service.workflows).await?;
+    let (task, replayed) = match service.bridge.submit(request).await? {
+        Created::New(task) => (task, false),
+        Created::Replayed(task) => (task, true),
+        Created::KeyReused => return Err(key_reused()),
+    };
+    tasks::note(task.id);
+    let place = location(&task.id.to_string());
+    let mut response = match patience(&headers) {
+        Some(wait) if !task.state.is_final() => finished_or_accepted(&service, &headers, task, wait).await?,
+        _ => accepted(task, replayed),
+    };
+    response.headers_mut().extend(place);
+    if replayed {
+        response.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+fn accepted(task: comfyd_actors::domain::task::Task, replayed: bool) -> Response {
+    let status = if replayed { StatusCode::OK } else { StatusCode::ACCEPTED };
+    (status, Json(TaskSummary::of(task))).into_response()
+}
+
+/// Waits for the end. The task is stored already, so a store that is away now must not make the client send it again.
+async fn finished_or_accepted(
+    service: &Service,
+    headers: &HeaderMap,
+    task: comfyd_actors::domain::task::Task,
+    wait: Duration,
+) -> Result<Response, Problem> {
+    match tasks::wait_for(service, task.id, wait).await {
+        Ok((record, progress)) if record.task.state.is_final() => {
+            let view = TaskView::of(record, progress, &base_url(&service.config, headers));
+            Ok(([("preference-applied", "wait")], Json(view)).into_response())
+        }
+        Ok((record, _)) => Ok(accepted(record.task, false)),
+        Err(_) => Ok(accepted(task, false)),
+    }
+}
+
+fn location(id: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = HeaderValue::try_from(format!("/api/tasks/{id}")) {
+        headers.insert(header::LOCATION, value);
+    }
+    headers
+}
+
+fn key_reused() -> Problem {
+    let detail = "this Idempotency-Key was used for a request with another body; nothing was stored";
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail)
+}
+
+/// Parses a large body on a thread of its own, so that it does not keep the small ones waiting.
+async fn parse_aside(
+    body: Bytes,
+    key: Option<HeaderValue>,
+    workflows: &Arc<Workflows>,
+) -> Result<TaskRequest, Problem> {
+    /// About a millisecond of parsing.
+    const SMALL: usize = 256 << 10;
+    if body.len() <= SMALL {
+        return parse(&body, key.as_ref(), workflows);
+    }
+    let workflows = workflows.clone();
+    let parsed = tokio::task::spawn_blocking(move || parse(&body, key.as_ref(), &workflows)).await;
+    parsed.unwrap_or_else(|_| Err(Problem::internal()))
+}
+
+/// The fields of a request and what is wrong with them.
+struct Reading<'a> {
+    fields: Vec<(String, &'a RawValue)>,
+    faults: Vec<FieldFault>,
+    unknown_workflow: bool,
+}
+
+/// Reads the body and the `Idempotency-Key` of a creation.
+///
+/// # Errors
+/// 400 or 422 with every fault; 404 when the only one is the workflow's name.
+pub fn parse(body: &[u8], key: Option<&HeaderValue>, workflows: &Workflows) -> Result<TaskRequest, Problem> {
+    let mut reading = Reading { fields: Fields::parse(body)?.0, faults: Vec::new(), unknown_workflow: false };
+    reading.check_names();
+    let key = key.and_then(|key| reading.key(key));
+    let metadata = reading.metadata();
+    let priority = reading.field("priority", priority).unwrap_or_default();
+    let max_attempts = reading.field("max_attempts", max_attempts);
+    let timeout = reading.field("timeout", timeout);
+    let inputs = reading.inputs();
+    let run = reading.workflow(workflows, inputs);
+    match (run, reading.faults.is_empty()) {
+        (Some((workflow, graph, inputs)), true) => Ok(TaskRequest {
+            tenant: 0,
+            workflow,
+            payload: Payload { graph: graph.into(), inputs: inputs.into(), metadata: metadata.into() },
+            priority,
+            max_attempts,
+            timeout,
+            idempotency: match key {
+                Some(key) => Some(Idempotency { key, body_sha256: body::fingerprint(body)? }),
+                None => None,
+            },
+        }),
+        _ => Err(reading.problem()),
+    }
+}
+
+/// The workflow's name, the graph and the inputs, the latter two as JSON text.
+type Run = (Option<String>, String, String);
+
+impl<'a> Reading<'a> {
+    fn raw(&self, name: &str) -> Option<&'a RawValue> {
+        self.fields.iter().find(|(field, _)| field == name).map(|(_, raw)| *raw)
+    }
+
+    fn check_names(&mut self) {
+        let mut seen = std::collections::HashSet::new();
+        for (name, _) in &self.fields {
+            let pointer = format!("/{}", escape(name));
+            if !FIELDS.contains(&name.as_str()) {
+                if self.faults.len() == MAX_FAULTS {
+                    break;
+                }
+                let fault = FieldFault::at(pointer, "there is no such field").suggesting(nearest(name, FIELDS));
+                self.faults.push(fault);
+            } else if !seen.insert(name) {
+                self.faults.push(FieldFault::at(pointer, "this field is there twice"));
+            }
+        }
+    }
+
+    fn key(&mut self, header: &HeaderValue) -> Option<String> {
+        let good = |key: &&str| (1..=255).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic());
+        let key = header.to_str().ok().filter(good).map(str::to_owned);
+        if key.is_none() {
+            self.faults.push(FieldFault::header("Idempotency-Key", "expected 1 to 255 visible ASCII characters"));
+        }
+        key
+    }
+
+    /// A small field; null is as good as not there.
+    fn field<T>(&mut self, name: &str, read: impl Fn(&Value) -> Result<T, String>) -> Option<T> {
+        let pointer = format!("/{name}");
+        let read_at = |value: Value| read(&value).map_err(|detail| FieldFault::at(&pointer, detail));
+        match body::value(&pointer, self.raw(name)?) {
+            Ok(Value::Null) => None,
+            value => value.and_then(read_at).map_err(|fault| self.faults.push(fault)).ok(),
+        }
+    }
+
+    /// Kept as the client wrote it.
+    fn metadata(&mut self) -> &'a str {
+        let Some(raw) = self.raw("metadata").filter(|raw| raw.get() != "null") else { return "{}" };
+        if raw.get().len() > MAX_METADATA {
+            let detail = format!("larger than {MAX_METADATA} bytes");
+            self.faults.push(FieldFault::at("/metadata", detail));
+        } else if let Err(fault) = body::object("/metadata", raw) {
+            self.faults.push(fault);
+        }
+        raw.get()
+    }
+
+    fn inputs(&mut self) -> Map<String, Value> {
+        let Some(raw) = self.raw("inputs").filter(|raw| raw.get() != "null") else { return Map::new() };
+        body::object("/inputs", raw).map_err(|fault| self.faults.push(fault)).unwrap_or_default()
+    }
+
+    fn workflow(&mut self, workflows: &Workflows, inputs: Map<String, Value>) -> Option<Run> {
+        let Some(raw) = self.raw("workflow") else {
+            let detail = "required: the name of a workflow, or a graph in ComfyUI's API format";
+            self.faults.push(FieldFault::at("/workflow", detail));
+            return None;
+        };
+        match body::value("/workflow", raw) {
+            Ok(Value::String(name)) => self.named(workflows, name, inputs),
+            Ok(graph @ Value::Object(_)) => self.graph(raw, graph, &inputs),
+            Ok(other) => {
+                let detail = format!("expected the name of a workflow or a graph, found {}", type_of(&other));
+                self.faults.push(FieldFault::at("/workflow", detail));
+                None
+            }
+            Err(fault) => {
+                self.faults.push(fault);
+                None
+            }
+        }
+    }
+
+    fn named(&mut self, workflows: &Workflows, name: String, inputs: Map<String, Value>) -> Option<Run> {
+        let Some(workflow) = workflows.get(&name) else {
+            let names: Vec<&str> = workflows.names().collect();
+            let detail = format!("there is no such workflow; there are: {}", names.join(", "));
+            let suggestion = nearest(&name, names.iter().copied());
+            self.faults.push(FieldFault::at("/workflow", detail).suggesting(suggestion));
+            self.unknown_workflow = true;
+            return None;
+        };
+        match workflow.apply(inputs, rand::random) {
+            Ok(applied) => Some((Some(name), applied.graph.to_string(), Value::Object(applied.inputs).to_string())),
+            Err(faults) => {
+                let names: Vec<&str> = workflow.inputs().iter().map(|input| input.name.as_str()).collect();
+                self.input_faults(faults, &names);
+                None
+            }
+        }
+    }
+
+    /// A graph without inputs is kept as the client wrote it, so that no number in it changes by being read and written.
+    fn graph(&mut self, raw: &RawValue, mut graph: Value, inputs: &Map<String, Value>) -> Option<Run> {
+        if let Err(faults) = graph::check(&graph) {
+            let at = |GraphFault { pointer, detail }| FieldFault::at(format!("/workflow{pointer}"), detail);
+            self.faults.extend(faults.into_iter().map(at));
+            return None;
+        }
+        if inputs.is_empty() {
+            return Some((None, raw.get().to_owned(), "{}".to_owned()));
+        }
+        if let Err(faults) = workflow::apply_raw(&mut graph, inputs) {
+            let addresses: Vec<String> =
+                graph.as_object().map(|nodes| workflow::addresses(nodes).collect()).unwrap_or_default();
+            self.input_faults(faults, &addresses.iter().map(String::as_str).collect::<Vec<_>>());
+            return None;
+        }
+        Some((None, graph.to_string(), serde_json::to_string(inputs).ok()?))
+    }
+
+    fn input_faults(&mut self, faults: Vec<InputFault>, known: &[&str]) {
+        self.faults.extend(faults.into_iter().enumerate().map(|(index, fault)| {
+            // Comparing thousands of names with thousands of others would be a gift to whoever wants us busy.
+            let guess = fault.unknown && index < MAX_GUESSES;
+            let suggestion = if guess { nearest(&fault.name, known.iter().copied()) } else { None };
+            FieldFault::at(format!("/inputs/{}", escape(&fault.name)), fault.detail).suggesting(suggestion)
+        }));
+    }
+
+    fn problem(self) -> Problem {
+        match (self.faults.as_slice(), self.unknown_workflow) {
+            ([only], true) => {
+                Problem::new(StatusCode::NOT_FOUND, "unknown_workflow", only.detail.clone()).with_errors(self.faults)
+            }
+            _ => Problem::invalid(self.faults),
+        }
+    }
+}
+
+fn priority(value: &Value) -> Result<Priority, String> {
+    let wanted = "expected low, normal, high or a whole number from -100 to 100";
+    match value {
+        Value::String(word) => word.parse(),
+        Value::Number(number) => number.as_i64().and_then(Priority::new).ok_or_else(|| wanted.to_owned()),
+        other => Err(format!("{wanted}, found {}", type_of(other))),
+    }
+}
+
+fn max_attempts(value: &Value) -> Result<i32, String> {
+    let number = value.as_i64().filter(|n| (1..=MAX_ATTEMPTS).contains(n)).and_then(|n| i32::try_from(n).ok());
+    number.ok_or_else(|| format!("expected a whole number from 1 to {MAX_ATTEMPTS}"))
+}
+
+fn timeout(value: &Value) -> Result<Duration, String> {
+    let text = value.as_str().ok_or("expected a duration as text, such as \"90s\" or \"1h 30m\"")?;
+    let duration = humantime::parse_duration(text).map_err(|error| format!("{error}; write \"90s\" or \"1h 30m\""))?;
+    if duration.is_zero() || duration > MAX_TIMEOUT {
+        return Err("expected more than nothing and at most 30 days".to_owned());
+    }
+    Ok(duration)
+}

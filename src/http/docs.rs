@@ -1,0 +1,64 @@
+//! The OpenAPI document, made from the handlers, and the page that shows it, which needs nothing from the internet.
+
+use axum::{Router, response::Redirect, routing::get};
+use utoipa::{
+    OpenApi,
+    openapi::{ContentBuilder, PathItem, Ref, ResponseBuilder, path::Operation},
+};
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use super::problem::{MEDIA_TYPE, ProblemBody};
+
+/// What the document says beside the handlers.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "comfyd",
+        description = "A durable queue and a REST API in front of ComfyUI. Create a task, then ask for it until it is `completed`. \
+                       Every error is `application/problem+json` and lists all faults of the request at once.",
+        license(name = "MIT", identifier = "MIT"),
+    ),
+    tags(
+        (name = "tasks", description = "Create tasks, follow them, get their outputs"),
+        (name = "comfyui", description = "The ComfyUI servers behind the queue"),
+        (name = "service", description = "Health and status of this service"),
+    ),
+    components(schemas(ProblemBody)),
+)]
+pub struct Intro;
+
+/// Any operation can end like this.
+const EVERYWHERE: [(&str, &str); 2] =
+    [("500", "A fault of ours; the log has more under the request's id"), ("504", "The request took too long")];
+/// Any operation that changes something can.
+const WRITES: (&str, &str) = ("403", "Sent by a browser on behalf of a page of another site");
+
+/// The document of all routes.
+#[must_use]
+pub fn document() -> utoipa::openapi::OpenApi {
+    let mut document = super::routes().into_openapi();
+    for item in document.paths.paths.values_mut() {
+        let PathItem { get, head, post, .. } = item;
+        for operation in [get, head].into_iter().flatten() {
+            EVERYWHERE.iter().for_each(|(status, detail)| add_problem(operation, status, detail));
+        }
+        for operation in post.iter_mut() {
+            EVERYWHERE.iter().chain([&WRITES]).for_each(|(status, detail)| add_problem(operation, status, detail));
+        }
+    }
+    document
+}
+
+fn add_problem(operation: &mut Operation, status: &str, detail: &str) {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+    let response = ResponseBuilder::new().description(detail).content(MEDIA_TYPE, content).build();
+    operation.responses.responses.entry(status.to_owned()).or_insert_with(|| response.into());
+}
+
+/// `/docs`, `/openapi.json`, and `/`, which leads there.
+pub fn pages<S: Clone + Send + Sync + 'static>() -> Router<S> {
+    let page = SwaggerUi::new("/docs").url("/openapi.json", document());
+    // The usual validator is a service on the internet, which would be sent the document.
+    let page = page.config(Config::new(["/openapi.json"]).validator_url("none").try_it_out_enabled(true));
+    Router::new().route("/", get(|| async { Redirect::temporary("/docs") })).merge(page)
+}

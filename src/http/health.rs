@@ -1,0 +1,248 @@
+//! Whether the service is up, ready, and what it is doing.
+
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+
+use axum::{Json, extract::State, http::StatusCode};
+use comfyd_actors::{board::PhaseName, bridge::Bridge};
+use serde::Serialize;
+use tokio::{sync::Mutex, time::Instant};
+use utoipa::ToSchema;
+
+use super::{
+    Service,
+    problem::{FieldFault, Problem, ProblemBody},
+};
+
+/// A check is repeated at most this often, however many probes ask.
+const FRESH: Duration = Duration::from_secs(2);
+/// Counting walks over all waiting tasks.
+const COUNTS_FRESH: Duration = Duration::from_secs(5);
+/// What does not answer in this time is not ready.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The last results of the checks.
+pub struct Checks {
+    store: Cached<Option<&'static str>>,
+    storage: Cached<Option<&'static str>>,
+    counts: Cached<Option<QueueCounts>>,
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self { store: Cached::new(FRESH), storage: Cached::new(FRESH), counts: Cached::new(COUNTS_FRESH) }
+    }
+}
+
+impl Checks {
+    /// What is wrong with the task store.
+    async fn store(&self, bridge: &Bridge) -> Option<&'static str> {
+        let check = async {
+            match tokio::time::timeout(PATIENCE, bridge.store().check()).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the task store failed its check");
+                    Some("the task store takes no writes now; the log says why")
+                }
+                Err(_) => Some("the task store does not answer"),
+            }
+        };
+        self.store.get(check).await
+    }
+
+    /// What is wrong with the storage.
+    async fn storage(&self, bridge: &Bridge) -> Option<&'static str> {
+        let check = async {
+            match tokio::time::timeout(PATIENCE, bridge.objects().check()).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the storage failed its check");
+                    Some("the storage takes no outputs now; the log says why")
+                }
+                Err(_) => Some("the storage does not answer"),
+            }
+        };
+        self.storage.get(check).await
+    }
+
+    async fn counts(&self, bridge: &Bridge) -> Option<QueueCounts> {
+        let count = async {
+            let counts = tokio::time::timeout(PATIENCE, bridge.store().counts()).await.ok()?.ok()?;
+            Some(QueueCounts { scheduled: counts.scheduled, pending: counts.pending, processing: counts.held })
+        };
+        self.counts.get(count).await
+    }
+}
+
+/// A value that is made anew when it is old, by one asker at a time.
+struct Cached<T> {
+    slot: Mutex<Option<(Instant, T)>>,
+    fresh: Duration,
+}
+
+impl<T: Clone> Cached<T> {
+    fn new(fresh: Duration) -> Self {
+        Self { slot: Mutex::new(None), fresh }
+    }
+
+    async fn get(&self, make: impl Future<Output = T>) -> T {
+        let mut slot = self.slot.lock().await;
+        if let Some((made, value)) = slot.as_ref()
+            && made.elapsed() < self.fresh
+        {
+            return value.clone();
+        }
+        let value = make.await;
+        *slot = Some((Instant::now(), value.clone()));
+        value
+    }
+}
+
+/// Basic health.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Health {
+    /// Always `ok`: whoever can read it is served.
+    #[schema(example = "ok")]
+    pub status: &'static str,
+    /// The version of comfyd.
+    pub version: &'static str,
+}
+
+/// What the service is doing.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Status {
+    /// `ok`, `degraded` (something below is wrong) or `draining` (about to stop).
+    #[schema(example = "ok")]
+    pub status: &'static str,
+    /// The version of comfyd.
+    pub version: &'static str,
+    /// Seconds since the start of the HTTP server.
+    pub uptime_seconds: u64,
+    /// Tasks that are not over; a few seconds old. Null when they could not be counted.
+    pub queue: Option<QueueCounts>,
+    /// Where tasks are kept.
+    pub store: Part,
+    /// Where outputs are kept.
+    pub storage: Part,
+    /// Each ComfyUI server.
+    pub backends: Vec<BackendView>,
+    /// Restarts of each actor since the start of the process.
+    pub restarts: BTreeMap<String, u64>,
+    /// The named workflows.
+    pub workflows: Vec<String>,
+}
+
+/// Tasks that are not over.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct QueueCounts {
+    /// Waiting for another attempt.
+    pub scheduled: u64,
+    /// Waiting for their turn.
+    pub pending: u64,
+    /// Being worked on.
+    pub processing: u64,
+}
+
+/// A part of the service.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Part {
+    /// Whether it can be used.
+    pub ok: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<&'static str>,
+}
+
+/// A ComfyUI server as our session sees it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BackendView {
+    /// Its address.
+    pub backend: String,
+    /// `disconnected`, `connecting`, `online` or `quarantined`.
+    #[schema(value_type = String, example = "online")]
+    pub phase: PhaseName,
+    /// Why it is not online.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Whether it has `/api/jobs`.
+    pub jobs_api: bool,
+    /// Tasks of ours on it.
+    pub in_flight: usize,
+    /// Connections opened since the start of the process.
+    pub connections: u64,
+}
+
+/// Basic health
+#[utoipa::path(get, path = "/api/health", tag = "service", responses((status = 200, description = "The process serves", body = Health)))]
+pub async fn health() -> Json<Health> {
+    Json(Health { status: "ok", version: env!("CARGO_PKG_VERSION") })
+}
+
+/// Liveness probe
+#[utoipa::path(get, path = "/livez", tag = "service", responses((status = 200, description = "The process serves", body = String)))]
+pub async fn livez() -> &'static str {
+    "ok"
+}
+
+/// Readiness probe
+///
+/// Ready when new tasks can be stored, outputs too, and the process is not about to stop. A ComfyUI server that is away does not
+/// count: tasks wait for it.
+#[utoipa::path(
+    get, path = "/readyz", tag = "service",
+    responses(
+        (status = 200, description = "Takes tasks", body = String),
+        (status = 503, description = "Takes no tasks now; `errors` says why", body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+pub async fn readyz(State(service): State<Arc<Service>>) -> Result<&'static str, Problem> {
+    let (store, storage) = tokio::join!(service.checks.store(&service.bridge), service.checks.storage(&service.bridge));
+    let draining = service.is_draining().then_some("the service is about to stop");
+    let faults: Vec<FieldFault> = [("/store", store), ("/storage", storage), ("/draining", draining)]
+        .into_iter()
+        .filter_map(|(part, problem)| Some(FieldFault::at(part, problem?)))
+        .collect();
+    if faults.is_empty() {
+        return Ok("ready");
+    }
+    Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", "no tasks are taken now")
+        .with_errors(faults)
+        .retry_after(FRESH))
+}
+
+/// Detailed status
+#[utoipa::path(get, path = "/api/status", tag = "service", responses((status = 200, description = "Every part", body = Status)))]
+pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
+    let (checks, bridge) = (&service.checks, &service.bridge);
+    let (store, storage, queue) = tokio::join!(checks.store(bridge), checks.storage(bridge), checks.counts(bridge));
+    let backends = backends(bridge);
+    let all_online = backends.iter().all(|backend| backend.phase == PhaseName::Online);
+    let status = match (service.is_draining(), store.is_none() && storage.is_none() && all_online) {
+        (true, _) => "draining",
+        (false, true) => "ok",
+        (false, false) => "degraded",
+    };
+    let part = |problem: Option<&'static str>| Part { ok: problem.is_none(), problem };
+    Json(Status {
+        status,
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_seconds: service.started.elapsed().as_secs(),
+        queue,
+        store: part(store),
+        storage: part(storage),
+        backends,
+        restarts: bridge.restarts(),
+        workflows: service.workflows.names().map(str::to_owned).collect(),
+    })
+}
+
+fn backends(bridge: &Bridge) -> Vec<BackendView> {
+    let views = bridge.backend_status().into_iter().map(|(id, status)| BackendView {
+        backend: id.to_string(),
+        phase: status.phase,
+        problem: status.problem,
+        jobs_api: status.jobs_api,
+        in_flight: status.in_flight,
+        connections: status.connections,
+    });
+    views.collect()
+}

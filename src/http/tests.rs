@@ -1,0 +1,6 @@
+//! The router over fakes: what clients get, word for word.
+
+mod create;
+mod fakes;
+mod read;
+mod shape;

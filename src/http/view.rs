@@ -1,0 +1,262 @@
+//! A task as clients see it.
+
+use comfyd_actors::domain::{
+    artifact::Artifact,
+    error::TaskError,
+    progress::Progress,
+    task::{Task, TaskState},
+    time::{Timestamp, millis},
+};
+use comfyd_actors::ports::store::TaskRecord;
+use serde::Serialize;
+use serde_json::{Value, value::RawValue};
+use utoipa::ToSchema;
+
+/// A task without its inputs and results: in lists, and as the answer to its creation.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TaskSummary {
+    /// Its name, a `UUIDv7`.
+    #[schema(example = "01982d2c-7a4e-7bb0-9d1b-6a0f2f5f9c11")]
+    pub task_id: String,
+    /// `pending`, `processing`, `completed`, `failed` or `cancelled`.
+    #[schema(example = "pending")]
+    pub status: &'static str,
+    /// Finer: `scheduled`, `queued`, `preparing`, `executing`, `uploading`, `cancelling`, or as the status.
+    #[schema(example = "queued")]
+    pub stage: &'static str,
+    /// The named workflow it was made from; null for a graph of its own.
+    pub workflow: Option<String>,
+    /// From -100 (last) to 100 (first).
+    pub priority: i64,
+    /// Which attempt this is, from 1.
+    pub attempt: i32,
+    /// Attempts allowed.
+    pub max_attempts: i32,
+    /// When it was accepted.
+    #[schema(format = DateTime)]
+    pub created_at: String,
+    /// When its newest attempt began.
+    #[schema(format = DateTime)]
+    pub started_at: Option<String>,
+    /// When it ended.
+    #[schema(format = DateTime)]
+    pub finished_at: Option<String>,
+    /// Where the time went, as far as it is known.
+    pub timings: Timings,
+    /// Why it failed, or why its newest attempt did.
+    pub error: Option<ErrorView>,
+}
+
+/// A task with everything.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TaskView {
+    /// What lists show.
+    #[serde(flatten)]
+    pub summary: TaskSummary,
+    /// As given, and with the seed that was drawn.
+    #[schema(value_type = Object)]
+    pub inputs: Box<RawValue>,
+    /// The client's own data.
+    #[schema(value_type = Object)]
+    pub metadata: Box<RawValue>,
+    /// How far it is; null when it did not complete.
+    pub progress: Option<ProgressView>,
+    /// What is stored, in the order of node and index.
+    pub outputs: Vec<OutputView>,
+}
+
+/// How far a task is.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub struct ProgressView {
+    /// 0 to 100; 100 only when every output is stored.
+    pub percent: u8,
+    /// The node that runs now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Its step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<u32>,
+    /// Of how many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u32>,
+}
+
+/// Milliseconds per stage of the newest attempt; null for what has not ended.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Timings {
+    /// Waiting for its turn.
+    pub queued_ms: Option<i64>,
+    /// Until a server took it.
+    pub prepare_ms: Option<i64>,
+    /// On the server.
+    pub execute_ms: Option<i64>,
+    /// Storing its outputs.
+    pub upload_ms: Option<i64>,
+    /// From acceptance to end.
+    pub total_ms: Option<i64>,
+}
+
+/// One stored output.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct OutputView {
+    /// Its number within the task.
+    pub index: u32,
+    /// The node that made it.
+    pub node_id: String,
+    /// `image`, `video`, `audio`, `text` or `file`.
+    pub kind: &'static str,
+    /// Its media type.
+    pub content_type: String,
+    /// Its size.
+    pub bytes: u64,
+    /// SHA-256 of its bytes, in hex.
+    pub sha256: String,
+    /// What ComfyUI called it.
+    pub filename: String,
+    /// Where to get it.
+    pub url: String,
+}
+
+/// Why a task failed.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorView {
+    /// A stable word.
+    #[schema(value_type = String, example = "node_failed")]
+    pub code: comfyd_actors::domain::error::ErrorCode,
+    /// What happened.
+    pub message: String,
+    /// The node at fault.
+    pub node_id: Option<String>,
+    /// Its class.
+    pub class_type: Option<String>,
+    /// Whether another attempt may end differently.
+    pub retryable: bool,
+    /// ComfyUI's own list, for a graph it refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub node_errors: Option<Value>,
+}
+
+/// The word for clients.
+#[must_use]
+pub fn status(state: TaskState) -> &'static str {
+    match state {
+        TaskState::Scheduled | TaskState::Pending => "pending",
+        TaskState::Dispatching | TaskState::Executing | TaskState::Uploading => "processing",
+        TaskState::Completed => "completed",
+        TaskState::Failed => "failed",
+        TaskState::Cancelled => "cancelled",
+    }
+}
+
+/// The states a client's word means; empty when it is none.
+#[must_use]
+pub fn states(status_word: &str) -> Vec<TaskState> {
+    TaskState::ALL.into_iter().filter(|state| status(*state) == status_word).collect()
+}
+
+fn stage(task: &Task) -> &'static str {
+    match task.state {
+        _ if task.is_cancelling() => "cancelling",
+        TaskState::Pending => "queued",
+        TaskState::Dispatching => "preparing",
+        state => state.as_str(),
+    }
+}
+
+impl TaskSummary {
+    /// Of a task.
+    #[must_use]
+    pub fn of(task: Task) -> Self {
+        Self {
+            task_id: task.id.to_string(),
+            status: status(task.state),
+            stage: stage(&task),
+            priority: task.priority.level(),
+            attempt: task.attempt,
+            max_attempts: task.max_attempts,
+            created_at: task.created_at.rfc3339(),
+            started_at: task.started_at.map(Timestamp::rfc3339),
+            finished_at: task.finished_at.map(Timestamp::rfc3339),
+            timings: Timings::of(&task),
+            error: task.error.map(ErrorView::of),
+            workflow: task.workflow,
+        }
+    }
+}
+
+impl TaskView {
+    /// Of a task; `base` is what the URLs of outputs begin with.
+    #[must_use]
+    pub fn of(record: TaskRecord, progress: Option<Progress>, base: &str) -> Self {
+        let TaskRecord { task, inputs, metadata, artifacts } = record;
+        let url = format!("{base}/api/tasks/{}/outputs", task.id);
+        Self {
+            progress: ProgressView::of(task.state, progress),
+            outputs: artifacts.into_iter().filter_map(|artifact| OutputView::of(artifact, &url)).collect(),
+            inputs: raw(&inputs),
+            metadata: raw(&metadata),
+            summary: TaskSummary::of(task),
+        }
+    }
+}
+
+/// JSON text as it is; what a store damaged is shown as null, so that the rest can still be seen.
+fn raw(text: &str) -> Box<RawValue> {
+    RawValue::from_string(text.to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+impl ProgressView {
+    fn of(state: TaskState, running: Option<Progress>) -> Option<Self> {
+        let at = |percent| Some(Self { percent, ..Self::default() });
+        match state {
+            TaskState::Scheduled | TaskState::Pending | TaskState::Dispatching => at(0),
+            TaskState::Executing => {
+                let Progress { percent, node, step, steps } = running.unwrap_or_default();
+                Some(Self { percent, node, step, steps })
+            }
+            // All nodes are done and not everything is stored.
+            TaskState::Uploading => at(99),
+            TaskState::Completed => at(100),
+            TaskState::Failed | TaskState::Cancelled => None,
+        }
+    }
+}
+
+impl Timings {
+    fn of(task: &Task) -> Self {
+        let between = |from: Option<Timestamp>, to: Option<Timestamp>| Some(millis(to?.since(from?)));
+        // A stage that was never left lasted to the end.
+        let or_end = |moment: Option<Timestamp>| moment.or(task.finished_at);
+        Self {
+            queued_ms: between(Some(task.created_at), or_end(task.started_at)),
+            prepare_ms: between(task.started_at, or_end(task.executing_at)),
+            execute_ms: between(task.executing_at, or_end(task.uploading_at)),
+            upload_ms: between(task.uploading_at, task.finished_at),
+            total_ms: between(Some(task.created_at), task.finished_at),
+        }
+    }
+}
+
+impl OutputView {
+    fn of(artifact: Artifact, url: &str) -> Option<Self> {
+        let object = artifact.object?;
+        Some(Self {
+            index: artifact.index,
+            node_id: artifact.node_id,
+            kind: artifact.kind.as_str(),
+            content_type: object.content_type,
+            bytes: object.bytes,
+            sha256: object.sha256,
+            filename: artifact.source.filename,
+            url: format!("{url}/{}", artifact.index),
+        })
+    }
+}
+
+impl ErrorView {
+    fn of(error: TaskError) -> Self {
+        let TaskError { code, message, node_id, class_type, retryable, node_errors } = error;
+        Self { code, message, node_id, class_type, retryable, node_errors }
+    }
+}
