@@ -14,6 +14,7 @@ use comfyd_actors::{
     domain::{
         graph::{self, GraphFault, escape},
         order::Priority,
+        task::Task,
         workflow::{self, InputFault, type_of},
     },
     ports::store::{Created, Idempotency, Payload},
@@ -131,7 +132,7 @@ pub async fn create(State(service): State<Arc<Service>>, headers: HeaderMap, bod
     tasks::note(task.id);
     let place = location(&task.id.to_string());
     let mut response = match patience(&headers) {
-        Some(wait) if !task.state.is_final() => finished_or_accepted(&service, &headers, task, wait).await?,
+        Some(wait) if !task.state.is_final() => finished_or_accepted(&service, &headers, (task, replayed), wait).await,
         _ => accepted(task, replayed),
     };
     response.headers_mut().extend(place);
@@ -141,7 +142,7 @@ pub async fn create(State(service): State<Arc<Service>>, headers: HeaderMap, bod
     Ok(response)
 }
 
-fn accepted(task: comfyd_actors::domain::task::Task, replayed: bool) -> Response {
+fn accepted(task: Task, replayed: bool) -> Response {
     let status = if replayed { StatusCode::OK } else { StatusCode::ACCEPTED };
     (status, Json(TaskSummary::of(task))).into_response()
 }
@@ -150,16 +151,16 @@ fn accepted(task: comfyd_actors::domain::task::Task, replayed: bool) -> Response
 async fn finished_or_accepted(
     service: &Service,
     headers: &HeaderMap,
-    task: comfyd_actors::domain::task::Task,
+    (task, replayed): (Task, bool),
     wait: Duration,
-) -> Result<Response, Problem> {
+) -> Response {
     match tasks::wait_for(service, task.id, wait).await {
         Ok((record, progress)) if record.task.state.is_final() => {
             let view = TaskView::of(record, progress, &base_url(&service.config, headers));
-            Ok(([("preference-applied", "wait")], Json(view)).into_response())
+            ([("preference-applied", "wait")], Json(view)).into_response()
         }
-        Ok((record, _)) => Ok(accepted(record.task, false)),
-        Err(_) => Ok(accepted(task, false)),
+        Ok((record, _)) => accepted(record.task, replayed),
+        Err(_) => accepted(task, replayed),
     }
 }
 

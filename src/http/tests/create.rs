@@ -1,8 +1,10 @@
 use axum::http::StatusCode;
 use comfyd_actors::{bridge::RequestError, domain::task::TaskState, ports::store::StoreError};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::fakes::{Answer, App, full};
+use crate::{http::create::parse, workflows::Workflows};
 
 fn graph() -> Value {
     json!({"1": {"class_type": "A", "inputs": {"x": 1.0, "seed": 5}}, "2": {"class_type": "B", "inputs": {"from": ["1", 0]}}})
@@ -213,4 +215,22 @@ async fn a_client_may_wait_for_the_end() {
         app.finish(id, TaskState::Completed);
     });
     assert_eq!((&answer.json()["status"], answer.header("preference-applied")), (&json!("completed"), "wait"));
+}
+
+proptest! {
+    #[test]
+    fn no_body_makes_it_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        workflow in "\\PC{0,40}",
+        field in "(workflow|inputs|priority|max_attempts|timeout|metadata|[a-z]{1,9})",
+        value in "(null|true|-1|1e9|1e999|[0-9]{1,30}|\"[a-z0-9 ]{0,9}\"|\\[\\[\\]\\]|\\{\"1\":\\{\\}\\})",
+    ) {
+        let workflows = Workflows::built_in().unwrap();
+        let _ = parse(&bytes, None, &workflows);
+        let _ = parse(workflow.as_bytes(), None, &workflows);
+        let body = format!("{{\"workflow\": \"text-to-image\", \"{field}\": {value}}}");
+        if let Err(problem) = parse(body.as_bytes(), None, &workflows) {
+            prop_assert!(problem.body().status == 400 || !problem.body().errors.is_empty());
+        }
+    }
 }
