@@ -125,4 +125,20 @@ mod tests {
         let blocked = Log { dir: dir.path().join("app.log").join("x"), ..config };
         assert!(open(&blocked).is_err());
     }
+
+    #[test]
+    fn a_task_is_on_every_line_about_it() {
+        let dir = tempfile::tempdir().unwrap();
+        // Only our own lines, so that the other tests of this process stay silent.
+        let level = "comfyd::telemetry=info".to_owned();
+        let guard = init(&Log { level, dir: dir.path().into(), format: Format::Json }).unwrap();
+        tracing::info_span!("request", task.id = "t-1").in_scope(|| tracing::info!(answer = 42, "told"));
+        drop(guard);
+        let line = std::fs::read_to_string(dir.path().join("app.log")).unwrap();
+        let line: serde_json::Value = serde_json::from_str(line.lines().next().unwrap()).unwrap();
+        assert_eq!(
+            (&line["message"], &line["answer"], &line["span"]["task.id"]),
+            (&"told".into(), &42.into(), &"t-1".into())
+        );
+    }
 }

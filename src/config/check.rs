@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::{Loaded, Sources, read, reader::shown, sources};
+use super::{Loaded, Sources, public_address_warning, read, reader::shown, sources};
 use crate::workflows::Workflows;
 
 /// Prints the configuration of this process and all its faults; false when there is any.
@@ -15,7 +15,8 @@ pub fn check(out: &mut impl Write) -> io::Result<bool> {
     print(out, &loaded)?;
     let faults = loaded.faults.iter().map(ToString::to_string);
     let faults: Vec<String> = faults.chain(workflows.err().into_iter().flatten()).collect();
-    report(out, &faults, &loaded.warnings)?;
+    let warnings = loaded.warnings.iter().cloned().chain(public_address_warning(&loaded.config.server));
+    report(out, &faults, &warnings.collect::<Vec<_>>())?;
     Ok(faults.is_empty())
 }
 

@@ -80,9 +80,17 @@ impl fmt::Display for Faults {
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     /// Below this two words have too little in common: `port` and `prot` are at 0.75, `host` and `port` at 0.5.
     const ALIKE: f64 = 0.7;
+    /// Comparing costs the product of two lengths, and both may come from a client.
+    const LONGEST: usize = 64;
+    const MOST: usize = 2_000;
+    if word.len() > LONGEST {
+        return None;
+    }
     let wanted = word.to_lowercase();
     known
         .into_iter()
+        .take(MOST)
+        .filter(|candidate| candidate.len() <= LONGEST)
         .map(|candidate| (strsim::normalized_damerau_levenshtein(&wanted, &candidate.to_lowercase()), candidate))
         .filter(|(likeness, _)| *likeness >= ALIKE)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))

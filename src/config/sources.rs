@@ -116,6 +116,8 @@ impl Sources {
         match fs::read_to_string(path) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == ErrorKind::NotFound && !required => None,
+            // Some keep a Python environment in a folder called `.env`.
+            Err(error) if error.kind() == ErrorKind::IsADirectory && !required => None,
             Err(error) => {
                 self.faults.push(Fault::new(path, format!("the file cannot be read: {error}")));
                 None

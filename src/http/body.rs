@@ -22,6 +22,9 @@ use comfyd_actors::domain::{
 
 use super::problem::{FieldFault, Problem};
 
+/// More than any graph we take has. Each value costs dozens of bytes once parsed, so that a body of nothing but `[0,0,0...` would
+/// grow to twenty times its size.
+const MAX_VALUES: usize = 250_000;
 /// A sender that is silent for this long is gone.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -85,6 +88,10 @@ impl<'a> Fields<'a> {
     /// 400 when it is not JSON, 422 when it is not an object.
     pub fn parse(body: &'a [u8]) -> Result<Self, Problem> {
         let text = std::str::from_utf8(body).map_err(|_| not_json("it is not UTF-8"))?;
+        if count_values(body) > MAX_VALUES {
+            let detail = format!("the body holds more than {MAX_VALUES} values");
+            return Err(Problem::invalid(vec![FieldFault::at("", detail)]));
+        }
         serde_json::from_str(text).map_err(|error| match error.classify() {
             serde_json::error::Category::Data => {
                 Problem::invalid(vec![FieldFault::at("", "the body must be a JSON object")])
@@ -92,6 +99,22 @@ impl<'a> Fields<'a> {
             _ => not_json(&error.to_string()),
         })
     }
+}
+
+/// About how many values a JSON text holds: each but the first follows a comma, a colon or an opening bracket.
+fn count_values(text: &[u8]) -> usize {
+    let (mut values, mut in_text, mut escaped) = (0, false, false);
+    for byte in text {
+        match (in_text, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (true, b'"') => in_text = false,
+            (false, b'"') => in_text = true,
+            (false, b',' | b':' | b'[' | b'{') => values += 1,
+            _ => {}
+        }
+    }
+    values
 }
 
 fn not_json(reason: &str) -> Problem {
@@ -164,6 +187,13 @@ mod tests {
         let one = fingerprint(br#"{"a": {"y": 1, "x": [1, 2]}, "b": "c"}"#).unwrap();
         assert_eq!(one, fingerprint(br#"{"b":"c","a":{"x":[1,2],"y":1}}"#).unwrap());
         assert_ne!(one, fingerprint(br#"{"b":"c","a":{"x":[2,1],"y":1}}"#).unwrap());
+    }
+
+    #[test]
+    fn values_are_counted_outside_of_texts() {
+        assert_eq!(count_values(br#"{"a,[\",{": [1, 2, {"b": "c:"}]}"#), 7);
+        let bomb = format!("{{\"workflow\": [{}0]}}", "0,".repeat(MAX_VALUES));
+        assert_eq!(Fields::parse(bomb.as_bytes()).err().unwrap().body().status, 422);
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    body::Body,
+    body::{Body, Bytes},
     extract::State,
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
@@ -14,6 +14,7 @@ use comfyd_actors::{
     domain::{
         graph::{self, GraphFault, escape},
         order::Priority,
+        task::Task,
         workflow::{self, InputFault, type_of},
     },
     ports::store::{Created, Idempotency, Payload},
@@ -24,7 +25,7 @@ use utoipa::ToSchema;
 use super::{
     Service, base_url,
     body::{self, Fields},
-    problem::{FieldFault, Problem, ProblemBody},
+    problem::{FieldFault, MAX_FAULTS, Problem, ProblemBody},
     tasks::{self, patience},
     view::{TaskSummary, TaskView},
 };
@@ -34,11 +35,15 @@ const FIELDS: [&str; 6] = ["workflow", "inputs", "priority", "max_attempts", "ti
 /// Metadata is for labels, not for files.
 const MAX_METADATA: usize = 64 << 10;
 const MAX_ATTEMPTS: i64 = 100;
+/// Names that are compared with all others to guess what was meant.
+const MAX_GUESSES: usize = 10;
 /// A run that takes longer than this is hung.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3_600);
 
-/// A task to be created. Only documents the body: it is read field by field, see [`parse`].
+// Documents the body only: it is read field by field, see `parse`.
+/// A task to be created.
 #[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "the OpenAPI document is made from it")]
 pub struct CreateTask {
     /// The name of a workflow, or a graph in ComfyUI's API format.
@@ -118,8 +123,7 @@ pub enum PriorityOrWord {
 )]
 pub async fn create(State(service): State<Arc<Service>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
     let body = body::read(&headers, body, service.config.body_limit).await?;
-    let mut request = parse(&body, &service.workflows)?;
-    request.idempotency = idempotency(&headers, &body)?;
+    let request = parse_aside(body, headers.get("idempotency-key").cloned(), &service.workflows).await?;
     let (task, replayed) = match service.bridge.submit(request).await? {
         Created::New(task) => (task, false),
         Created::Replayed(task) => (task, true),
@@ -128,7 +132,7 @@ pub async fn create(State(service): State<Arc<Service>>, headers: HeaderMap, bod
     tasks::note(task.id);
     let place = location(&task.id.to_string());
     let mut response = match patience(&headers) {
-        Some(wait) if !task.state.is_final() => finished_or_accepted(&service, &headers, task, wait).await?,
+        Some(wait) if !task.state.is_final() => finished_or_accepted(&service, &headers, (task, replayed), wait).await,
         _ => accepted(task, replayed),
     };
     response.headers_mut().extend(place);
@@ -138,7 +142,7 @@ pub async fn create(State(service): State<Arc<Service>>, headers: HeaderMap, bod
     Ok(response)
 }
 
-fn accepted(task: comfyd_actors::domain::task::Task, replayed: bool) -> Response {
+fn accepted(task: Task, replayed: bool) -> Response {
     let status = if replayed { StatusCode::OK } else { StatusCode::ACCEPTED };
     (status, Json(TaskSummary::of(task))).into_response()
 }
@@ -147,16 +151,16 @@ fn accepted(task: comfyd_actors::domain::task::Task, replayed: bool) -> Response
 async fn finished_or_accepted(
     service: &Service,
     headers: &HeaderMap,
-    task: comfyd_actors::domain::task::Task,
+    (task, replayed): (Task, bool),
     wait: Duration,
-) -> Result<Response, Problem> {
+) -> Response {
     match tasks::wait_for(service, task.id, wait).await {
         Ok((record, progress)) if record.task.state.is_final() => {
             let view = TaskView::of(record, progress, &base_url(&service.config, headers));
-            Ok(([("preference-applied", "wait")], Json(view)).into_response())
+            ([("preference-applied", "wait")], Json(view)).into_response()
         }
-        Ok((record, _)) => Ok(accepted(record.task, false)),
-        Err(_) => Ok(accepted(task, false)),
+        Ok((record, _)) => accepted(record.task, replayed),
+        Err(_) => accepted(task, replayed),
     }
 }
 
@@ -173,12 +177,20 @@ fn key_reused() -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail)
 }
 
-fn idempotency(headers: &HeaderMap, body: &[u8]) -> Result<Option<Idempotency>, Problem> {
-    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
-    let fault = || FieldFault::header("Idempotency-Key", "expected 1 to 255 visible ASCII characters");
-    let good = |key: &&str| (1..=255).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic());
-    let key = key.to_str().ok().filter(good).ok_or_else(|| Problem::invalid(vec![fault()]))?;
-    Ok(Some(Idempotency { key: key.to_owned(), body_sha256: body::fingerprint(body)? }))
+/// Parses a large body on a thread of its own, so that it does not keep the small ones waiting.
+async fn parse_aside(
+    body: Bytes,
+    key: Option<HeaderValue>,
+    workflows: &Arc<Workflows>,
+) -> Result<TaskRequest, Problem> {
+    /// About a millisecond of parsing.
+    const SMALL: usize = 256 << 10;
+    if body.len() <= SMALL {
+        return parse(&body, key.as_ref(), workflows);
+    }
+    let workflows = workflows.clone();
+    let parsed = tokio::task::spawn_blocking(move || parse(&body, key.as_ref(), &workflows)).await;
+    parsed.unwrap_or_else(|_| Err(Problem::internal()))
 }
 
 /// The fields of a request and what is wrong with them.
@@ -188,13 +200,14 @@ struct Reading<'a> {
     unknown_workflow: bool,
 }
 
-/// Reads the body of a creation.
+/// Reads the body and the `Idempotency-Key` of a creation.
 ///
 /// # Errors
 /// 400 or 422 with every fault; 404 when the only one is the workflow's name.
-pub fn parse(body: &[u8], workflows: &Workflows) -> Result<TaskRequest, Problem> {
+pub fn parse(body: &[u8], key: Option<&HeaderValue>, workflows: &Workflows) -> Result<TaskRequest, Problem> {
     let mut reading = Reading { fields: Fields::parse(body)?.0, faults: Vec::new(), unknown_workflow: false };
     reading.check_names();
+    let key = key.and_then(|key| reading.key(key));
     let metadata = reading.metadata();
     let priority = reading.field("priority", priority).unwrap_or_default();
     let max_attempts = reading.field("max_attempts", max_attempts);
@@ -209,7 +222,10 @@ pub fn parse(body: &[u8], workflows: &Workflows) -> Result<TaskRequest, Problem>
             priority,
             max_attempts,
             timeout,
-            idempotency: None,
+            idempotency: match key {
+                Some(key) => Some(Idempotency { key, body_sha256: body::fingerprint(body)? }),
+                None => None,
+            },
         }),
         _ => Err(reading.problem()),
     }
@@ -228,12 +244,24 @@ impl<'a> Reading<'a> {
         for (name, _) in &self.fields {
             let pointer = format!("/{}", escape(name));
             if !FIELDS.contains(&name.as_str()) {
+                if self.faults.len() == MAX_FAULTS {
+                    break;
+                }
                 let fault = FieldFault::at(pointer, "there is no such field").suggesting(nearest(name, FIELDS));
                 self.faults.push(fault);
             } else if !seen.insert(name) {
                 self.faults.push(FieldFault::at(pointer, "this field is there twice"));
             }
         }
+    }
+
+    fn key(&mut self, header: &HeaderValue) -> Option<String> {
+        let good = |key: &&str| (1..=255).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic());
+        let key = header.to_str().ok().filter(good).map(str::to_owned);
+        if key.is_none() {
+            self.faults.push(FieldFault::header("Idempotency-Key", "expected 1 to 255 visible ASCII characters"));
+        }
+        key
     }
 
     /// A small field; null is as good as not there.
@@ -323,8 +351,10 @@ impl<'a> Reading<'a> {
     }
 
     fn input_faults(&mut self, faults: Vec<InputFault>, known: &[&str]) {
-        self.faults.extend(faults.into_iter().map(|fault| {
-            let suggestion = if fault.unknown { nearest(&fault.name, known.iter().copied()) } else { None };
+        self.faults.extend(faults.into_iter().enumerate().map(|(index, fault)| {
+            // Comparing thousands of names with thousands of others would be a gift to whoever wants us busy.
+            let guess = fault.unknown && index < MAX_GUESSES;
+            let suggestion = if guess { nearest(&fault.name, known.iter().copied()) } else { None };
             FieldFault::at(format!("/inputs/{}", escape(&fault.name)), fault.detail).suggesting(suggestion)
         }));
     }

@@ -15,11 +15,20 @@ use comfyd_actors::{
     ports::object_store::{ByteRange, ObjectError},
 };
 
+use utoipa::ToSchema;
+
 use super::{
     Service,
     problem::{Problem, ProblemBody},
     tasks::parse_id,
 };
+
+// Documents the answer only.
+/// The bytes of a file.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "the OpenAPI document is made from it")]
+pub struct Binary(Vec<u8>);
 
 /// Download an output
 ///
@@ -34,8 +43,8 @@ use super::{
         ("If-None-Match" = Option<String>, Header, description = "An ETag you have already")
     ),
     responses(
-        (status = 200, description = "The bytes", content_type = "application/octet-stream", body = Vec<u8>),
-        (status = 206, description = "The part asked for", content_type = "application/octet-stream", body = Vec<u8>),
+        (status = 200, description = "The bytes", content_type = "application/octet-stream", body = Binary),
+        (status = 206, description = "The part asked for", content_type = "application/octet-stream", body = Binary),
         (status = 304, description = "You have it already"),
         (status = 404, description = "No such task or output, or it is not stored yet", body = ProblemBody, content_type = "application/problem+json"),
         (status = 416, description = "The range lies outside", body = ProblemBody, content_type = "application/problem+json"),

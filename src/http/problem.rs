@@ -16,6 +16,9 @@ use utoipa::ToSchema;
 /// The media type of every error.
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
+/// More faults than this in one answer help nobody.
+pub const MAX_FAULTS: usize = 100;
+
 /// An error on its way to the client. Boxed, because it is large and rare.
 #[derive(Debug, Clone)]
 pub struct Problem {
@@ -156,7 +159,8 @@ impl Problem {
 
     /// Lists the faults of the request.
     #[must_use]
-    pub fn with_errors(mut self, errors: Vec<FieldFault>) -> Self {
+    pub fn with_errors(mut self, mut errors: Vec<FieldFault>) -> Self {
+        errors.truncate(MAX_FAULTS);
         self.body.errors = errors;
         self
     }

@@ -175,7 +175,10 @@ fn parse_query(parameters: &[(String, String)]) -> Result<store::Query, Problem>
     for (name, value) in parameters {
         let outcome = match name.as_str() {
             "status" => add_statuses(&mut query, value),
-            "workflow" => Ok(query.workflow = Some(value.clone())),
+            "workflow" => {
+                query.workflow = Some(value.clone());
+                Ok(())
+            }
             "limit" => parse_limit(value).map(|limit| query.limit = limit),
             "cursor" => read_cursor(value).map(|before| query.before = Some(before)),
             _ => {

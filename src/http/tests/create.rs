@@ -1,8 +1,10 @@
 use axum::http::StatusCode;
 use comfyd_actors::{bridge::RequestError, domain::task::TaskState, ports::store::StoreError};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::fakes::{Answer, App, full};
+use crate::{http::create::parse, workflows::Workflows};
 
 fn graph() -> Value {
     json!({"1": {"class_type": "A", "inputs": {"x": 1.0, "seed": 5}}, "2": {"class_type": "B", "inputs": {"from": ["1", 0]}}})
@@ -118,6 +120,15 @@ async fn each_bad_body_is_answered_with_the_places_at_fault() {
 }
 
 #[tokio::test]
+async fn a_flood_of_faults_is_cut_short() {
+    let app = App::start().await;
+    let many: serde_json::Map<String, Value> = (0..5_000).map(|n| (format!("field{n}"), json!(1))).collect();
+    for body in [Value::Object(many.clone()), json!({"workflow": graph(), "inputs": many})] {
+        assert_eq!(places(&app.create(body).await).len(), 100);
+    }
+}
+
+#[tokio::test]
 async fn slips_of_the_fingers_are_guessed() {
     let app = App::start().await;
     let answer = app.create(json!({"workflow": "text-to-imag"})).await.json();
@@ -204,4 +215,22 @@ async fn a_client_may_wait_for_the_end() {
         app.finish(id, TaskState::Completed);
     });
     assert_eq!((&answer.json()["status"], answer.header("preference-applied")), (&json!("completed"), "wait"));
+}
+
+proptest! {
+    #[test]
+    fn no_body_makes_it_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        workflow in "\\PC{0,40}",
+        field in "(workflow|inputs|priority|max_attempts|timeout|metadata|[a-z]{1,9})",
+        value in "(null|true|-1|1e9|1e999|[0-9]{1,30}|\"[a-z0-9 ]{0,9}\"|\\[\\[\\]\\]|\\{\"1\":\\{\\}\\})",
+    ) {
+        let workflows = Workflows::built_in().unwrap();
+        let _ = parse(&bytes, None, &workflows);
+        let _ = parse(workflow.as_bytes(), None, &workflows);
+        let body = format!("{{\"workflow\": \"text-to-image\", \"{field}\": {value}}}");
+        if let Err(problem) = parse(body.as_bytes(), None, &workflows) {
+            prop_assert!(problem.body().status == 400 || !problem.body().errors.is_empty());
+        }
+    }
 }

@@ -20,7 +20,7 @@ use serde_json::json;
 use super::fakes::{App, FakeComfy};
 
 fn complete(record: &mut TaskRecord) {
-    let at = |ms| Some(Timestamp(1_700_000_000_000 + ms));
+    let at = |ms: i64| Some(Timestamp(1_700_000_000_000 + ms));
     record.task.state = TaskState::Completed;
     (record.task.started_at, record.task.executing_at) = (at(3), at(15));
     (record.task.uploading_at, record.task.finished_at) = (at(1_818), at(1_913));
@@ -152,13 +152,13 @@ async fn pages_do_not_overlap_and_end() {
         cursor = page["next_cursor"].as_str().map(|c| format!("&cursor={c}")).unwrap_or_default();
     }
     assert_eq!((seen, cursor), (all, String::new()));
-    let answer = app.get("/api/tasks?status=done&limit=201&cursor=x&stat=1").await;
+    let answer = app.get("/api/tasks?status=done&limit=201&cursor=x&staus=1").await;
     assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
     let body = answer.json();
     let names: Vec<_> = body["errors"].as_array().unwrap().iter().map(|e| e["parameter"].as_str().unwrap()).collect();
     assert_eq!(
         (names, &body["errors"][3]["suggestion"]),
-        (vec!["status", "limit", "cursor", "stat"], &json!("status"))
+        (vec!["status", "limit", "cursor", "staus"], &json!("status"))
     );
 }
 
