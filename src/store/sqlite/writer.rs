@@ -73,8 +73,11 @@ struct Envelope<O: Operation> {
     reply: oneshot::Sender<Result<O::Answer, StoreError>>,
 }
 
+/// Where an operation's answer comes from.
+pub(super) type Awaited<A> = oneshot::Receiver<Result<A, StoreError>>;
+
 /// Makes a job of an operation; the answer comes through the receiver, or never when the writer dies over it.
-pub(super) fn job<O: Operation>(operation: O) -> (Box<dyn Job>, oneshot::Receiver<Result<O::Answer, StoreError>>) {
+pub(super) fn job<O: Operation>(operation: O) -> (Box<dyn Job>, Awaited<O::Answer>) {
     let (reply, answer) = oneshot::channel();
     let is_promise = operation.is_promise();
     (Box::new(Envelope { operation: Some(operation), is_promise, answer: None, reply }), answer)

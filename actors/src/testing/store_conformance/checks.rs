@@ -1,5 +1,4 @@
 //! The promises one by one, each with a name. They panic when a store breaks one.
-#![expect(clippy::missing_panics_doc, clippy::unwrap_used, reason = "a check fails by panicking")]
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
