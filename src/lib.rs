@@ -2,4 +2,5 @@
 
 pub mod clock;
 pub mod comfy;
+pub mod storage;
 pub mod tls;

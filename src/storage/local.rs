@@ -1,0 +1,307 @@
+//! Outputs in a folder of this machine.
+//!
+//! It owns everything below its root: objects under their keys, and `.tmp` with files being written. Uploads put, the API
+//! reads. A crash leaves at most a temporary file, which a later start removes; a full disk fails the put and leaves
+//! nothing.
+//!
+//! # Order of a put
+//!
+//! Write to a temporary file, flush it, rename it, flush the folder and those above it that are new. Under a key there is
+//! then either nothing or the whole object, at every moment and after a power cut, also when the same key is stored
+//! again over one that a manifest already names.
+//!
+//! Renaming first and flushing afterwards saves one commit of the file system's journal, measured at 0.1 ms of 1.3 ms
+//! (100 KB, ext4, 0.6 ms for a bare write and flush). It would be safe for a fresh key, as nobody reads a key before
+//! the manifest that names it is committed, but not for a key that is stored again. 0.1 ms is not worth the difference.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use comfyd_actors::{
+    domain::artifact::StoredObject,
+    ports::{
+        ByteStream,
+        object_store::{ByteRange, ObjectError, ObjectStore, Reading},
+    },
+};
+use futures_util::StreamExt;
+use sha2::{Digest, Sha256};
+use tokio::{
+    io::{AsyncReadExt, AsyncSeekExt},
+    sync::mpsc,
+    task::spawn_blocking,
+};
+use tokio_util::io::ReaderStream;
+use uuid::Uuid;
+
+use super::{check_key, folders::Folders};
+
+/// Chunks between the network and the disk. HTTP hands over at most some 400 KB at a time, so four puts in parallel hold a
+/// few megabytes.
+const IN_FLIGHT: usize = 2;
+/// Bytes read at a time when an object is served.
+const READ_CHUNK: usize = 128 << 10;
+/// Temporary files that nobody has written to for this long were left by a crash. Younger ones may belong to another
+/// process that shares the folder.
+const STALE: Duration = Duration::from_secs(3600);
+/// Where files are written before they get their name. Object keys never begin with it.
+const TEMPORARY: &str = ".tmp";
+/// What [`LocalStorage::check`] writes: a block, so that a full disk is noticed.
+const PROBE: [u8; 4096] = [0; 4096];
+
+/// Objects as files below one folder.
+#[derive(Debug)]
+pub struct LocalStorage {
+    root: PathBuf,
+    folders: Arc<Folders>,
+}
+
+impl LocalStorage {
+    /// Opens the storage in `dir`, made if it is not there, and removes what a crash left behind. Blocks for the few file
+    /// operations this takes: meant for the start of the process.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or written to.
+    pub fn new(dir: impl Into<PathBuf>) -> io::Result<Self> {
+        let root = dir.into();
+        fs::create_dir_all(root.join(TEMPORARY))?;
+        sweep(&root.join(TEMPORARY))?;
+        // The root itself is not below the root, so no put sees to it.
+        File::open(&root)?.sync_all()?;
+        if let Some(parent) = root.parent() {
+            // A relative root of one part has an empty parent, and one that belongs to somebody else may not be opened.
+            let _ = File::open(parent).and_then(|parent| parent.sync_all());
+        }
+        Ok(Self { root, folders: Arc::default() })
+    }
+
+    /// The file of a key. A key is relative and has no `..` in it, so the file is below the root.
+    fn path(&self, key: &str) -> Result<PathBuf, ObjectError> {
+        check_key(key)?;
+        if key.split('/').next() == Some(TEMPORARY) {
+            return Err(ObjectError::Refused("the key lies in the folder of temporary files".to_owned()));
+        }
+        Ok(self.root.join(key))
+    }
+
+    async fn file(&self, key: &str) -> Result<(File, u64), ObjectError> {
+        let path = self.path(key)?;
+        blocking(move || {
+            let file = File::open(path).map_err(|error| missing(&error))?;
+            let data = file.metadata().map_err(|error| missing(&error))?;
+            if data.is_file() { Ok((file, data.len())) } else { Err(ObjectError::NotFound) }
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl ObjectStore for LocalStorage {
+    async fn put(
+        &self,
+        key: &str,
+        content_type: &str,
+        bytes: Option<u64>,
+        body: ByteStream,
+    ) -> Result<StoredObject, ObjectError> {
+        let target = Target { root: self.root.clone(), path: self.path(key)?, folders: Arc::clone(&self.folders) };
+        // One thread writes and hashes; a hop per chunk through the runtime's file type costs more than either.
+        let (parts, received) = mpsc::channel(IN_FLIGHT);
+        let writer = spawn_blocking(move || target.write(received));
+        // When the body fails, the channel closes without an end and the writer removes its file.
+        let fed = feed(body, bytes, parts).await;
+        let written = writer.await.unwrap_or_else(|error| Err(ObjectError::Unavailable(error.to_string())));
+        fed?;
+        let Written { bytes, sha256 } = written?;
+        Ok(StoredObject { key: key.to_owned(), content_type: content_type.to_owned(), bytes, sha256 })
+    }
+
+    async fn size(&self, key: &str) -> Result<u64, ObjectError> {
+        Ok(self.file(key).await?.1)
+    }
+
+    async fn open(&self, key: &str, range: Option<ByteRange>) -> Result<Reading, ObjectError> {
+        let (file, bytes) = self.file(key).await?;
+        let mut file = tokio::fs::File::from_std(file);
+        file.set_max_buf_size(READ_CHUNK);
+        let length = match range {
+            Some(ByteRange { first, last }) if first <= last && last < bytes => {
+                file.seek(io::SeekFrom::Start(first)).await.map_err(|error| failed(&error))?;
+                last - first + 1
+            }
+            Some(_) => return Err(ObjectError::Refused("the range lies outside of the object".to_owned())),
+            None => bytes,
+        };
+        Ok(Reading { bytes, body: ReaderStream::with_capacity(file.take(length), READ_CHUNK).boxed() })
+    }
+
+    async fn check(&self) -> Result<(), ObjectError> {
+        let folder = self.root.join(TEMPORARY);
+        blocking(move || {
+            let mut probe = Temporary::create(&folder).map_err(|error| failed(&error))?;
+            probe.file.write_all(&PROBE).map_err(|error| failed(&error))
+        })
+        .await
+    }
+}
+
+/// What the writer is told.
+enum Part {
+    Chunk(Bytes),
+    /// The body is complete. A channel that closes without this means the opposite.
+    End,
+}
+
+/// Hands a body over to the writer, and checks its length.
+async fn feed(mut body: ByteStream, expected: Option<u64>, parts: mpsc::Sender<Part>) -> Result<(), ObjectError> {
+    let mut seen = 0_u64;
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|error| ObjectError::Source(error.to_string()))?;
+        seen += chunk.len() as u64;
+        if expected.is_some_and(|expected| seen > expected) {
+            return Err(ObjectError::Source("it is longer than was said".to_owned()));
+        }
+        if parts.send(Part::Chunk(chunk)).await.is_err() {
+            // The writer failed, and tells why itself.
+            return Ok(());
+        }
+    }
+    if let Some(expected) = expected.filter(|expected| seen < *expected) {
+        return Err(ObjectError::Source(format!("it ended after {seen} of {expected} bytes")));
+    }
+    let _ = parts.send(Part::End).await;
+    Ok(())
+}
+
+/// Where a put goes.
+struct Target {
+    root: PathBuf,
+    path: PathBuf,
+    folders: Arc<Folders>,
+}
+
+/// What a put wrote.
+struct Written {
+    bytes: u64,
+    sha256: String,
+}
+
+impl Target {
+    /// Runs on a thread of its own until the body ends.
+    fn write(self, mut parts: mpsc::Receiver<Part>) -> Result<Written, ObjectError> {
+        let failed = |error: io::Error| failed(&error);
+        let mut temporary = Temporary::create(&self.root.join(TEMPORARY)).map_err(failed)?;
+        let (mut hash, mut bytes) = (Sha256::new(), 0);
+        loop {
+            match parts.blocking_recv() {
+                Some(Part::Chunk(chunk)) => {
+                    temporary.file.write_all(&chunk).map_err(failed)?;
+                    hash.update(&chunk);
+                    bytes += chunk.len() as u64;
+                }
+                Some(Part::End) => break,
+                None => return Err(ObjectError::Source("it was given up".to_owned())),
+            }
+        }
+        self.publish(temporary).map_err(failed)?;
+        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Written { bytes, sha256 })
+    }
+
+    /// Makes the file durable and visible; see the module's page for the order.
+    fn publish(&self, temporary: Temporary) -> io::Result<()> {
+        temporary.file.sync_data()?;
+        let folder = self.path.parent().unwrap_or(&self.root);
+        let below = folder.strip_prefix(&self.root).unwrap_or(Path::new(""));
+        let unflushed = self.folders.make(&self.root, below)?;
+        temporary.rename(&self.path)?;
+        // When the folder cannot be flushed the object may be gone after a power cut, so it must not stay now either.
+        unflushed.flush(folder).inspect_err(|_| {
+            let _ = fs::remove_file(&self.path);
+        })
+    }
+}
+
+/// A file that is removed unless it was renamed.
+struct Temporary {
+    path: PathBuf,
+    file: File,
+}
+
+impl Temporary {
+    fn create(folder: &Path) -> io::Result<Self> {
+        let path = folder.join(Uuid::new_v4().simple().to_string());
+        let file = match File::create_new(&path) {
+            // Somebody tidied up while we ran.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(folder)?;
+                File::create_new(&path)?
+            }
+            other => other?,
+        };
+        Ok(Self { path, file })
+    }
+
+    fn rename(mut self, to: &Path) -> io::Result<()> {
+        fs::rename(&self.path, to)?;
+        self.path = PathBuf::new();
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Removes temporary files of processes that are gone.
+fn sweep(folder: &Path) -> io::Result<()> {
+    let now = SystemTime::now();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let age = entry.metadata().and_then(|data| data.modified()).ok().and_then(|at| now.duration_since(at).ok());
+        if age.is_some_and(|age| age > STALE) {
+            // Another process may sweep too.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
+}
+
+async fn blocking<T, F>(work: F) -> Result<T, ObjectError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, ObjectError> + Send + 'static,
+{
+    spawn_blocking(work).await.unwrap_or_else(|error| Err(ObjectError::Unavailable(error.to_string())))
+}
+
+/// A failed write. The system's own words hold no path.
+fn failed(error: &io::Error) -> ObjectError {
+    match error.kind() {
+        // A file where the key wants a folder, or the other way round: the key's fault, and the same again next time.
+        io::ErrorKind::NotADirectory
+        | io::ErrorKind::IsADirectory
+        | io::ErrorKind::AlreadyExists
+        | io::ErrorKind::InvalidFilename => ObjectError::Refused(error.to_string()),
+        _ => ObjectError::Unavailable(error.to_string()),
+    }
+}
+
+/// A failed read.
+fn missing(error: &io::Error) -> ObjectError {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ObjectError::NotFound,
+        _ => ObjectError::Unavailable(error.to_string()),
+    }
+}
