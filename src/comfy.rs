@@ -22,6 +22,10 @@ mod socket;
 mod view;
 
 #[cfg(test)]
+mod client_tests;
+#[cfg(test)]
+mod socket_tests;
+#[cfg(test)]
 mod trace_tests;
 
 use std::{fmt, time::Duration};

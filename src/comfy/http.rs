@@ -2,7 +2,6 @@
 
 use std::{error::Error as _, time::Duration};
 
-use bytes::Bytes;
 use comfyd_actors::{domain::id::BackendId, ports::comfy::ComfyError};
 use reqwest::{
     Client, Method, RequestBuilder, Response, StatusCode,
@@ -142,7 +141,7 @@ impl Http {
             if body.len() + chunk.len() > self.max_bytes {
                 return Err(too_large());
             }
-            body.extend_from_slice(&Bytes::from(chunk));
+            body.extend_from_slice(&chunk);
         }
         String::from_utf8(body).map_err(|_| Fault::Broken("the answer is not UTF-8".to_owned()))
     }
