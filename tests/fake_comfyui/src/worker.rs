@@ -140,8 +140,8 @@ impl<'a> Execution<'a> {
         }
         self.states.push(NodeState {
             id: id.clone(),
-            value: Amount::Part(1.0),
-            max: Amount::Part(1.0),
+            value: Amount::Steps(1),
+            max: Amount::Steps(1),
             finished: true,
         });
         self.tell_states(prompt);

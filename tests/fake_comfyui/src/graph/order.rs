@@ -98,7 +98,7 @@ mod tests {
 
     fn order(text: &str, cached: &[&str]) -> Vec<String> {
         let raw = RawValue::from_string(text.to_owned()).expect("valid JSON");
-        let graph = Graph::parse(&raw).expect("a graph");
+        let graph = Graph::parse(&raw, false).expect("a graph");
         let outputs: Vec<usize> = (0..graph.nodes.len())
             .filter(|&node| graph.nodes[node].class.output_node)
             .collect();

@@ -101,15 +101,16 @@ impl Checker<'_> {
                 }
                 Some(_) if path.len() >= MAX_DEPTH => {
                     let message = "maximum recursion depth exceeded".to_owned();
-                    self.checked
-                        .insert(node, raised(output == node, message, "RecursionError"));
                     path.pop();
+                    let parent = path.last().map(|(parent, _)| *parent);
+                    let result = self.raised(node, parent, message, "RecursionError");
+                    self.checked.insert(node, result);
                 }
                 Some(next) => self.enter(&mut path, next),
                 None => {
-                    let result = self.check(node, node == output);
-                    self.checked.insert(node, result);
                     path.pop();
+                    let result = self.check(node, path.last().map(|(parent, _)| *parent));
+                    self.checked.insert(node, result);
                 }
             }
         }
@@ -145,10 +146,10 @@ impl Checker<'_> {
         }
     }
 
-    fn check(&self, at: usize, is_output: bool) -> Checked {
+    fn check(&self, at: usize, parent: Option<usize>) -> Checked {
         let node = &self.graph.nodes[at];
         if !node.has_inputs {
-            return raised(is_output, "'inputs'".to_owned(), "KeyError");
+            return self.raised(at, parent, "'inputs'".to_owned(), "KeyError");
         }
         let mut errors = Vec::new();
         let mut valid = true;
@@ -159,12 +160,12 @@ impl Checker<'_> {
                 Some(Input::Link { node: source, slot }) => match self.check_link(spec, *source, *slot) {
                     Ok(sound) => valid &= sound,
                     Err(LinkFault::Mismatch(error)) => errors.push(error),
-                    Err(LinkFault::Raised(message, kind)) => return raised(is_output, message, kind),
+                    Err(LinkFault::Raised(message, kind)) => return self.raised(at, parent, message, kind),
                 },
                 Some(Input::BadLink(value)) => match value.as_array().map(Vec::as_slice) {
                     Some([id, _]) => {
                         let message = id.as_str().map_or_else(|| id.to_string(), |id| format!("'{id}'"));
-                        return raised(is_output, message, "KeyError");
+                        return self.raised(at, parent, message, "KeyError");
                     }
                     _ => errors.push(self.bad_link(spec, value)),
                 },
@@ -179,6 +180,37 @@ impl Checker<'_> {
         Checked {
             valid: valid && errors.is_empty(),
             errors,
+        }
+    }
+
+    /// An exception while checking `at`: told by the node that asked for it, or by the top when `at` is the output itself.
+    fn raised(&self, at: usize, parent: Option<usize>, message: String, exception_type: &'static str) -> Checked {
+        let mut error = json!({
+            "type": "exception_during_validation",
+            "message": "Exception when validating node",
+            "details": message,
+            "extra_info": {"exception_type": exception_type, "traceback": traceback()},
+        });
+        if let Some(parent) = parent {
+            error["type"] = json!("exception_during_inner_validation");
+            error["message"] = json!("Exception when validating inner node");
+            let info = &mut error["extra_info"];
+            info["exception_message"] = json!(message);
+            let parent = &self.graph.nodes[parent];
+            let by = parent.inputs.iter().find_map(|(name, input)| match input {
+                Input::Link { node, slot } if *node == at => Some((name, *slot)),
+                _ => None,
+            });
+            if let Some((name, slot)) = by {
+                let spec = parent.class.inputs.iter().find(|spec| spec.name == name);
+                info["input_name"] = json!(name);
+                info["input_config"] = spec.map_or(Json::Null, |spec| self.lists.config(spec.kind));
+                info["linked_node"] = json!([self.graph.nodes[at].id, slot]);
+            }
+        }
+        Checked {
+            valid: false,
+            errors: vec![error],
         }
     }
 
@@ -336,28 +368,6 @@ fn missing(spec: &InputSpec) -> Json {
         "details": spec.name,
         "extra_info": {"input_name": spec.name},
     })
-}
-
-/// An exception while checking: told by the node's parent, or by the top when the node is the output itself.
-fn raised(is_output: bool, message: String, exception_type: &'static str) -> Checked {
-    let (kind, text) = if is_output {
-        ("exception_during_validation", "Exception when validating node")
-    } else {
-        (
-            "exception_during_inner_validation",
-            "Exception when validating inner node",
-        )
-    };
-    let error = json!({
-        "type": kind,
-        "message": text,
-        "details": message,
-        "extra_info": {"exception_type": exception_type, "traceback": traceback()},
-    });
-    Checked {
-        valid: false,
-        errors: vec![error],
-    }
 }
 
 /// The one traceback this server has.

@@ -229,13 +229,15 @@ fn of_record(record: &Record) -> Map<String, Json> {
         Outcome::Interrupted => "cancelled",
     };
     let outputs = outputs_of(record);
+    let counted = outputs.iter().filter(|output| !is_text(output)).count();
     let previewable: Vec<&Json> = outputs.iter().filter(|output| is_previewable(output)).collect();
-    let mut job = base(&record.prompt, status, outputs.len(), previewable.len());
+    let mut job = base(&record.prompt, status, counted, previewable.len());
     job.insert("execution_start_time".to_owned(), json!(record.started));
     job.insert("execution_end_time".to_owned(), json!(record.ended));
     let saved = |output: &&&Json| output.get("type").and_then(Json::as_str) == Some("output");
-    if let Some(preview) = previewable.iter().find(saved).or(previewable.first()) {
-        job.insert("preview_output".to_owned(), Json::clone(preview));
+    let text = outputs.iter().find(|output| is_text(output));
+    if let Some(preview) = previewable.iter().find(saved).or(previewable.first()).copied().or(text) {
+        job.insert("preview_output".to_owned(), preview.clone());
     }
     if let Some((_, error)) = record.messages.iter().find(|(kind, _)| *kind == "execution_error") {
         job.insert("execution_error".to_owned(), error.clone());
@@ -243,7 +245,7 @@ fn of_record(record: &Record) -> Map<String, Json> {
     job
 }
 
-/// Every output item, with the node and the key it stands under.
+/// Every output item, files and texts, with the node and the key it stands under.
 fn outputs_of(record: &Record) -> Vec<Json> {
     let mut items = Vec::new();
     for (node, output) in &record.outputs {
@@ -251,7 +253,8 @@ fn outputs_of(record: &Record) -> Vec<Json> {
             for item in list.as_array().into_iter().flatten() {
                 let mut item = match item {
                     Json::Object(_) => item.clone(),
-                    other => json!({"content": other}),
+                    Json::String(text) if media == "text" => json!({"content": text}),
+                    _ => continue,
                 };
                 item["nodeId"] = json!(node);
                 item["mediaType"] = json!(media);
@@ -262,9 +265,17 @@ fn outputs_of(record: &Record) -> Vec<Json> {
     items
 }
 
+fn is_text(output: &Json) -> bool {
+    output.get("mediaType").and_then(Json::as_str) == Some("text")
+}
+
+/// By the key, or by an ending the web interface can show.
 fn is_previewable(output: &Json) -> bool {
-    let media = output.get("mediaType").and_then(Json::as_str).unwrap_or_default();
-    output.get("filename").is_some() && matches!(media, "images" | "gifs" | "video" | "audio" | "3d")
+    let text = |key: &str| output.get(key).and_then(Json::as_str).unwrap_or_default();
+    matches!(text("mediaType"), "images" | "video" | "audio" | "3d")
+        || [".txt", ".md", ".json"]
+            .iter()
+            .any(|ending| text("filename").ends_with(ending))
 }
 
 fn with_details(mut job: Map<String, Json>, prompt: &Prompt, record: Option<&Record>) -> Map<String, Json> {

@@ -177,7 +177,7 @@ fn prepare(server: &Server, body: &[u8]) -> Result<(Prompt, Map<String, Json>), 
         )));
     }
 
-    let graph = Graph::parse(text).map_err(|error| match error {
+    let graph = Graph::parse(text, !server.generation().has_jobs_api()).map_err(|error| match error {
         GraphError::Shape => Rejection::Stumbled,
         GraphError::UnknownClass {
             node_id,

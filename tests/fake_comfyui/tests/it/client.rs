@@ -163,6 +163,12 @@ impl Socket {
         self.stream.send(Message::text(text)).await.expect("an open socket");
     }
 
+    /// Sends where the server may hang up in the middle.
+    pub async fn try_send(&mut self, text: &str) {
+        // Losing the connection is what the caller waits for next.
+        let _ = self.stream.send(Message::text(text)).await;
+    }
+
     pub async fn negotiate(&mut self) {
         self.send(r#"{"type": "feature_flags", "data": {"supports_preview_metadata": true}}"#)
             .await;
