@@ -6,13 +6,14 @@
 //!
 //! # Order of a put
 //!
-//! Write to a temporary file, flush it, rename it, flush the folder and those above it that are new. Under a key there is
-//! then either nothing or the whole object, at every moment and after a power cut, also when the same key is stored
-//! again over one that a manifest already names.
+//! Write to a temporary file, rename it, then flush the file, its folder and the new folders above it, all at the same
+//! time. The usual order flushes the file before it is renamed and the folders after one another. On a quiet disk that
+//! costs little more (1.3 ms against 1.2 for 100 KB, 0.6 for a bare write and flush), on a busy one four times as much:
+//! 16 ms against 4.3, with 3.9 for the bare write and flush.
 //!
-//! Renaming first and flushing afterwards saves one commit of the file system's journal, measured at 0.1 ms of 1.3 ms
-//! (100 KB, ext4, 0.6 ms for a bare write and flush). It would be safe for a fresh key, as nobody reads a key before
-//! the manifest that names it is committed, but not for a key that is stored again. 0.1 ms is not worth the difference.
+//! It is as safe: put returns after everything is flushed, and nobody reads a key before the manifest that names it is
+//! committed, which happens after put returned. A power cut in between leaves a key that no manifest names. A key that is
+//! stored *again* may be named by one already, so then the file is flushed before it takes the old one's place.
 
 use std::{
     fs::{self, File},
@@ -145,8 +146,7 @@ impl ObjectStore for LocalStorage {
     async fn check(&self) -> Result<(), ObjectError> {
         let folder = self.root.join(TEMPORARY);
         blocking(move || {
-            let mut probe = Temporary::create(&folder).map_err(|error| failed(&error))?;
-            probe.file.write_all(&PROBE).map_err(|error| failed(&error))
+            Temporary::create(&folder).and_then(|probe| probe.write(&PROBE)).map_err(|error| failed(&error))
         })
         .await
     }
@@ -197,12 +197,12 @@ impl Target {
     /// Runs on a thread of its own until the body ends.
     fn write(self, mut parts: mpsc::Receiver<Part>) -> Result<Written, ObjectError> {
         let failed = |error: io::Error| failed(&error);
-        let mut temporary = Temporary::create(&self.root.join(TEMPORARY)).map_err(failed)?;
+        let temporary = Temporary::create(&self.root.join(TEMPORARY)).map_err(failed)?;
         let (mut hash, mut bytes) = (Sha256::new(), 0);
         loop {
             match parts.blocking_recv() {
                 Some(Part::Chunk(chunk)) => {
-                    temporary.file.write_all(&chunk).map_err(failed)?;
+                    temporary.write(&chunk).map_err(failed)?;
                     hash.update(&chunk);
                     bytes += chunk.len() as u64;
                 }
@@ -215,24 +215,29 @@ impl Target {
         Ok(Written { bytes, sha256 })
     }
 
-    /// Makes the file durable and visible; see the module's page for the order.
+    /// Makes the file visible and durable; see the module's page for the order.
     fn publish(&self, temporary: Temporary) -> io::Result<()> {
-        temporary.file.sync_data()?;
+        let again = self.path.exists();
+        if again {
+            temporary.file.sync_all()?;
+        }
         let folder = self.path.parent().unwrap_or(&self.root);
         let below = folder.strip_prefix(&self.root).unwrap_or(Path::new(""));
         let unflushed = self.folders.make(&self.root, below)?;
-        temporary.rename(&self.path)?;
-        // When the folder cannot be flushed the object may be gone after a power cut, so it must not stay now either.
-        unflushed.flush(folder).inspect_err(|_| {
-            let _ = fs::remove_file(&self.path);
+        let file = temporary.rename(&self.path)?;
+        unflushed.flush(&file, folder).inspect_err(|_| {
+            // What may be gone after a power cut must not stay now either, unless something was there before.
+            if !again {
+                let _ = fs::remove_file(&self.path);
+            }
         })
     }
 }
 
 /// A file that is removed unless it was renamed.
 struct Temporary {
-    path: PathBuf,
-    file: File,
+    path: Option<PathBuf>,
+    file: Arc<File>,
 }
 
 impl Temporary {
@@ -246,20 +251,26 @@ impl Temporary {
             }
             other => other?,
         };
-        Ok(Self { path, file })
+        Ok(Self { path: Some(path), file: Arc::new(file) })
     }
 
-    fn rename(mut self, to: &Path) -> io::Result<()> {
-        fs::rename(&self.path, to)?;
-        self.path = PathBuf::new();
-        Ok(())
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        (&*self.file).write_all(bytes)
+    }
+
+    fn rename(mut self, to: &Path) -> io::Result<Arc<File>> {
+        if let Some(path) = &self.path {
+            fs::rename(path, to)?;
+            self.path = None;
+        }
+        Ok(Arc::clone(&self.file))
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if !self.path.as_os_str().is_empty() {
-            let _ = fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            let _ = fs::remove_file(path);
         }
     }
 }
