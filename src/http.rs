@@ -1,6 +1,6 @@
 //! The HTTP edge: what clients speak to. Handlers hold a [`Bridge`] and nothing else of the core.
 //!
-//! One file per group of endpoints; [`problem`] is the only place where errors become statuses; [`frame`] is around everything.
+//! One file per group of endpoints; `problem` is the only place where errors become statuses; `frame` is around everything.
 
 mod body;
 mod comfyui;

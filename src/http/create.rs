@@ -132,7 +132,7 @@ pub async fn create(State(service): State<Arc<Service>>, headers: HeaderMap, bod
     tasks::note(task.id);
     let place = location(&task.id.to_string());
     let mut response = match patience(&headers) {
-        Some(wait) if !task.state.is_final() => finished_or_accepted(&service, &headers, (task, replayed), wait).await,
+        Some(wait) => finished_or_accepted(&service, &headers, (task, replayed), wait).await,
         _ => accepted(task, replayed),
     };
     response.headers_mut().extend(place);
