@@ -92,7 +92,8 @@ impl App {
         let database = SqliteConfig::parse(config.store.database_url.expose())?;
         let lock = lock_node(&database.path)?;
         let store = SqliteStore::open(database, clock.clone()).await?;
-        let objects = LocalStorage::new(&config.storage.local_dir).map_err(|error| AppError::Storage(error.to_string()))?;
+        let objects =
+            LocalStorage::new(&config.storage.local_dir).map_err(|error| AppError::Storage(error.to_string()))?;
         let objects = Arc::new(objects);
         let backends = backends(config)?;
         let slots = Slots::for_backends(backends.keys());
@@ -122,8 +123,9 @@ impl App {
             slots,
         });
         let args = RootArgs { system: system.clone(), bridge: bridge.clone() };
-        let (root, ended) =
-            RootSupervisor::spawn(None, RootSupervisor, args).await.map_err(|error| AppError::Tree(error.to_string()))?;
+        let (root, ended) = RootSupervisor::spawn(None, RootSupervisor, args)
+            .await
+            .map_err(|error| AppError::Tree(error.to_string()))?;
         if let Some(warning) = config::public_address_warning(&config.server) {
             warn!("{warning}");
         }
@@ -191,7 +193,9 @@ fn lock_node(database: &Path) -> Result<Option<NodeLock>, AppError> {
     }
     let lock = NodeLock::try_acquire(database).map_err(AppError::Lock)?;
     if lock.is_none() {
-        warn!("another comfyd of this node is running on the same database; its tasks are adopted only when their leases expire");
+        warn!(
+            "another comfyd of this node is running on the same database; its tasks are adopted only when their leases expire"
+        );
     }
     Ok(lock)
 }

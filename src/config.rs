@@ -12,14 +12,14 @@ pub mod values;
 
 use comfyd_actors::ports::store::Retention;
 
+use self::reader::Reader;
+pub use self::values::SecretUrl;
 pub use self::{
     check::check,
     fault::{Fault, Faults, nearest},
     sections::{App, ComfyUi, Env, Format, Log, Queue, Server, Storage, Store, Supervision, Tasks, WorkflowFiles},
     sources::{Layers, Sources},
 };
-pub use self::values::SecretUrl;
-use self::reader::Reader;
 
 /// Every setting, by section.
 #[derive(Debug, Clone)]

@@ -58,7 +58,9 @@ pub async fn run(mut config: Config, port: Option<u16>, exit: bool) -> anyhow::R
 
 /// Three tasks at once. The first runs at once, because nothing else is there; then the most urgent overtakes.
 async fn draw_all(app: &App, base: &str, outputs: &Path) -> anyhow::Result<()> {
-    println!("Three tasks, the least urgent first: it starts because nothing else waits, then the urgent one overtakes.\n");
+    println!(
+        "Three tasks, the least urgent first: it starts because nothing else waits, then the urgent one overtakes.\n"
+    );
     let client = Client::builder().no_proxy().timeout(PATIENCE).build()?;
     let bars = MultiProgress::new();
     let mut tasks = Vec::new();

@@ -37,7 +37,9 @@ fn main() -> ExitCode {
             config.log.level = "warn".to_owned();
             (config.clone(), async move { demo::run(config, port, exit).await })
         }),
-        Some(Command::Healthcheck) => with_config(|config| (config.clone(), async move { healthcheck::run(&config).await })),
+        Some(Command::Healthcheck) => {
+            with_config(|config| (config.clone(), async move { healthcheck::run(&config).await }))
+        }
         None => with_config(|config| (config.clone(), async move { Ok(serve(config).await?) })),
     }
 }

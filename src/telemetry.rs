@@ -44,10 +44,12 @@ pub fn init(config: &Log) -> Result<Guard, Box<dyn std::error::Error + Send + Sy
 
 fn open(config: &Log) -> Result<RollingFileAppender, Box<dyn std::error::Error + Send + Sync>> {
     std::fs::create_dir_all(&config.dir)?;
+    // Absolute, because the link's text is taken relative to the folder it lies in.
+    let dir = config.dir.canonicalize()?;
     // A file left by other means under the name of the link would keep the link from being made.
-    let link = config.dir.join("app.log");
+    let link = dir.join("app.log");
     if link.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
-        std::fs::rename(&link, config.dir.join("app.previous.log"))?;
+        std::fs::rename(&link, dir.join("app.previous.log"))?;
     }
     let appender = RollingFileAppender::builder()
         .rotation(Rotation::DAILY)
@@ -55,7 +57,7 @@ fn open(config: &Log) -> Result<RollingFileAppender, Box<dyn std::error::Error +
         .filename_suffix("log")
         .latest_symlink("app.log")
         .max_log_files(DAYS)
-        .build(&config.dir)?;
+        .build(&dir)?;
     Ok(appender)
 }
 

@@ -20,7 +20,6 @@ fn the_defaults_are_sound_and_each_is_read() {
     assert_eq!(asked, layers.defaults.keys().collect::<Vec<_>>(), "every setting is read, once, and nothing else");
     assert_eq!(faults(Sources::default()), Vec::<String>::new());
     assert_eq!((config.server.port, config.server.body_limit), (8000, 32 << 20));
-    assert_eq!(config.queue.sweep_every(), Duration::from_secs(5));
     assert_eq!(config.comfyui.urls, [SecretUrl::new("http://127.0.0.1:8188")]);
     assert!(!config.app.node.is_empty());
 }

@@ -82,7 +82,8 @@ async fn one_prompt_is_prepared_ahead_and_no_more() {
         ids.push(world.create(&task(color)).await);
     }
     world.running(&ids[0]).await;
-    let posted = |id: &str, event: &EventKind| matches!(event, EventKind::Posted { task: Some(task), .. } if task == id);
+    let posted =
+        |id: &str, event: &EventKind| matches!(event, EventKind::Posted { task: Some(task), .. } if task == id);
     world.fake().wait_for(|event| posted(&ids[1], event)).await;
     let posts = world.fake().log().iter().filter(|event| matches!(event.kind, EventKind::Posted { .. })).count();
     assert_eq!(posts, 2);
@@ -147,7 +148,8 @@ async fn a_task_is_cancelled_wherever_it_is() {
     }
     let [running, prepared, pending, other] = &ids[..] else { panic!() };
     world.running(running).await;
-    let is_prepared = |event: &EventKind| matches!(event, EventKind::Posted { task: Some(task), .. } if task == prepared);
+    let is_prepared =
+        |event: &EventKind| matches!(event, EventKind::Posted { task: Some(task), .. } if task == prepared);
     world.fake().wait_for(is_prepared).await;
 
     let (status, task) = world.cancel(pending).await;

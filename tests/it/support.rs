@@ -227,7 +227,8 @@ impl World {
         let waits = self.fakes.iter().enumerate().map(|(index, fake)| {
             let (control, id) = (fake.control(), id.to_owned());
             Box::pin(async move {
-                let is_it = |event: &EventKind| matches!(event, EventKind::Started { task: Some(task), .. } if *task == id);
+                let is_it =
+                    |event: &EventKind| matches!(event, EventKind::Started { task: Some(task), .. } if *task == id);
                 control.wait_for(is_it).await;
                 index
             })

@@ -49,6 +49,39 @@ pub struct NewTask {
     pub idempotency: Option<Idempotency>,
 }
 
+impl NewTask {
+    /// The row it starts as: pending, held by nobody, its first attempt ahead.
+    #[must_use]
+    pub fn first_state(&self) -> Task {
+        Task {
+            id: self.id,
+            tenant: self.tenant,
+            lane: self.lane,
+            workflow: self.workflow.clone(),
+            priority: self.priority,
+            sort_key: self.sort_key,
+            state: TaskState::Pending,
+            generation: 1,
+            fence: Fence(0),
+            dispatch: 0,
+            attempt: 1,
+            max_attempts: self.max_attempts,
+            poison: 0,
+            timeout: self.timeout,
+            lease: None,
+            prompt: None,
+            run_at: None,
+            cancel_requested_at: None,
+            created_at: self.created_at,
+            started_at: None,
+            executing_at: None,
+            uploading_at: None,
+            finished_at: None,
+            error: None,
+        }
+    }
+}
+
 /// The large, never-changing part of a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payload {

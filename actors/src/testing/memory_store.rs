@@ -158,38 +158,9 @@ impl Shelf {
             let key = Key { body_sha256: idempotency.body_sha256, task: new.id, created_at: new.created_at };
             self.keys.insert((new.tenant, idempotency.key), key);
         }
-        let task = first_state(&new);
+        let task = new.first_state();
         self.tasks.insert(task.id, Row { task: task.clone(), payload: new.payload, artifacts: Vec::new() });
         Ok(task)
-    }
-}
-
-fn first_state(new: &NewTask) -> Task {
-    Task {
-        id: new.id,
-        tenant: new.tenant,
-        lane: new.lane,
-        workflow: new.workflow.clone(),
-        priority: new.priority,
-        sort_key: new.sort_key,
-        state: TaskState::Pending,
-        generation: 1,
-        fence: Fence(0),
-        dispatch: 0,
-        attempt: 1,
-        max_attempts: new.max_attempts,
-        poison: 0,
-        timeout: new.timeout,
-        lease: None,
-        prompt: None,
-        run_at: None,
-        cancel_requested_at: None,
-        created_at: new.created_at,
-        started_at: None,
-        executing_at: None,
-        uploading_at: None,
-        finished_at: None,
-        error: None,
     }
 }
 

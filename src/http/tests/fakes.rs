@@ -245,6 +245,7 @@ impl Actor for FakeQueue {
                 let running = records.values().filter(|r| r.task.state == TaskState::Executing).map(|r| r.task.id);
                 drop(reply.send(running.collect()));
             }
+            other => unreachable!("no handler sends {other:?}"),
         }
         Ok(())
     }

@@ -36,15 +36,7 @@ impl Control {
     ///
     /// As [`Self::inject`].
     pub async fn inject_times(&self, fault: Fault, times: u32) -> io::Result<()> {
-        self.server
-            .inject(
-                Injection {
-                    fault,
-                    times: Some(times),
-                },
-                None,
-            )
-            .await
+        self.server.inject(Injection { fault, times: Some(times) }, None).await
     }
 
     /// Ends every fault in force and lets hanging nodes go on. What happened already stays so: cut sockets stay cut, a dead worker
@@ -140,11 +132,7 @@ impl Control {
 
     /// Deletes a stored file behind the server's back; tells whether it was there.
     pub fn delete_file(&self, folder: crate::Folder, subfolder: &str, filename: &str) -> bool {
-        let place = crate::files::Place {
-            folder,
-            subfolder: subfolder.to_owned(),
-            filename: filename.to_owned(),
-        };
+        let place = crate::files::Place { folder, subfolder: subfolder.to_owned(), filename: filename.to_owned() };
         self.server.files.delete(&place)
     }
 }

@@ -117,10 +117,7 @@ fn default_message() -> String {
 impl Fault {
     /// A node failure with the usual exception type.
     pub fn node_error(message: impl Into<String>) -> Self {
-        Self::NodeError {
-            exception_type: default_exception(),
-            message: message.into(),
-        }
+        Self::NodeError { exception_type: default_exception(), message: message.into() }
     }
 
     /// Whether the fault acts at the moment it is injected and leaves nothing in force.
@@ -160,10 +157,7 @@ pub(crate) struct Faults {
 
 impl Faults {
     pub fn new() -> Self {
-        Self {
-            active: Mutex::new(Vec::new()),
-            cleared: watch::Sender::new(0),
-        }
+        Self { active: Mutex::new(Vec::new()), cleared: watch::Sender::new(0) }
     }
 
     pub fn add(&self, injection: Injection) {
@@ -185,10 +179,8 @@ impl Faults {
     /// Uses the oldest fault that `pick` recognises, once.
     pub fn strike<T>(&self, pick: impl Fn(&Fault) -> Option<T>) -> Option<T> {
         let mut active = self.lock();
-        let (index, found) = active
-            .iter()
-            .enumerate()
-            .find_map(|(index, injection)| Some((index, pick(&injection.fault)?)))?;
+        let (index, found) =
+            active.iter().enumerate().find_map(|(index, injection)| Some((index, pick(&injection.fault)?)))?;
         if let Some(times) = &mut active[index].times {
             *times = times.saturating_sub(1);
             if *times == 0 {

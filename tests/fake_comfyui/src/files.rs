@@ -144,11 +144,7 @@ impl Files {
     pub fn write(&self, place: Place, bytes: Bytes) {
         let length = bytes.len() as u64;
         let fits = bytes.len() <= LARGE && self.memory_used.load(Ordering::Relaxed) + length <= self.memory_cap;
-        let content = if fits {
-            Content::Memory(bytes)
-        } else {
-            self.spill(bytes)
-        };
+        let content = if fits { Content::Memory(bytes) } else { self.spill(bytes) };
         self.put(place, content);
     }
 
@@ -156,11 +152,7 @@ impl Files {
     pub fn put(&self, place: Place, content: Content) {
         let version = self.next_version.fetch_add(1, Ordering::Relaxed);
         self.memory_used.fetch_add(in_memory(&content), Ordering::Relaxed);
-        let stored = Stored {
-            content,
-            modified: SystemTime::now(),
-            version,
-        };
+        let stored = Stored { content, modified: SystemTime::now(), version };
         let old = self.lock().insert(place, stored);
         self.release(old);
     }
@@ -192,9 +184,7 @@ impl Files {
     /// The names directly in a folder, sorted.
     pub fn names(&self, folder: Folder) -> Vec<String> {
         let stored = self.lock();
-        let top = stored
-            .keys()
-            .filter(|place| place.folder == folder && place.subfolder.is_empty());
+        let top = stored.keys().filter(|place| place.folder == folder && place.subfolder.is_empty());
         let mut names: Vec<String> = top.map(|place| place.filename.clone()).collect();
         names.sort_unstable();
         names
@@ -203,9 +193,7 @@ impl Files {
     /// The next free number for `prefix` in a folder, from 1.
     pub fn next_number(&self, folder: Folder, subfolder: &str, prefix: &str) -> u32 {
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        let counter = counters
-            .entry((folder, subfolder.to_owned(), prefix.to_owned()))
-            .or_insert(0);
+        let counter = counters.entry((folder, subfolder.to_owned(), prefix.to_owned())).or_insert(0);
         *counter += 1;
         *counter
     }
@@ -213,31 +201,20 @@ impl Files {
     /// Empties the temp folder, as ComfyUI does when it starts.
     pub fn clear_temp(&self) {
         let mut stored = self.lock();
-        let gone: Vec<Place> = stored
-            .keys()
-            .filter(|place| place.folder == Folder::Temp)
-            .cloned()
-            .collect();
+        let gone: Vec<Place> = stored.keys().filter(|place| place.folder == Folder::Temp).cloned().collect();
         let old: Vec<Stored> = gone.iter().filter_map(|place| stored.remove(place)).collect();
         drop(stored);
         old.into_iter().for_each(|old| self.release(Some(old)));
     }
 
     fn spill(&self, bytes: Bytes) -> Content {
-        let disk = self
-            .disk
-            .get_or_init(|| tempfile::Builder::new().prefix("fake-comfyui-").tempdir().ok());
+        let disk = self.disk.get_or_init(|| tempfile::Builder::new().prefix("fake-comfyui-").tempdir().ok());
         let Some(disk) = disk else {
             return Content::Memory(bytes);
         };
-        let path = disk
-            .path()
-            .join(self.next_version.fetch_add(1, Ordering::Relaxed).to_string());
+        let path = disk.path().join(self.next_version.fetch_add(1, Ordering::Relaxed).to_string());
         match std::fs::write(&path, &bytes) {
-            Ok(()) => Content::Disk {
-                path,
-                length: bytes.len() as u64,
-            },
+            Ok(()) => Content::Disk { path, length: bytes.len() as u64 },
             Err(error) => {
                 tracing::warn!(%error, "failed to store a file on disk, kept in memory");
                 Content::Memory(bytes)
@@ -268,11 +245,7 @@ fn in_memory(content: &Content) -> u64 {
 
 /// Splits `"name [output]"` into the name and the folder.
 pub(crate) fn split_annotation(name: &str) -> (&str, Option<Folder>) {
-    for (suffix, folder) in [
-        (" [input]", Folder::Input),
-        (" [output]", Folder::Output),
-        (" [temp]", Folder::Temp),
-    ] {
+    for (suffix, folder) in [(" [input]", Folder::Input), (" [output]", Folder::Output), (" [temp]", Folder::Temp)] {
         if let Some(bare) = name.strip_suffix(suffix) {
             return (bare, Some(folder));
         }

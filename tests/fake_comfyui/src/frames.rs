@@ -33,14 +33,7 @@ pub(crate) fn executing(prompt_id: &str, node: Option<&str>) -> String {
         display_node: Option<&'a str>,
         prompt_id: &'a str,
     }
-    text(
-        "executing",
-        &Data {
-            node,
-            display_node: node,
-            prompt_id,
-        },
-    )
+    text("executing", &Data { node, display_node: node, prompt_id })
 }
 
 /// `executing` as a client gets it that reconnects while its prompt runs: no prompt id.
@@ -56,15 +49,7 @@ pub(crate) fn executed(prompt_id: &str, node: &str, output: &Json) -> String {
         output: &'a Json,
         prompt_id: &'a str,
     }
-    text(
-        "executed",
-        &Data {
-            node,
-            display_node: node,
-            output,
-            prompt_id,
-        },
-    )
+    text("executed", &Data { node, display_node: node, output, prompt_id })
 }
 
 pub(crate) fn progress(prompt_id: &str, node: &str, value: u64, max: u64) -> String {
@@ -75,15 +60,7 @@ pub(crate) fn progress(prompt_id: &str, node: &str, value: u64, max: u64) -> Str
         prompt_id: &'a str,
         node: &'a str,
     }
-    text(
-        "progress",
-        &Data {
-            value,
-            max,
-            prompt_id,
-            node,
-        },
-    )
+    text("progress", &Data { value, max, prompt_id, node })
 }
 
 /// How far a node is: nodes that report count steps, the others go from 0.0 to 1.0.
@@ -139,13 +116,7 @@ pub(crate) fn progress_state(prompt_id: &str, states: &[NodeState]) -> String {
         prompt_id: &'a str,
         nodes: Lines<'a>,
     }
-    text(
-        "progress_state",
-        &Data {
-            prompt_id,
-            nodes: Lines(prompt_id, states),
-        },
-    )
+    text("progress_state", &Data { prompt_id, nodes: Lines(prompt_id, states) })
 }
 
 /// The file format of a preview.
@@ -187,12 +158,7 @@ impl Preview {
             "image_type": image_type,
         })
         .to_string();
-        binary(&[
-            &4u32.to_be_bytes(),
-            &length(&metadata),
-            metadata.as_bytes(),
-            &self.bytes,
-        ])
+        binary(&[&4u32.to_be_bytes(), &length(&metadata), metadata.as_bytes(), &self.bytes])
     }
 }
 

@@ -18,9 +18,7 @@ pub(crate) struct Gate {
 
 impl Gate {
     pub fn new() -> Self {
-        Self {
-            passage: watch::Sender::new(Passage::Open),
-        }
+        Self { passage: watch::Sender::new(Passage::Open) }
     }
 
     /// Closes the gate for every prompt that comes to it from now on.

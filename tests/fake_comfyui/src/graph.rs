@@ -84,11 +84,7 @@ pub(crate) struct Node {
 
 impl Node {
     pub fn input(&self, name: &str) -> Option<&Input> {
-        self.inputs
-            .iter()
-            .rev()
-            .find(|(key, _)| key == name)
-            .map(|(_, input)| input)
+        self.inputs.iter().rev().find(|(key, _)| key == name).map(|(_, input)| input)
     }
 
     /// The nodes this one is linked to, in the order of its inputs.
@@ -112,11 +108,7 @@ pub(crate) enum GraphError {
     /// Not an object of objects: ComfyUI stumbles and answers 500.
     Shape,
     /// A class that is not installed, or none.
-    UnknownClass {
-        node_id: String,
-        class_type: Option<String>,
-        title: Option<String>,
-    },
+    UnknownClass { node_id: String, class_type: Option<String>, title: Option<String> },
 }
 
 impl Graph {
@@ -126,17 +118,8 @@ impl Graph {
             return Ok(Self { nodes: Vec::new() });
         }
         let members: Members = serde_json::from_str(text.get()).map_err(|_| GraphError::Shape)?;
-        let index: HashMap<&str, usize> = members
-            .0
-            .iter()
-            .enumerate()
-            .map(|(at, (id, _))| (id.as_str(), at))
-            .collect();
-        let nodes = members
-            .0
-            .iter()
-            .map(|(id, raw)| parse_node(id, raw, &index, lenient))
-            .collect::<Result<_, _>>()?;
+        let index: HashMap<&str, usize> = members.0.iter().enumerate().map(|(at, (id, _))| (id.as_str(), at)).collect();
+        let nodes = members.0.iter().map(|(id, raw)| parse_node(id, raw, &index, lenient)).collect::<Result<_, _>>()?;
         Ok(Self { nodes })
     }
 }
@@ -147,35 +130,15 @@ fn parse_node(id: &str, raw: &RawValue, index: &HashMap<&str, usize>, lenient: b
         Err(_) if lenient && raw.get().starts_with(['"', '[']) => Members::default(),
         Err(_) => return Err(GraphError::Shape),
     };
-    let class_type = members
-        .value("class_type")
-        .and_then(|value| value.as_str().map(str::to_owned));
+    let class_type = members.value("class_type").and_then(|value| value.as_str().map(str::to_owned));
     let Some(class) = class_type.as_deref().and_then(nodes::find) else {
-        let title = members
-            .value("_meta")
-            .and_then(|meta| meta.get("title")?.as_str().map(str::to_owned));
-        return Err(GraphError::UnknownClass {
-            node_id: id.to_owned(),
-            class_type,
-            title,
-        });
+        let title = members.value("_meta").and_then(|meta| meta.get("title")?.as_str().map(str::to_owned));
+        return Err(GraphError::UnknownClass { node_id: id.to_owned(), class_type, title });
     };
-    let inputs: Option<Members> = members
-        .get("inputs")
-        .and_then(|raw| serde_json::from_str(raw.get()).ok());
+    let inputs: Option<Members> = members.get("inputs").and_then(|raw| serde_json::from_str(raw.get()).ok());
     let has_inputs = inputs.is_some();
-    let inputs = inputs
-        .unwrap_or_default()
-        .0
-        .into_iter()
-        .map(|(name, raw)| (name, parse_input(&raw, index)))
-        .collect();
-    Ok(Node {
-        id: id.to_owned(),
-        class,
-        inputs,
-        has_inputs,
-    })
+    let inputs = inputs.unwrap_or_default().0.into_iter().map(|(name, raw)| (name, parse_input(&raw, index))).collect();
+    Ok(Node { id: id.to_owned(), class, inputs, has_inputs })
 }
 
 fn parse_input(raw: &RawValue, index: &HashMap<&str, usize>) -> Input {
@@ -184,10 +147,7 @@ fn parse_input(raw: &RawValue, index: &HashMap<&str, usize>) -> Input {
         Value::Array(items) => {
             let link = match items.as_slice() {
                 [Value::String(id), slot] => slot.as_u64().and_then(|slot| {
-                    Some(Input::Link {
-                        node: *index.get(id.as_str())?,
-                        slot: usize::try_from(slot).ok()?,
-                    })
+                    Some(Input::Link { node: *index.get(id.as_str())?, slot: usize::try_from(slot).ok()? })
                 }),
                 _ => None,
             };

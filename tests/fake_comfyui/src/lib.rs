@@ -82,9 +82,7 @@ impl FakeComfy {
     ///
     /// The address cannot be bound.
     pub async fn start(config: FakeConfig) -> io::Result<Self> {
-        Ok(Self {
-            server: Server::start(config).await?,
-        })
+        Ok(Self { server: Server::start(config).await? })
     }
 
     /// The address it listens on, with the real port.

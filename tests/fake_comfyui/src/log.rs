@@ -21,12 +21,7 @@ pub enum Outcome {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum EventKind {
     /// A `POST /prompt` was decided. `task` is `extra_data.comfyd.task`.
-    Posted {
-        prompt_id: String,
-        client_id: Option<String>,
-        task: Option<String>,
-        accepted: bool,
-    },
+    Posted { prompt_id: String, client_id: Option<String>, task: Option<String>, accepted: bool },
     /// The worker began a prompt.
     Started { prompt_id: String, task: Option<String> },
     /// A prompt waits at the gate, inside its first node.
@@ -85,11 +80,7 @@ pub struct IdleTime {
 impl IdleTime {
     /// Idle time as a part of the span, between 0 and 1.
     pub fn share(&self) -> f64 {
-        if self.span_us == 0 {
-            0.0
-        } else {
-            self.idle_us as f64 / self.span_us as f64
-        }
+        if self.span_us == 0 { 0.0 } else { self.idle_us as f64 / self.span_us as f64 }
     }
 }
 
@@ -120,18 +111,8 @@ pub(crate) struct Log {
 
 impl Log {
     pub fn new(capacity: usize) -> Self {
-        let ring = Ring {
-            events: VecDeque::new(),
-            next: 0,
-            executions: 0,
-            busy: Busy::default(),
-        };
-        Self {
-            began: Instant::now(),
-            capacity: capacity.max(1),
-            ring: Mutex::new(ring),
-            grown: watch::Sender::new(0),
-        }
+        let ring = Ring { events: VecDeque::new(), next: 0, executions: 0, busy: Busy::default() };
+        Self { began: Instant::now(), capacity: capacity.max(1), ring: Mutex::new(ring), grown: watch::Sender::new(0) }
     }
 
     pub fn push(&self, kind: EventKind) {
@@ -196,11 +177,7 @@ impl Log {
             (Some(start), Some(finish)) => finish.saturating_duration_since(start),
             _ => Duration::ZERO,
         };
-        IdleTime {
-            executions: busy.executions,
-            span_us: micros(span),
-            idle_us: micros(busy.idle),
-        }
+        IdleTime { executions: busy.executions, span_us: micros(span), idle_us: micros(busy.idle) }
     }
 
     pub fn reset_idle_time(&self) {
@@ -219,9 +196,7 @@ impl Log {
 /// How many of the kept events come before position `since`.
 fn skipped(ring: &Ring, since: u64) -> usize {
     let first = ring.next - ring.events.len() as u64;
-    usize::try_from(since.saturating_sub(first))
-        .unwrap_or(usize::MAX)
-        .min(ring.events.len())
+    usize::try_from(since.saturating_sub(first)).unwrap_or(usize::MAX).min(ring.events.len())
 }
 
 fn account(ring: &mut Ring, kind: &EventKind, now: Instant) {
@@ -245,7 +220,5 @@ fn micros(duration: Duration) -> u64 {
 
 /// The wall clock in milliseconds since 1970, the unit of every timestamp in the protocol.
 pub(crate) fn wall_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -96,23 +96,14 @@ impl Links {
 
     /// Sets the mode of every WebSocket connection.
     pub fn set_websockets(&self, mode: Mode) {
-        let open: Vec<Link> = self
-            .lock()
-            .values()
-            .filter(|link| link.0.websocket.load(Ordering::SeqCst))
-            .cloned()
-            .collect();
+        let open: Vec<Link> =
+            self.lock().values().filter(|link| link.0.websocket.load(Ordering::SeqCst)).cloned().collect();
         open.iter().for_each(|link| link.set(mode));
     }
 
     /// Sets the mode of every connection but the one that asks.
     pub fn set_all(&self, mode: Mode, except: Option<u64>) {
-        let open: Vec<Link> = self
-            .lock()
-            .values()
-            .filter(|link| Some(link.id()) != except)
-            .cloned()
-            .collect();
+        let open: Vec<Link> = self.lock().values().filter(|link| Some(link.id()) != except).cloned().collect();
         open.iter().for_each(|link| link.set(mode));
     }
 
@@ -201,10 +192,7 @@ pub(crate) struct Doorway {
 impl Doorway {
     /// Starts to accept on a reserved address.
     pub fn open(reserved: TcpSocket, links: Arc<Links>) -> io::Result<Self> {
-        Ok(Self {
-            listener: reserved.listen(BACKLOG)?,
-            links,
-        })
+        Ok(Self { listener: reserved.listen(BACKLOG)?, links })
     }
 
     pub fn addr(&self) -> io::Result<SocketAddr> {
@@ -214,11 +202,7 @@ impl Doorway {
 
 /// Binds an address without listening: connections to it are refused, and nobody else can take it meanwhile.
 pub(crate) fn reserve(addr: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if addr.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;
     Ok(socket)
@@ -235,14 +219,7 @@ impl axum::serve::Listener for Doorway {
                     // Small answers must not wait for Nagle; failing only makes them slower.
                     let _ = tcp.set_nodelay(true);
                     let link = self.links.register();
-                    return (
-                        Stream {
-                            tcp,
-                            link: link.clone(),
-                            links: self.links.clone(),
-                        },
-                        Some(link),
-                    );
+                    return (Stream { tcp, link: link.clone(), links: self.links.clone() }, Some(link));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "failed to accept a connection");

@@ -52,10 +52,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub fn new(exception_type: &str, message: impl Into<String>) -> Self {
-        Self {
-            exception_type: exception_type.to_owned(),
-            message: message.into(),
-        }
+        Self { exception_type: exception_type.to_owned(), message: message.into() }
     }
 
     pub fn out_of_memory() -> Self {
@@ -138,10 +135,7 @@ pub(crate) async fn run(work: Work, step: &mut Step<'_>) -> Result<Product, Stop
 }
 
 pub(crate) fn values<const N: usize>(values: [Value; N]) -> Product {
-    Product {
-        values: values.into(),
-        ui: None,
-    }
+    Product { values: values.into(), ui: None }
 }
 
 /// Does CPU work without holding up the runtime. Work that costs less than the hand-over itself is done on the spot.

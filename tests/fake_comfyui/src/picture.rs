@@ -198,12 +198,7 @@ mod tests {
         let image = draw("sunset over the sea", 1, 96, 96);
         let distance = |clarity: f32| -> u64 {
             let preview = emerging(&image, 5, clarity);
-            preview
-                .as_raw()
-                .iter()
-                .zip(image.as_raw())
-                .map(|(a, b)| u64::from(a.abs_diff(*b)))
-                .sum()
+            preview.as_raw().iter().zip(image.as_raw()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum()
         };
         assert!(distance(0.1) > distance(0.5));
         assert!(distance(0.5) > distance(0.9));

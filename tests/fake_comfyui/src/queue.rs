@@ -52,10 +52,7 @@ pub(crate) struct Prompt {
 
 impl Prompt {
     fn output_ids(&self) -> Vec<&str> {
-        self.outputs
-            .iter()
-            .map(|&at| self.graph.nodes[at].id.as_str())
-            .collect()
+        self.outputs.iter().map(|&at| self.graph.nodes[at].id.as_str()).collect()
     }
 }
 
@@ -128,12 +125,7 @@ impl Record {
     }
 
     pub fn outputs(&self) -> Json {
-        Json::Object(
-            self.outputs
-                .iter()
-                .map(|(id, output)| (id.clone(), Json::clone(output)))
-                .collect(),
-        )
+        Json::Object(self.outputs.iter().map(|(id, output)| (id.clone(), Json::clone(output))).collect())
     }
 }
 
@@ -204,10 +196,7 @@ impl History {
 
     /// All results, oldest first.
     pub fn all(&self) -> Vec<Arc<Record>> {
-        self.order
-            .iter()
-            .filter_map(|id| self.records.get(id).cloned())
-            .collect()
+        self.order.iter().filter_map(|id| self.records.get(id).cloned()).collect()
     }
 }
 
@@ -233,16 +222,9 @@ impl Jobs {
     /// yet both are queued.
     pub fn push(&mut self, prompt: Arc<Prompt>) -> bool {
         let number = prompt.number.value();
-        let key = Key {
-            number,
-            id: prompt.id.clone(),
-            arrival: self.arrivals,
-        };
+        let key = Key { number, id: prompt.id.clone(), arrival: self.arrivals };
         self.arrivals += 1;
-        let from = Key {
-            arrival: 0,
-            ..key.clone()
-        };
+        let from = Key { arrival: 0, ..key.clone() };
         let tie = self.pending.range(from..=key.clone()).next().is_some();
         self.pending.insert(key, prompt);
         !tie
@@ -251,12 +233,7 @@ impl Jobs {
     /// Moves the first waiting prompt to running.
     pub fn start_next(&mut self, now: u64) -> Option<Running> {
         let (_, prompt) = self.pending.pop_first()?;
-        let running = Running {
-            prompt,
-            interrupt: CancellationToken::new(),
-            started: now,
-            node: None,
-        };
+        let running = Running { prompt, interrupt: CancellationToken::new(), started: now, node: None };
         self.running = Some(running.clone());
         Some(running)
     }
@@ -277,10 +254,7 @@ impl Jobs {
     }
 
     pub fn clear_pending(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.pending)
-            .into_keys()
-            .map(|key| key.id)
-            .collect()
+        std::mem::take(&mut self.pending).into_keys().map(|key| key.id).collect()
     }
 
     /// Interrupts what runs: always, or only if it has this id. Tells which prompt was hit.

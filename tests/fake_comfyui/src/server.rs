@@ -75,10 +75,7 @@ impl Server {
             log: Log::new(config.log_capacity),
             links,
             jobs: Mutex::default(),
-            settings: Mutex::new(Settings {
-                node_time: config.node_time,
-                generation: config.generation,
-            }),
+            settings: Mutex::new(Settings { node_time: config.node_time, generation: config.generation }),
             arrived: Notify::new(),
             free_memory: AtomicBool::new(false),
             life: tokio::sync::Mutex::default(),
@@ -234,10 +231,7 @@ impl Server {
     /// Ends the running prompt. Its history is written in the same moment, or `late` by this much.
     pub fn finish(self: &Arc<Self>, record: Record, late: Option<Duration>) {
         let prompt_id = record.prompt.id.clone();
-        let finished = EventKind::Finished {
-            prompt_id: prompt_id.clone(),
-            outcome: record.outcome,
-        };
+        let finished = EventKind::Finished { prompt_id: prompt_id.clone(), outcome: record.outcome };
         let capacity = self.config.history_capacity;
         let mut jobs = self.jobs();
         jobs.running = None;
@@ -271,9 +265,7 @@ impl Server {
         let mut jobs = self.jobs();
         let deleted: Vec<&String> = ids.iter().filter(|id| jobs.delete(id)).collect();
         for id in &deleted {
-            self.log.push(EventKind::Deleted {
-                prompt_id: (*id).clone(),
-            });
+            self.log.push(EventKind::Deleted { prompt_id: (*id).clone() });
             self.hub.to_all(frames::status(jobs.remaining(), None));
         }
         !deleted.is_empty()
@@ -326,11 +318,7 @@ impl Server {
     }
 
     pub fn lists(&self) -> Lists<'_> {
-        Lists {
-            checkpoints: &self.config.checkpoints,
-            loras: &self.config.loras,
-            files: &self.files,
-        }
+        Lists { checkpoints: &self.config.checkpoints, loras: &self.config.loras, files: &self.files }
     }
 
     fn settings(&self) -> MutexGuard<'_, Settings> {

@@ -156,16 +156,9 @@ impl Hub {
 /// Serves one socket until it ends.
 pub(crate) async fn serve(server: Arc<Server>, socket: WebSocket, client_id: String, link: Option<Link>) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let outlet = Outlet {
-        frames: sender,
-        backlog: Arc::default(),
-        link,
-        metadata: false,
-    };
+    let outlet = Outlet { frames: sender, backlog: Arc::default(), link, metadata: false };
     greet(&server, &outlet, &client_id);
-    server.log.push(EventKind::SocketOpened {
-        client_id: client_id.clone(),
-    });
+    server.log.push(EventKind::SocketOpened { client_id: client_id.clone() });
     converse(&server, socket, &client_id, receiver, &outlet).await;
     // Whoever is registered under the id now, perhaps a newer socket, is forgotten: this is what makes twins deaf.
     server.hub.lock().remove(&client_id);
@@ -177,10 +170,7 @@ fn greet(server: &Server, outlet: &Outlet, client_id: &str) {
     let jobs = server.jobs();
     let mut outlets = server.hub.lock();
     outlet.send(Message::Text(frames::status(jobs.remaining(), Some(client_id)).into()));
-    let own = jobs
-        .running
-        .as_ref()
-        .filter(|running| running.prompt.client_id.as_deref() == Some(client_id));
+    let own = jobs.running.as_ref().filter(|running| running.prompt.client_id.as_deref() == Some(client_id));
     if let Some(node) = own.and_then(|running| running.node.as_deref()) {
         outlet.send(Message::Text(frames::executing_on_reconnect(node).into()));
     }
@@ -238,13 +228,8 @@ fn negotiate(server: &Server, client_id: &str, text: &str, outlet: &Outlet) {
     if message.get("type").and_then(Json::as_str) != Some("feature_flags") {
         return;
     }
-    let metadata = message
-        .pointer("/data/supports_preview_metadata")
-        .and_then(Json::as_bool)
-        .unwrap_or(false);
+    let metadata = message.pointer("/data/supports_preview_metadata").and_then(Json::as_bool).unwrap_or(false);
     server.hub.negotiate(client_id, metadata);
     outlet.send(Message::Text(frames::text("feature_flags", &server.features()).into()));
-    server.log.push(EventKind::FlagsNegotiated {
-        client_id: client_id.to_owned(),
-    });
+    server.log.push(EventKind::FlagsNegotiated { client_id: client_id.to_owned() });
 }

@@ -76,26 +76,15 @@ impl<'a> Execution<'a> {
 
     async fn run(mut self) {
         let prompt = self.running.prompt.clone();
-        self.server.log.push(EventKind::Started {
-            prompt_id: prompt.id.clone(),
-            task: prompt.task.clone(),
-        });
-        self.tell(
-            "execution_start",
-            json!({"prompt_id": prompt.id, "timestamp": wall_ms()}),
-        );
+        self.server.log.push(EventKind::Started { prompt_id: prompt.id.clone(), task: prompt.task.clone() });
+        self.tell("execution_start", json!({"prompt_id": prompt.id, "timestamp": wall_ms()}));
 
         let signatures = cache::signatures(&prompt.graph, &self.server.files);
         self.cache.keep_only(&signatures);
         let nodes = prompt.graph.nodes.iter().zip(&signatures);
-        let cached: Vec<&str> = nodes
-            .filter(|(_, signature)| self.cache.has(signature))
-            .map(|(node, _)| node.id.as_str())
-            .collect();
-        self.tell(
-            "execution_cached",
-            json!({"nodes": cached, "prompt_id": prompt.id, "timestamp": wall_ms()}),
-        );
+        let cached: Vec<&str> =
+            nodes.filter(|(_, signature)| self.cache.has(signature)).map(|(node, _)| node.id.as_str()).collect();
+        self.tell("execution_cached", json!({"nodes": cached, "prompt_id": prompt.id, "timestamp": wall_ms()}));
 
         let result = self.run_nodes(&prompt, &signatures).await;
         let outcome = self.tell_end(&prompt, result);
@@ -103,30 +92,21 @@ impl<'a> Execution<'a> {
     }
 
     async fn run_nodes(&mut self, prompt: &Arc<Prompt>, signatures: &[Signature]) -> Result<(), Halt> {
-        let samples = prompt
-            .graph
-            .nodes
-            .iter()
-            .any(|node| node.class.work == nodes::Work::Sample);
+        let samples = prompt.graph.nodes.iter().any(|node| node.class.work == nodes::Work::Sample);
         let mut staging = Staging::new(&prompt.graph, &prompt.outputs, |node| self.cache.has(&signatures[node]));
         while let Some(node) = staging.next() {
             if let Some(ui) = self.cache.ui(&signatures[node]) {
                 self.replay(prompt, node, ui);
             } else {
-                let product = self
-                    .run_node(prompt, signatures, node, samples)
-                    .await
-                    .map_err(|stop| Halt { node, stop })?;
+                let product =
+                    self.run_node(prompt, signatures, node, samples).await.map_err(|stop| Halt { node, stop })?;
                 self.cache.insert(signatures[node], product);
             }
             staging.finish(node);
         }
         if !self.gate_passed {
             // Everything came from the cache: the gate stands before the end instead.
-            let halt = |stop| Halt {
-                node: prompt.outputs.first().copied().unwrap_or(0),
-                stop,
-            };
+            let halt = |stop| Halt { node: prompt.outputs.first().copied().unwrap_or(0), stop };
             self.pass_gate(prompt).await.map_err(halt)?;
         }
         Ok(())
@@ -138,12 +118,7 @@ impl<'a> Execution<'a> {
         if let Some(ui) = ui {
             self.show(prompt, id, ui);
         }
-        self.states.push(NodeState {
-            id: id.clone(),
-            value: Amount::Steps(1),
-            max: Amount::Steps(1),
-            finished: true,
-        });
+        self.states.push(NodeState { id: id.clone(), value: Amount::Steps(1), max: Amount::Steps(1), finished: true });
         self.tell_states(prompt);
         self.executed.push(id.clone());
     }
@@ -168,9 +143,7 @@ impl<'a> Execution<'a> {
         });
         self.tell_states(prompt);
         self.server.set_current_node(&node.id);
-        self.server
-            .hub
-            .to_owner(owner, || frames::executing(&prompt.id, Some(&node.id)));
+        self.server.hub.to_owner(owner, || frames::executing(&prompt.id, Some(&node.id)));
 
         if !self.gate_passed {
             self.pass_gate(prompt).await?;
@@ -213,11 +186,7 @@ impl<'a> Execution<'a> {
             let crate::graph::Input::Link { node, slot } = input else {
                 continue;
             };
-            let values = self
-                .values
-                .get(node)
-                .cloned()
-                .or_else(|| self.cache.values(&signatures[*node]));
+            let values = self.values.get(node).cloned().or_else(|| self.cache.values(&signatures[*node]));
             if let Some(value) = values.and_then(|values| values.get(*slot).cloned()) {
                 inputs.insert(name.clone(), value);
             }
@@ -228,11 +197,7 @@ impl<'a> Execution<'a> {
     async fn pass_gate(&mut self, prompt: &Prompt) -> Result<(), Stop> {
         self.gate_passed = true;
         let server = self.server;
-        let passed = server.gate.pass(|| {
-            server.log.push(EventKind::Gated {
-                prompt_id: prompt.id.clone(),
-            })
-        });
+        let passed = server.gate.pass(|| server.log.push(EventKind::Gated { prompt_id: prompt.id.clone() }));
         tokio::select! {
             () = passed => Ok(()),
             () = self.running.interrupt.cancelled() => Err(Stop::Interrupted),
@@ -261,10 +226,7 @@ impl<'a> Execution<'a> {
             let _ = cleared.changed().await;
         }
         let error = faults.strike(|fault| match fault {
-            Fault::NodeError {
-                exception_type,
-                message,
-            } => Some(Failure::new(exception_type, message.clone())),
+            Fault::NodeError { exception_type, message } => Some(Failure::new(exception_type, message.clone())),
             Fault::OutOfMemory => Some(Failure::out_of_memory()),
             _ => None,
         });
@@ -288,18 +250,13 @@ impl<'a> Execution<'a> {
     }
 
     fn show(&mut self, prompt: &Prompt, node: &str, ui: Arc<Json>) {
-        self.server
-            .hub
-            .to_owner(prompt.client_id.as_deref(), || frames::executed(&prompt.id, node, &ui));
+        self.server.hub.to_owner(prompt.client_id.as_deref(), || frames::executed(&prompt.id, node, &ui));
         self.outputs.push((node.to_owned(), ui));
     }
 
     fn tell_end(&mut self, prompt: &Prompt, result: Result<(), Halt>) -> Outcome {
         let Err(halt) = result else {
-            self.tell(
-                "execution_success",
-                json!({"prompt_id": prompt.id, "timestamp": wall_ms()}),
-            );
+            self.tell("execution_success", json!({"prompt_id": prompt.id, "timestamp": wall_ms()}));
             return Outcome::Success;
         };
         let Some(node) = prompt.graph.nodes.get(halt.node) else {
@@ -331,13 +288,7 @@ impl<'a> Execution<'a> {
     }
 
     async fn finish(self, outcome: Outcome) {
-        let Self {
-            server,
-            running,
-            outputs,
-            messages,
-            ..
-        } = self;
+        let Self { server, running, outputs, messages, .. } = self;
         let window = server.faults.strike(|fault| match fault {
             Fault::SlowHistory { delay } => Some(*delay),
             _ => None,
@@ -351,18 +302,10 @@ impl<'a> Execution<'a> {
             _ => None,
         });
         let prompt = running.prompt;
-        let record = Record {
-            prompt: prompt.clone(),
-            outputs,
-            outcome,
-            messages,
-            started: running.started,
-            ended: wall_ms(),
-        };
+        let record =
+            Record { prompt: prompt.clone(), outputs, outcome, messages, started: running.started, ended: wall_ms() };
         server.finish(record, late);
-        server
-            .hub
-            .to_owner(prompt.client_id.as_deref(), || frames::executing(&prompt.id, None));
+        server.hub.to_owner(prompt.client_id.as_deref(), || frames::executing(&prompt.id, None));
     }
 }
 

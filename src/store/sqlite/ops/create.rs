@@ -5,14 +5,11 @@ use comfyd_actors::{
     ports::store::{Assignment, Claim, Created, Idempotency, NewTask},
 };
 
-use crate::store::{
-    first_state,
-    sqlite::{
-        fault::Fault,
-        rows::{self, get, key},
-        tx::Tx,
-        writer::Operation,
-    },
+use crate::store::sqlite::{
+    fault::Fault,
+    rows::{self, get, key},
+    tx::Tx,
+    writer::Operation,
 };
 
 const FIND_KEY: &str = "SELECT body_sha256, task_id FROM idempotency WHERE tenant = ? AND key = ?";
@@ -102,7 +99,7 @@ async fn find_repeated(tx: &mut Tx<'_>, tenant: i64, asked: &Idempotency) -> Res
 }
 
 async fn insert(tx: &mut Tx<'_>, new: NewTask) -> Result<Task, Fault> {
-    let task = first_state(&new);
+    let task = new.first_state();
     let sql = if new.idempotency.is_some() { INSERT_WITH_KEY } else { INSERT };
     let mut insert = rows::bind_new(sqlx::query(sql), &task)
         .bind(key(task.id))

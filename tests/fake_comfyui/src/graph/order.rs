@@ -53,27 +53,15 @@ impl Staging {
 
     /// Takes the next node to run: one that waits for nothing, and among those one that brings an output nearest.
     pub fn next(&mut self) -> Option<usize> {
-        let ready: Vec<usize> = self
-            .pending
-            .iter()
-            .copied()
-            .filter(|&node| self.waits_for[node] == 0)
-            .collect();
+        let ready: Vec<usize> = self.pending.iter().copied().filter(|&node| self.waits_for[node] == 0).collect();
         let pick = ready
             .iter()
             .copied()
             .find(|&node| self.output[node])
-            .or_else(|| {
-                ready
-                    .iter()
-                    .copied()
-                    .find(|&node| self.blocks[node].iter().any(|&next| self.output[next]))
-            })
+            .or_else(|| ready.iter().copied().find(|&node| self.blocks[node].iter().any(|&next| self.output[next])))
             .or_else(|| {
                 let two_away = |&node: &usize| {
-                    self.blocks[node]
-                        .iter()
-                        .any(|&next| self.blocks[next].iter().any(|&last| self.output[last]))
+                    self.blocks[node].iter().any(|&next| self.blocks[next].iter().any(|&last| self.output[last]))
                 };
                 ready.iter().copied().find(two_away)
             })
@@ -99,9 +87,7 @@ mod tests {
     fn order(text: &str, cached: &[&str]) -> Vec<String> {
         let raw = RawValue::from_string(text.to_owned()).expect("valid JSON");
         let graph = Graph::parse(&raw, false).expect("a graph");
-        let outputs: Vec<usize> = (0..graph.nodes.len())
-            .filter(|&node| graph.nodes[node].class.output_node)
-            .collect();
+        let outputs: Vec<usize> = (0..graph.nodes.len()).filter(|&node| graph.nodes[node].class.output_node).collect();
         let mut staging = Staging::new(&graph, &outputs, |node| cached.contains(&graph.nodes[node].id.as_str()));
         let mut order = Vec::new();
         while let Some(node) = staging.next() {

@@ -34,12 +34,7 @@ struct Checked {
 
 /// Checks `outputs` (indexes of output nodes) and everything they need.
 pub(crate) fn validate(graph: &Graph, outputs: &[usize], lists: &Lists<'_>, generation: Generation) -> Verdict {
-    let mut checker = Checker {
-        graph,
-        lists,
-        generation,
-        checked: HashMap::new(),
-    };
+    let mut checker = Checker { graph, lists, generation, checked: HashMap::new() };
     let mut good = Vec::new();
     let mut node_errors = Map::new();
     let mut details = Vec::new();
@@ -71,11 +66,7 @@ pub(crate) fn validate(graph: &Graph, outputs: &[usize], lists: &Lists<'_>, gene
             }
         }
     }
-    Verdict {
-        outputs: good,
-        node_errors,
-        details: details.join("\n"),
-    }
+    Verdict { outputs: good, node_errors, details: details.join("\n") }
 }
 
 struct Checker<'a> {
@@ -126,12 +117,7 @@ impl Checker<'_> {
         let from = path.iter().position(|(node, _)| *node == again).unwrap_or(0);
         let cycle: Vec<usize> = path[from..].iter().map(|(node, _)| *node).collect();
         let label = |at: &usize| format!("{} ({})", self.graph.nodes[*at].id, self.graph.nodes[*at].class.name);
-        let details = cycle
-            .iter()
-            .chain(cycle.first())
-            .map(label)
-            .collect::<Vec<_>>()
-            .join(" -> ");
+        let details = cycle.iter().chain(cycle.first()).map(label).collect::<Vec<_>>().join(" -> ");
         let ids: Vec<&str> = cycle.iter().map(|at| self.graph.nodes[*at].id.as_str()).collect();
         for &(node, _) in path {
             let on_cycle = cycle.contains(&node) && self.generation.has_jobs_api();
@@ -177,10 +163,7 @@ impl Checker<'_> {
         {
             errors.push(error);
         }
-        Checked {
-            valid: valid && errors.is_empty(),
-            errors,
-        }
+        Checked { valid: valid && errors.is_empty(), errors }
     }
 
     /// An exception while checking `at`: told by the node that asked for it, or by the top when `at` is the output itself.
@@ -208,10 +191,7 @@ impl Checker<'_> {
                 info["linked_node"] = json!([self.graph.nodes[at].id, slot]);
             }
         }
-        Checked {
-            valid: false,
-            errors: vec![error],
-        }
+        Checked { valid: false, errors: vec![error] }
     }
 
     fn check_link(&self, spec: &InputSpec, source: usize, slot: usize) -> Result<bool, LinkFault> {
@@ -220,10 +200,7 @@ impl Checker<'_> {
         };
         let expected = spec.kind.type_name();
         if expected != "*" && *received != expected {
-            let details = format!(
-                "{}, received_type({received}) mismatch input_type({expected})",
-                spec.name
-            );
+            let details = format!("{}, received_type({received}) mismatch input_type({expected})", spec.name);
             return Err(LinkFault::Mismatch(json!({
                 "type": "return_type_mismatch",
                 "message": "Return type mismatch between linked nodes",
@@ -305,27 +282,15 @@ impl Checker<'_> {
             },
             Kind::Choice(_) | Kind::List(_) => {
                 let options = self.lists.options(spec.kind).unwrap_or_default();
-                if value
-                    .as_str()
-                    .is_some_and(|value| options.iter().any(|option| option == value))
-                {
+                if value.as_str().is_some_and(|value| options.iter().any(|option| option == value)) {
                     return None;
                 }
                 let shown = if options.len() > ECHOED_OPTIONS {
                     format!("(list of length {})", options.len())
                 } else {
-                    format!(
-                        "[{}]",
-                        options
-                            .iter()
-                            .map(|option| format!("'{option}'"))
-                            .collect::<Vec<_>>()
-                            .join(", ")
-                    )
+                    format!("[{}]", options.iter().map(|option| format!("'{option}'")).collect::<Vec<_>>().join(", "))
                 };
-                let found = value
-                    .as_str()
-                    .map_or_else(|| value.to_string(), |text| format!("'{text}'"));
+                let found = value.as_str().map_or_else(|| value.to_string(), |text| format!("'{text}'"));
                 error(
                     "value_not_in_list",
                     "Value not in list".to_owned(),
@@ -372,10 +337,7 @@ fn missing(spec: &InputSpec) -> Json {
 
 /// The one traceback this server has.
 pub(crate) fn traceback() -> [&'static str; 2] {
-    [
-        "  File \"/comfyui/execution.py\", line 1, in execute\n",
-        "  File \"/comfyui/nodes.py\", line 1, in run\n",
-    ]
+    ["  File \"/comfyui/execution.py\", line 1, in execute\n", "  File \"/comfyui/nodes.py\", line 1, in run\n"]
 }
 
 /// `VALIDATE_INPUTS` of the image loaders: the named file must exist.

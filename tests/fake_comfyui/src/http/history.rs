@@ -66,9 +66,7 @@ pub(super) async fn change(State(server): Shared, body: Body) -> Response {
         let Some(ids) = ids.as_array() else { return trouble() };
         for id in ids.iter().filter_map(Json::as_str) {
             if server.jobs().history.remove(id) {
-                server.log.push(EventKind::HistoryDeleted {
-                    prompt_id: id.to_owned(),
-                });
+                server.log.push(EventKind::HistoryDeleted { prompt_id: id.to_owned() });
             }
         }
     }

@@ -42,11 +42,7 @@ const FOLDERS: [&str; 27] = [
 const GIB: u64 = 1024 * 1024 * 1024;
 
 pub(super) async fn system_stats(State(server): Shared) -> Response {
-    let version = if server.generation().has_jobs_api() {
-        "0.33.0"
-    } else {
-        "0.3.64"
-    };
+    let version = if server.generation().has_jobs_api() { "0.33.0" } else { "0.3.64" };
     let stats = json!({
         "system": {
             "os": "linux",
@@ -78,19 +74,14 @@ pub(super) async fn features(State(server): Shared) -> Response {
 
 pub(super) async fn object_info(State(server): Shared) -> Response {
     let lists = server.lists();
-    let info: Map<String, Json> = CLASSES
-        .iter()
-        .map(|class| (class.name.to_owned(), lists.describe(class)))
-        .collect();
+    let info: Map<String, Json> = CLASSES.iter().map(|class| (class.name.to_owned(), lists.describe(class))).collect();
     json(StatusCode::OK, &info)
 }
 
 pub(super) async fn object_info_of(State(server): Shared, Path(name): Path<String>) -> Response {
     let lists = server.lists();
     let found = CLASSES.iter().filter(|class| class.name == name);
-    let info: Map<String, Json> = found
-        .map(|class| (class.name.to_owned(), lists.describe(class)))
-        .collect();
+    let info: Map<String, Json> = found.map(|class| (class.name.to_owned(), lists.describe(class))).collect();
     json(StatusCode::OK, &info)
 }
 

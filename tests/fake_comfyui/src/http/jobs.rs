@@ -24,14 +24,8 @@ pub(super) async fn list(State(server): Shared, Query(query): Query<HashMap<Stri
     let mut jobs: Vec<Map<String, Json>> = all(&server).into_iter().filter(|job| filter.admits(job)).collect();
     filter.sort(&mut jobs);
     let total = jobs.len();
-    let end = filter
-        .limit
-        .map_or(total, |limit| filter.offset.saturating_add(limit).min(total));
-    let shown: Vec<_> = jobs
-        .into_iter()
-        .skip(filter.offset)
-        .take(end.saturating_sub(filter.offset))
-        .collect();
+    let end = filter.limit.map_or(total, |limit| filter.offset.saturating_add(limit).min(total));
+    let shown: Vec<_> = jobs.into_iter().skip(filter.offset).take(end.saturating_sub(filter.offset)).collect();
     let pagination = json!({"offset": filter.offset, "limit": filter.limit, "total": total, "has_more": end < total});
     json(StatusCode::OK, &json!({"jobs": shown, "pagination": pagination}))
 }
@@ -50,12 +44,8 @@ impl Filter {
         let given = |name: &str| query.get(name).map(String::as_str).filter(|text| !text.is_empty());
         let statuses: Option<Vec<String>> =
             given("status").map(|list| list.split(',').map(|status| status.trim().to_lowercase()).collect());
-        let unknown: Vec<&str> = statuses
-            .iter()
-            .flatten()
-            .map(String::as_str)
-            .filter(|status| !STATUSES.contains(status))
-            .collect();
+        let unknown: Vec<&str> =
+            statuses.iter().flatten().map(String::as_str).filter(|status| !STATUSES.contains(status)).collect();
         if !unknown.is_empty() {
             let (unknown, known) = (unknown.join(", "), STATUSES.join(", "));
             return Err(format!("Invalid status value(s): {unknown}. Valid values: {known}"));
@@ -71,37 +61,21 @@ impl Filter {
             Some(_) => return Err("sort_order must be 'asc' or 'desc'".to_owned()),
         };
         let integer = |name: &str| {
-            given(name)
-                .map(|text| text.parse::<i64>().map_err(|_| format!("{name} must be an integer")))
-                .transpose()
+            given(name).map(|text| text.parse::<i64>().map_err(|_| format!("{name} must be an integer"))).transpose()
         };
         let limit = match integer("limit")? {
             Some(limit) if limit < 1 => return Err("limit must be a positive integer".to_owned()),
             limit => limit.and_then(|limit| usize::try_from(limit).ok()),
         };
-        let offset = integer("offset")?
-            .and_then(|offset| usize::try_from(offset).ok())
-            .unwrap_or(0);
+        let offset = integer("offset")?.and_then(|offset| usize::try_from(offset).ok()).unwrap_or(0);
         let workflow_id = given("workflow_id").map(str::to_owned);
-        Ok(Self {
-            statuses,
-            workflow_id,
-            by_duration,
-            ascending,
-            limit,
-            offset,
-        })
+        Ok(Self { statuses, workflow_id, by_duration, ascending, limit, offset })
     }
 
     fn admits(&self, job: &Map<String, Json>) -> bool {
         let has = |key: &str, wanted: &str| job.get(key).and_then(Json::as_str) == Some(wanted);
-        self.statuses
-            .as_ref()
-            .is_none_or(|statuses| statuses.iter().any(|status| has("status", status)))
-            && self
-                .workflow_id
-                .as_ref()
-                .is_none_or(|workflow| has("workflow_id", workflow))
+        self.statuses.as_ref().is_none_or(|statuses| statuses.iter().any(|status| has("status", status)))
+            && self.workflow_id.as_ref().is_none_or(|workflow| has("workflow_id", workflow))
     }
 
     fn sort(&self, jobs: &mut [Map<String, Json>]) {
@@ -127,9 +101,7 @@ pub(super) async fn one(State(server): Shared, Path(id): Path<String>) -> Respon
         } else if let Some(prompt) = jobs.pending().find(|prompt| prompt.id == id) {
             Some(with_details(of_pending(prompt), prompt, None))
         } else {
-            jobs.history
-                .get(&id)
-                .map(|record| with_details(of_record(&record), &record.prompt, Some(&record)))
+            jobs.history.get(&id).map(|record| with_details(of_record(&record), &record.prompt, Some(&record)))
         }
     };
     match found {
@@ -140,10 +112,7 @@ pub(super) async fn one(State(server): Shared, Path(id): Path<String>) -> Respon
 
 pub(super) async fn cancel(State(server): Shared, Path(id): Path<String>) -> Response {
     if Uuid::try_parse(&id).is_err() {
-        return json(
-            StatusCode::BAD_REQUEST,
-            &json!({"error": "job_id must be a valid UUID"}),
-        );
+        return json(StatusCode::BAD_REQUEST, &json!({"error": "job_id must be a valid UUID"}));
     }
     let cancelled = cancel_one(&server, &id);
     json(StatusCode::OK, &json!({"cancelled": cancelled}))
@@ -158,17 +127,11 @@ pub(super) async fn cancel_many(State(server): Shared, body: Body) -> Response {
     let Ok(request) = serde_json::from_slice::<Json>(&body) else {
         return bad("Invalid JSON body");
     };
-    let ids = request
-        .get("job_ids")
-        .and_then(Json::as_array)
-        .filter(|ids| !ids.is_empty());
+    let ids = request.get("job_ids").and_then(Json::as_array).filter(|ids| !ids.is_empty());
     let Some(ids) = ids else {
         return bad("job_ids must be a non-empty list");
     };
-    let ids: Option<Vec<&str>> = ids
-        .iter()
-        .map(|id| id.as_str().filter(|id| Uuid::try_parse(id).is_ok()))
-        .collect();
+    let ids: Option<Vec<&str>> = ids.iter().map(|id| id.as_str().filter(|id| Uuid::try_parse(id).is_ok())).collect();
     let Some(ids) = ids else {
         return bad("job_ids must be valid UUIDs");
     };
@@ -187,12 +150,7 @@ fn all(server: &Server) -> Vec<Map<String, Json>> {
     let finished = jobs.history.all();
     let running = jobs.running.iter().map(of_running);
     let pending = jobs.pending().map(|prompt| of_pending(prompt));
-    finished
-        .iter()
-        .map(|record| of_record(record))
-        .chain(running)
-        .chain(pending)
-        .collect()
+    finished.iter().map(|record| of_record(record)).chain(running).chain(pending).collect()
 }
 
 fn base(prompt: &Prompt, status: &str, outputs: usize, previewable: usize) -> Map<String, Json> {
@@ -204,11 +162,7 @@ fn base(prompt: &Prompt, status: &str, outputs: usize, previewable: usize) -> Ma
     job.insert("outputs_count".to_owned(), json!(outputs));
     job.insert("previewable_outputs_count".to_owned(), json!(previewable));
     let info = prompt.extra_data.value("extra_pnginfo");
-    if let Some(workflow) = info
-        .as_ref()
-        .and_then(|info| info.pointer("/workflow/id"))
-        .filter(|id| !id.is_null())
-    {
+    if let Some(workflow) = info.as_ref().and_then(|info| info.pointer("/workflow/id")).filter(|id| !id.is_null()) {
         job.insert("workflow_id".to_owned(), workflow.clone());
     }
     job
@@ -273,9 +227,7 @@ fn is_text(output: &Json) -> bool {
 fn is_previewable(output: &Json) -> bool {
     let text = |key: &str| output.get(key).and_then(Json::as_str).unwrap_or_default();
     matches!(text("mediaType"), "images" | "video" | "audio" | "3d")
-        || [".txt", ".md", ".json"]
-            .iter()
-            .any(|ending| text("filename").ends_with(ending))
+        || [".txt", ".md", ".json"].iter().any(|ending| text("filename").ends_with(ending))
 }
 
 fn with_details(mut job: Map<String, Json>, prompt: &Prompt, record: Option<&Record>) -> Map<String, Json> {
@@ -287,9 +239,6 @@ fn with_details(mut job: Map<String, Json>, prompt: &Prompt, record: Option<&Rec
     }
     // Both came in as JSON, so they can be read again.
     let graph: Json = serde_json::from_str(prompt.text.get()).unwrap_or_default();
-    job.insert(
-        "workflow".to_owned(),
-        json!({"prompt": graph, "extra_data": prompt.extra_data}),
-    );
+    job.insert("workflow".to_owned(), json!({"prompt": graph, "extra_data": prompt.extra_data}));
     job
 }

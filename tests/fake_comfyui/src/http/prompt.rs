@@ -92,13 +92,7 @@ struct Refusal {
 
 impl Refusal {
     fn new(kind: &'static str, message: impl Into<String>, details: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            details: details.into(),
-            extra_info: json!({}),
-            node_errors: Map::new(),
-        }
+        Self { kind, message: message.into(), details: details.into(), extra_info: json!({}), node_errors: Map::new() }
     }
 
     fn into_response(self) -> Response {
@@ -108,10 +102,7 @@ impl Refusal {
             "details": self.details,
             "extra_info": self.extra_info,
         });
-        json(
-            StatusCode::BAD_REQUEST,
-            &json!({"error": error, "node_errors": self.node_errors}),
-        )
+        json(StatusCode::BAD_REQUEST, &json!({"error": error, "node_errors": self.node_errors}))
     }
 }
 
@@ -161,29 +152,18 @@ fn prepare(server: &Server, body: &[u8]) -> Result<(Prompt, Map<String, Json>), 
     let id = prompt_id(server.generation(), &request)?;
     let refused = |refusal: Refusal| {
         let client_id = client_id(&request);
-        server.log.push(EventKind::Posted {
-            prompt_id: id.clone(),
-            client_id,
-            task: task(&request),
-            accepted: false,
-        });
+        server.log.push(EventKind::Posted { prompt_id: id.clone(), client_id, task: task(&request), accepted: false });
         Rejection::from(refusal)
     };
     if server.faults.strikes(&Fault::PostRefused) {
-        return Err(refused(Refusal::new(
-            "prompt_outputs_failed_validation",
-            "Prompt outputs failed validation",
-            "",
-        )));
+        return Err(refused(Refusal::new("prompt_outputs_failed_validation", "Prompt outputs failed validation", "")));
     }
 
     let graph = Graph::parse(text, !server.generation().has_jobs_api()).map_err(|error| match error {
         GraphError::Shape => Rejection::Stumbled,
-        GraphError::UnknownClass {
-            node_id,
-            class_type,
-            title,
-        } => refused(unknown_class(server.generation(), &node_id, class_type, title)),
+        GraphError::UnknownClass { node_id, class_type, title } => {
+            refused(unknown_class(server.generation(), &node_id, class_type, title))
+        }
     })?;
     let outputs = wanted_outputs(&graph, &request)?;
     if outputs.is_empty() {
@@ -226,9 +206,7 @@ fn number(server: &Server, request: &Members) -> Result<Number, Rejection> {
     match request.value("number") {
         Some(number) => float(&number).map(Number::Given).ok_or(Rejection::Stumbled),
         None => {
-            let front = request
-                .value("front")
-                .is_some_and(|front| front.as_bool().unwrap_or(!front.is_null()));
+            let front = request.value("front").is_some_and(|front| front.as_bool().unwrap_or(!front.is_null()));
             Ok(server.jobs().count(front))
         }
     }
@@ -276,10 +254,7 @@ fn unknown_class(generation: Generation, node_id: &str, class_type: Option<Strin
         }
     };
     let extra_info = json!({"node_id": node_id, "class_type": class_type, "node_title": title});
-    Refusal {
-        extra_info,
-        ..Refusal::new("missing_node_type", message, details)
-    }
+    Refusal { extra_info, ..Refusal::new("missing_node_type", message, details) }
 }
 
 /// The output nodes to run: all of them, or those that were asked for.
@@ -312,9 +287,7 @@ fn extra_data(server: &Server, request: &Members, create_time: u64) -> Result<Me
         Some(raw) => serde_json::from_str(raw.get()).map_err(|_| Rejection::Stumbled)?,
         None => Members::default(),
     };
-    extra
-        .0
-        .retain(|(name, _)| !matches!(name.as_str(), "auth_token_comfy_org" | "api_key_comfy_org"));
+    extra.0.retain(|(name, _)| !matches!(name.as_str(), "auth_token_comfy_org" | "api_key_comfy_org"));
     if let Some(client) = request.get("client_id") {
         extra.0.push(("client_id".to_owned(), client.to_owned()));
     }

@@ -21,10 +21,7 @@ pub(super) async fn list(State(server): Shared) -> Response {
     }
     let (running, pending): (Option<Arc<Prompt>>, Vec<Arc<Prompt>>) = {
         let jobs = server.jobs();
-        (
-            jobs.running.as_ref().map(|running| running.prompt.clone()),
-            jobs.pending().cloned().collect(),
-        )
+        (jobs.running.as_ref().map(|running| running.prompt.clone()), jobs.pending().cloned().collect())
     };
     let queue = Queue {
         queue_running: running.iter().map(|prompt| &**prompt).collect(),

@@ -46,10 +46,7 @@ impl IntoResponse for Rejected {
 }
 
 pub(super) async fn image(State(server): Shared, headers: HeaderMap, body: Body) -> Response {
-    match read_form(&server, &headers, body)
-        .await
-        .and_then(|form| store(&server, form))
-    {
+    match read_form(&server, &headers, body).await.and_then(|form| store(&server, form)) {
         Ok(stored) => json(StatusCode::OK, &stored),
         Err(rejected) => rejected.into_response(),
     }
@@ -59,10 +56,7 @@ pub(super) async fn image(State(server): Shared, headers: HeaderMap, body: Body)
 /// the answer on a real server either.
 pub(super) async fn mask(State(server): Shared, headers: HeaderMap, body: Body) -> Response {
     let stored = read_form(&server, &headers, body).await.and_then(|form| {
-        let reference = form
-            .original
-            .as_deref()
-            .and_then(|text| serde_json::from_str::<Json>(text).ok());
+        let reference = form.original.as_deref().and_then(|text| serde_json::from_str::<Json>(text).ok());
         let reference = reference.ok_or(Rejected::Stumbled)?;
         if reference.get("filename").and_then(Json::as_str).is_none() {
             return Err(Rejected::Bad);
@@ -78,23 +72,15 @@ pub(super) async fn mask(State(server): Shared, headers: HeaderMap, body: Body) 
 async fn read_form(server: &Server, headers: &HeaderMap, body: Body) -> Result<Form, Rejected> {
     let body = read_body(server, body).await.map_err(Rejected::Unread)?;
     let content_type = headers.get(header::CONTENT_TYPE).ok_or(Rejected::Bad)?;
-    let is_urlencoded = content_type
-        .to_str()
-        .is_ok_and(|text| text.starts_with("application/x-www-form-urlencoded"));
+    let is_urlencoded = content_type.to_str().is_ok_and(|text| text.starts_with("application/x-www-form-urlencoded"));
     if is_urlencoded {
         // A text field called `image` makes ComfyUI stumble; anything else has no image.
-        return Err(if body.starts_with(b"image=") {
-            Rejected::Stumbled
-        } else {
-            Rejected::Bad
-        });
+        return Err(if body.starts_with(b"image=") { Rejected::Stumbled } else { Rejected::Bad });
     }
     let mut request = Request::new(Body::from(body));
     request.headers_mut().insert(header::CONTENT_TYPE, content_type.clone());
     // The limit has been applied above.
-    request
-        .extensions_mut()
-        .insert(axum::extract::DefaultBodyLimit::disable());
+    request.extensions_mut().insert(axum::extract::DefaultBodyLimit::disable());
     let mut parts = Multipart::from_request(request, &()).await.map_err(|_| Rejected::Bad)?;
     let mut form = Form::default();
     while let Some(part) = parts.next_field().await.map_err(|_| Rejected::Stumbled)? {
@@ -116,9 +102,7 @@ async fn read_form(server: &Server, headers: &HeaderMap, body: Body) -> Result<F
 
 fn store(server: &Server, form: Form) -> Result<Json, Rejected> {
     let (filename, bytes) = form.image.ok_or(Rejected::Bad)?;
-    let filename = filename
-        .filter(|name| !name.is_empty() && name.len() <= MAX_NAME)
-        .ok_or(Rejected::Stumbled)?;
+    let filename = filename.filter(|name| !name.is_empty() && name.len() <= MAX_NAME).ok_or(Rejected::Stumbled)?;
     let folder = match form.folder.as_deref() {
         None => Folder::Input,
         Some(name) => Folder::parse(name).ok_or(Rejected::Stumbled)?,
@@ -131,19 +115,12 @@ fn store(server: &Server, form: Form) -> Result<Json, Rejected> {
         // The directory part would have to exist.
         return Err(Rejected::Stumbled);
     }
-    let place = |filename: String| Place {
-        folder,
-        subfolder: subfolder.clone(),
-        filename,
-    };
+    let place = |filename: String| Place { folder, subfolder: subfolder.clone(), filename };
     let (name, write) = if form.overwrite {
         (filename, true)
     } else {
         free_name(filename, |name| {
-            server
-                .files
-                .get(&place(name.to_owned()))
-                .map(|stored| holds(&stored.content, &bytes))
+            server.files.get(&place(name.to_owned())).map(|stored| holds(&stored.content, &bytes))
         })
     };
     if write {

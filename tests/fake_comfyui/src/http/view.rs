@@ -39,9 +39,7 @@ pub(super) async fn view(
         Ok(found) => found,
         Err(status) => return status.into_response(),
     };
-    server.log.push(EventKind::Viewed {
-        filename: place.filename.clone(),
-    });
+    server.log.push(EventKind::Viewed { filename: place.filename.clone() });
     if let Some(format) = query.get("preview") {
         return reencode(stored, format.starts_with("jpeg")).await;
     }
@@ -63,11 +61,7 @@ fn find(server: &Server, query: &HashMap<String, String>) -> Result<(Place, Stor
     let subfolder = clean_subfolder(subfolder).ok_or(StatusCode::FORBIDDEN)?;
     // A directory part in the name is dropped, as ComfyUI does.
     let filename = name.rsplit('/').next().unwrap_or(name).to_owned();
-    let place = Place {
-        folder,
-        subfolder,
-        filename,
-    };
+    let place = Place { folder, subfolder, filename };
     let stored = server.files.get(&place).ok_or(StatusCode::NOT_FOUND)?;
     Ok((place, stored))
 }
@@ -87,11 +81,8 @@ fn send(server: &Server, headers: &HeaderMap, place: &Place, stored: &Stored) ->
     }
     let (media, attachment) = media_type(&place.filename);
     let quoted = place.filename.replace(['"', '\\'], "_");
-    let disposition = if attachment {
-        format!("attachment; filename=\"{quoted}\"")
-    } else {
-        format!("filename=\"{quoted}\"")
-    };
+    let disposition =
+        if attachment { format!("attachment; filename=\"{quoted}\"") } else { format!("filename=\"{quoted}\"") };
     if let Ok(disposition) = HeaderValue::from_bytes(disposition.as_bytes()) {
         response = response.header(header::CONTENT_DISPOSITION, disposition);
     }
@@ -101,16 +92,12 @@ fn send(server: &Server, headers: &HeaderMap, place: &Place, stored: &Stored) ->
         None => 0..length,
         Some(Ok(range)) => {
             let shown = format!("bytes {}-{}/{length}", range.start, range.end.saturating_sub(1));
-            response = response
-                .status(StatusCode::PARTIAL_CONTENT)
-                .header(header::CONTENT_RANGE, shown);
+            response = response.status(StatusCode::PARTIAL_CONTENT).header(header::CONTENT_RANGE, shown);
             range
         }
         Some(Err(())) => {
             let shown = format!("bytes */{length}");
-            let response = response
-                .status(StatusCode::RANGE_NOT_SATISFIABLE)
-                .header(header::CONTENT_RANGE, shown);
+            let response = response.status(StatusCode::RANGE_NOT_SATISFIABLE).header(header::CONTENT_RANGE, shown);
             return finish(response, Body::empty());
         }
     };
@@ -124,10 +111,7 @@ fn finish(response: axum::http::response::Builder, body: Body) -> Response {
 
 /// One range, `bytes=a-b`, `bytes=a-` or `bytes=-n`; more than one is answered like none that fits.
 fn parse_range(text: &str, length: u64) -> Result<Range<u64>, ()> {
-    let (first, last) = text
-        .strip_prefix("bytes=")
-        .and_then(|range| range.split_once('-'))
-        .ok_or(())?;
+    let (first, last) = text.strip_prefix("bytes=").and_then(|range| range.split_once('-')).ok_or(())?;
     let range = match (first.trim().parse::<u64>(), last.trim().parse::<u64>()) {
         (Ok(first), Ok(last)) => first..last.saturating_add(1).min(length),
         (Ok(first), Err(_)) if last.trim().is_empty() => first..length,
@@ -152,13 +136,7 @@ fn body(server: &Server, content: Content, range: Range<u64>) -> Body {
             let at = |position: u64| usize::try_from(position).unwrap_or(bytes.len()).min(bytes.len());
             Body::from(bytes.slice(at(range.start)..at(range.end)))
         }
-        _ => Body::from_stream(chunks(Transfer {
-            content,
-            range,
-            speed,
-            cut,
-            file: None,
-        })),
+        _ => Body::from_stream(chunks(Transfer { content, range, speed, cut, file: None })),
     }
 }
 
@@ -236,10 +214,7 @@ impl Transfer {
 
 /// The media type by the ending of the name, and whether the file is only offered for download.
 fn media_type(filename: &str) -> (&'static str, bool) {
-    let ending = filename
-        .rsplit_once('.')
-        .map_or("", |(_, ending)| ending)
-        .to_ascii_lowercase();
+    let ending = filename.rsplit_once('.').map_or("", |(_, ending)| ending).to_ascii_lowercase();
     match ending.as_str() {
         "png" => ("image/png", false),
         "jpg" | "jpeg" => ("image/jpeg", false),
@@ -260,20 +235,13 @@ fn media_type(filename: &str) -> (&'static str, bool) {
 
 /// The picture in another format. The fake has no WebP encoder, so whatever is not JPEG comes as PNG.
 async fn reencode(stored: Stored, jpeg: bool) -> Response {
-    let (format, media) = if jpeg {
-        (ImageFormat::Jpeg, "image/jpeg")
-    } else {
-        (ImageFormat::Png, "image/png")
-    };
+    let (format, media) = if jpeg { (ImageFormat::Jpeg, "image/jpeg") } else { (ImageFormat::Png, "image/png") };
     let encoded = nodes::compute(false, move || {
         let failed = |error: String| nodes::Failure::new("PIL.UnidentifiedImageError", error);
         let bytes = stored.content.read().map_err(|error| failed(error.to_string()))?;
         let image = image::load_from_memory(&bytes).map_err(|error| failed(error.to_string()))?;
         let mut encoded = Cursor::new(Vec::new());
-        image
-            .to_rgb8()
-            .write_to(&mut encoded, format)
-            .map_err(|error| failed(error.to_string()))?;
+        image.to_rgb8().write_to(&mut encoded, format).map_err(|error| failed(error.to_string()))?;
         Ok(encoded.into_inner())
     })
     .await;
@@ -286,9 +254,7 @@ async fn reencode(stored: Stored, jpeg: bool) -> Response {
 /// A time as HTTP writes it.
 fn http_date(seconds: u64) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    const MONTHS: [&str; 12] = [
-        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-    ];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
@@ -304,11 +270,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * of_year + 2) / 153;
     let day = of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 

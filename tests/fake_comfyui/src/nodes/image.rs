@@ -37,12 +37,7 @@ pub(super) async fn empty(step: &mut Step<'_>) -> Result<Product, Stop> {
 
 pub(super) async fn load(step: &mut Step<'_>) -> Result<Product, Stop> {
     let name = step.text("image");
-    let missing = || {
-        Failure::new(
-            "FileNotFoundError",
-            format!("[Errno 2] No such file or directory: '{name}'"),
-        )
-    };
+    let missing = || Failure::new("FileNotFoundError", format!("[Errno 2] No such file or directory: '{name}'"));
     let file = step.server.files.find_annotated(&name).ok_or_else(missing)?;
     let image = compute(false, move || {
         let unreadable = |what: String| Failure::new("PIL.UnidentifiedImageError", what);
@@ -52,9 +47,7 @@ pub(super) async fn load(step: &mut Step<'_>) -> Result<Product, Stop> {
             .map_err(|error| unreadable(format!("cannot identify image file: {error}")))?;
         // The default limits keep a small file from unpacking into gigabytes.
         reader.limits(image::Limits::default());
-        let image = reader
-            .decode()
-            .map_err(|error| unreadable(format!("cannot identify image file: {error}")))?;
+        let image = reader.decode().map_err(|error| unreadable(format!("cannot identify image file: {error}")))?;
         Ok(image.to_rgb8())
     })
     .await?;
@@ -65,11 +58,7 @@ pub(super) fn load_mask(step: &mut Step<'_>) -> Result<Product, Stop> {
     let name = step.text("image");
     match step.server.files.find_annotated(&name) {
         Some(_) => Ok(values([Value::Mask])),
-        None => Err(Failure::new(
-            "FileNotFoundError",
-            format!("[Errno 2] No such file or directory: '{name}'"),
-        )
-        .into()),
+        None => Err(Failure::new("FileNotFoundError", format!("[Errno 2] No such file or directory: '{name}'")).into()),
     }
 }
 
@@ -128,12 +117,8 @@ pub(super) async fn save(step: &mut Step<'_>) -> Result<Product, Stop> {
 
 pub(super) async fn preview(step: &mut Step<'_>) -> Result<Product, Stop> {
     // Five letters that differ from prompt to prompt, like the random ones of ComfyUI.
-    let mut word = step
-        .prompt
-        .id
-        .bytes()
-        .chain(step.node.id.bytes())
-        .fold(0u64, |hash, byte| mix(hash ^ u64::from(byte)));
+    let mut word =
+        step.prompt.id.bytes().chain(step.node.id.bytes()).fold(0u64, |hash, byte| mix(hash ^ u64::from(byte)));
     let mut letters = String::new();
     for _ in 0..5 {
         letters.push(char::from(b"abcdefghijklmnopqrstupvxyz"[(word % 26) as usize]));
@@ -145,10 +130,7 @@ pub(super) async fn preview(step: &mut Step<'_>) -> Result<Product, Stop> {
 
 async fn keep(step: &mut Step<'_>, target: Target) -> Result<Product, Stop> {
     let images = step.images("images")?;
-    let encoded = compute(is_cheap(&images), move || {
-        images.iter().map(png).collect::<Result<Vec<_>, _>>()
-    })
-    .await?;
+    let encoded = compute(is_cheap(&images), move || images.iter().map(png).collect::<Result<Vec<_>, _>>()).await?;
     let files: Vec<Json> = encoded
         .into_iter()
         .map(|bytes| {
@@ -158,18 +140,11 @@ async fn keep(step: &mut Step<'_>, target: Target) -> Result<Product, Stop> {
             shown
         })
         .collect();
-    Ok(Product {
-        values: Vec::new(),
-        ui: Some(json!({"images": files})),
-    })
+    Ok(Product { values: Vec::new(), ui: Some(json!({"images": files})) })
 }
 
 pub(super) fn is_cheap(images: &Images) -> bool {
-    images
-        .iter()
-        .map(|image| u64::from(image.width()) * u64::from(image.height()))
-        .sum::<u64>()
-        <= CHEAP_PIXELS
+    images.iter().map(|image| u64::from(image.width()) * u64::from(image.height())).sum::<u64>() <= CHEAP_PIXELS
 }
 
 /// A PNG, made quickly rather than small.
@@ -204,14 +179,8 @@ impl Target {
             Some(Value::Images(images)) => images.first().map_or((0, 0), RgbImage::dimensions),
             _ => (0, 0),
         };
-        let name = name
-            .replace("%width%", &width.to_string())
-            .replace("%height%", &height.to_string());
-        Ok(Self {
-            folder,
-            subfolder,
-            name,
-        })
+        let name = name.replace("%width%", &width.to_string()).replace("%height%", &height.to_string());
+        Ok(Self { folder, subfolder, name })
     }
 
     /// The next free name, `<name>_<number><ending>`.
@@ -221,11 +190,7 @@ impl Target {
     }
 
     pub fn place(&self, filename: String) -> Place {
-        Place {
-            folder: self.folder,
-            subfolder: self.subfolder.clone(),
-            filename,
-        }
+        Place { folder: self.folder, subfolder: self.subfolder.clone(), filename }
     }
 
     /// The file as outputs name it.

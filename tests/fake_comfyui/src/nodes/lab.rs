@@ -15,11 +15,7 @@ pub(super) async fn slow_progress(step: &mut Step<'_>) -> Result<Product, Stop> 
     let steps = u64::from(step.size("steps", 5, 10_000));
     let pause = seconds(step.float("seconds_per_step", 0.2));
     let wants_preview = step.flag("preview", true);
-    let format = if step.text("preview_format") == "PNG" {
-        PreviewFormat::Png
-    } else {
-        PreviewFormat::Jpeg
-    };
+    let format = if step.text("preview_format") == "PNG" { PreviewFormat::Png } else { PreviewFormat::Jpeg };
     let cheap = is_cheap(&images);
     for number in 1..=steps {
         step.wait(pause).await?;
@@ -46,10 +42,7 @@ fn marked(image: &mut RgbImage, number: u64, steps: u64, format: PreviewFormat) 
     }
     match format {
         PreviewFormat::Jpeg => jpeg(image),
-        PreviewFormat::Png => Ok(Preview {
-            format,
-            bytes: png(image)?,
-        }),
+        PreviewFormat::Png => Ok(Preview { format, bytes: png(image)? }),
     }
 }
 
@@ -73,10 +66,7 @@ pub(super) async fn gifs(step: &mut Step<'_>) -> Result<Product, Stop> {
     shown["format"] = Json::from("image/gif");
     shown["frame_rate"] = Json::from(10.0);
     step.server.files.write(target.place(filename), bytes.into());
-    Ok(Product {
-        values: Vec::new(),
-        ui: Some(json!({"gifs": [shown]})),
-    })
+    Ok(Product { values: Vec::new(), ui: Some(json!({"gifs": [shown]})) })
 }
 
 /// Pixels between two clear codes, so that the code width never grows.
@@ -99,10 +89,8 @@ fn gif(images: &[RgbImage]) -> Vec<u8> {
         bytes.extend_from_slice(&[0x21, 0xF9, 4, 0, 10, 0, 0, 0, 0x2C, 0, 0, 0, 0]);
         bytes.extend_from_slice(&size);
         bytes.extend_from_slice(&[0, 7]);
-        let colors: Vec<u8> = image
-            .pixels()
-            .map(|pixel| pixel.0.iter().fold(0, |code, channel| code * 5 + channel / 52))
-            .collect();
+        let colors: Vec<u8> =
+            image.pixels().map(|pixel| pixel.0.iter().fold(0, |code, channel| code * 5 + channel / 52)).collect();
         let mut codes = Vec::with_capacity(colors.len() + colors.len() / GIF_RUN + 2);
         for run in colors.chunks(GIF_RUN) {
             codes.push(128);

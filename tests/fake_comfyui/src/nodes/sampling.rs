@@ -65,11 +65,8 @@ pub(super) async fn sample(step: &mut Step<'_>) -> Result<Product, Stop> {
     let time = std::mem::take(step.time_left);
     let pause = time / u32::try_from(steps).unwrap_or(u32::MAX);
 
-    let sketch = if step.prompt.previews && step.is_watched() {
-        Some(sketch(&latent, &text, seed).await?)
-    } else {
-        None
-    };
+    let sketch =
+        if step.prompt.previews && step.is_watched() { Some(sketch(&latent, &text, seed).await?) } else { None };
     for number in 1..=steps {
         step.wait(pause).await?;
         let preview = match &sketch {
@@ -79,12 +76,7 @@ pub(super) async fn sample(step: &mut Step<'_>) -> Result<Product, Stop> {
         step.report(number, steps, preview.as_ref());
     }
     let content = Content::Scene { text, seed };
-    let sampled = Latent {
-        width: latent.width,
-        height: latent.height,
-        batch: latent.batch,
-        content,
-    };
+    let sampled = Latent { width: latent.width, height: latent.height, batch: latent.batch, content };
     Ok(values([Value::Latent(Arc::new(sampled))]))
 }
 
@@ -110,10 +102,7 @@ pub(super) fn jpeg(image: &RgbImage) -> Result<Preview, Failure> {
     JpegEncoder::new_with_quality(&mut bytes, PREVIEW_QUALITY)
         .encode_image(image)
         .map_err(|error| Failure::new("OSError", error.to_string()))?;
-    Ok(Preview {
-        format: PreviewFormat::Jpeg,
-        bytes: bytes.into_inner(),
-    })
+    Ok(Preview { format: PreviewFormat::Jpeg, bytes: bytes.into_inner() })
 }
 
 pub(super) async fn decode(step: &mut Step<'_>) -> Result<Product, Stop> {
@@ -140,12 +129,7 @@ pub(super) fn encode(step: &mut Step<'_>) -> Result<Product, Stop> {
     let images = step.images("pixels")?;
     let (width, height) = images.first().map_or((1, 1), RgbImage::dimensions);
     let batch = u32::try_from(images.len()).unwrap_or(u32::MAX);
-    Ok(values([Value::Latent(Arc::new(Latent {
-        width,
-        height,
-        batch,
-        content: Content::Pixels(images),
-    }))]))
+    Ok(values([Value::Latent(Arc::new(Latent { width, height, batch, content: Content::Pixels(images) }))]))
 }
 
 fn latent(step: &Step<'_>, name: &str) -> Result<Arc<Latent>, Stop> {

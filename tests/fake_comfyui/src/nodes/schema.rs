@@ -89,31 +89,15 @@ impl Lists<'_> {
     /// The input as `/object_info` and error messages show it: `[type, options]`.
     pub fn config(&self, kind: Kind) -> Json {
         match kind {
-            Kind::Int {
-                default,
-                min,
-                max,
-                step,
-            } => {
+            Kind::Int { default, min, max, step } => {
                 json!(["INT", {"default": default, "min": min, "max": max, "step": step}])
             }
             Kind::Seed => json!(["INT", {"default": 0, "min": 0, "max": u64::MAX, "control_after_generate": true}]),
-            Kind::Float {
-                default,
-                min,
-                max,
-                step,
-            } => {
+            Kind::Float { default, min, max, step } => {
                 json!(["FLOAT", {"default": default, "min": min, "max": max, "step": step}])
             }
-            Kind::Text {
-                default,
-                multiline: true,
-            } => json!(["STRING", {"default": default, "multiline": true}]),
-            Kind::Text {
-                default,
-                multiline: false,
-            } => json!(["STRING", {"default": default}]),
+            Kind::Text { default, multiline: true } => json!(["STRING", {"default": default, "multiline": true}]),
+            Kind::Text { default, multiline: false } => json!(["STRING", {"default": default}]),
             Kind::Bool { default } => json!(["BOOLEAN", {"default": default}]),
             Kind::ImageFile => json!([self.options(kind), {"image_upload": true}]),
             Kind::Choice(_) | Kind::List(_) => json!([self.options(kind), {}]),
@@ -125,10 +109,7 @@ impl Lists<'_> {
     pub fn describe(&self, class: &NodeClass) -> Json {
         let section = |required: bool| -> (Json, Vec<&str>) {
             let specs: Vec<_> = class.inputs.iter().filter(|spec| spec.required == required).collect();
-            let object = specs
-                .iter()
-                .map(|spec| (spec.name.to_owned(), self.config(spec.kind)))
-                .collect();
+            let object = specs.iter().map(|spec| (spec.name.to_owned(), self.config(spec.kind))).collect();
             (Json::Object(object), specs.iter().map(|spec| spec.name).collect())
         };
         let (required, required_order) = section(true);
@@ -178,54 +159,28 @@ pub(crate) fn find(name: &str) -> Option<&'static NodeClass> {
 }
 
 const fn required(name: &'static str, kind: Kind) -> InputSpec {
-    InputSpec {
-        name,
-        kind,
-        required: true,
-    }
+    InputSpec { name, kind, required: true }
 }
 
 const fn optional(name: &'static str, kind: Kind) -> InputSpec {
-    InputSpec {
-        name,
-        kind,
-        required: false,
-    }
+    InputSpec { name, kind, required: false }
 }
 
 const fn int(default: i64, min: i64, max: i64) -> Kind {
-    Kind::Int {
-        default,
-        min,
-        max,
-        step: 1,
-    }
+    Kind::Int { default, min, max, step: 1 }
 }
 
 const fn float(default: f64, min: f64, max: f64, step: f64) -> Kind {
-    Kind::Float {
-        default,
-        min,
-        max,
-        step,
-    }
+    Kind::Float { default, min, max, step }
 }
 
 const fn text(default: &'static str) -> Kind {
-    Kind::Text {
-        default,
-        multiline: false,
-    }
+    Kind::Text { default, multiline: false }
 }
 
 const IMAGE: Kind = Kind::Linked("IMAGE");
 /// The largest integer a float of the web interface holds exactly.
-const NONCE: Kind = Kind::Int {
-    default: 0,
-    min: 0,
-    max: 9_007_199_254_740_992,
-    step: 1,
-};
+const NONCE: Kind = Kind::Int { default: 0, min: 0, max: 9_007_199_254_740_992, step: 1 };
 /// The largest side of a picture, as in ComfyUI.
 const MAX_SIDE: i64 = 16384;
 
@@ -371,13 +326,7 @@ pub(crate) static CLASSES: &[NodeClass] = &[
         category: "conditioning",
         output_node: false,
         inputs: &[
-            required(
-                "text",
-                Kind::Text {
-                    default: "",
-                    multiline: true,
-                },
-            ),
+            required("text", Kind::Text { default: "", multiline: true }),
             required("clip", Kind::Linked("CLIP")),
         ],
         outputs: &[("CONDITIONING", "CONDITIONING")],
@@ -389,24 +338,8 @@ pub(crate) static CLASSES: &[NodeClass] = &[
         category: "latent",
         output_node: false,
         inputs: &[
-            required(
-                "width",
-                Kind::Int {
-                    default: 512,
-                    min: 16,
-                    max: MAX_SIDE,
-                    step: 8,
-                },
-            ),
-            required(
-                "height",
-                Kind::Int {
-                    default: 512,
-                    min: 16,
-                    max: MAX_SIDE,
-                    step: 8,
-                },
-            ),
+            required("width", Kind::Int { default: 512, min: 16, max: MAX_SIDE, step: 8 }),
+            required("height", Kind::Int { default: 512, min: 16, max: MAX_SIDE, step: 8 }),
             required("batch_size", int(1, 1, 4096)),
         ],
         outputs: &[("LATENT", "LATENT")],
@@ -437,10 +370,7 @@ pub(crate) static CLASSES: &[NodeClass] = &[
         display_name: "VAE Decode",
         category: "latent",
         output_node: false,
-        inputs: &[
-            required("samples", Kind::Linked("LATENT")),
-            required("vae", Kind::Linked("VAE")),
-        ],
+        inputs: &[required("samples", Kind::Linked("LATENT")), required("vae", Kind::Linked("VAE"))],
         outputs: &[("IMAGE", "IMAGE")],
         work: Work::Decode,
     },
@@ -468,13 +398,7 @@ pub(crate) static CLASSES: &[NodeClass] = &[
         category: "utils",
         output_node: true,
         inputs: &[
-            required(
-                "text",
-                Kind::Text {
-                    default: "",
-                    multiline: true,
-                },
-            ),
+            required("text", Kind::Text { default: "", multiline: true }),
             required("filename_prefix", text("text/ComfyUI")),
             optional("format", Kind::Choice(&["txt", "md", "json"])),
         ],
@@ -505,10 +429,7 @@ pub(crate) static CLASSES: &[NodeClass] = &[
         inputs: &[
             required("image", IMAGE),
             required("message", text("boom")),
-            required(
-                "kind",
-                Kind::Choice(&["ValueError", "RuntimeError", "KeyError", "MemoryError"]),
-            ),
+            required("kind", Kind::Choice(&["ValueError", "RuntimeError", "KeyError", "MemoryError"])),
             required("nonce", NONCE),
         ],
         outputs: &[("IMAGE", "IMAGE")],
@@ -545,13 +466,7 @@ pub(crate) static CLASSES: &[NodeClass] = &[
         display_name: "LabTextOut",
         category: "lab",
         output_node: true,
-        inputs: &[required(
-            "text",
-            Kind::Text {
-                default: "hello",
-                multiline: true,
-            },
-        )],
+        inputs: &[required("text", Kind::Text { default: "hello", multiline: true })],
         outputs: &[("STRING", "STRING")],
         work: Work::TextOut,
     },

@@ -13,11 +13,7 @@ pub(super) fn blend(first: Color, second: Color, part: f32) -> Color {
 
 /// A colour from its usual notation.
 pub(super) const fn hex(code: u32) -> Color {
-    [
-        ((code >> 16) & 0xFF) as f32,
-        ((code >> 8) & 0xFF) as f32,
-        (code & 0xFF) as f32,
-    ]
+    [((code >> 16) & 0xFF) as f32, ((code >> 8) & 0xFF) as f32, (code & 0xFF) as f32]
 }
 
 /// Thresholds of ordered dithering, which keeps smooth gradients free of bands.
@@ -36,11 +32,7 @@ pub(super) struct Canvas {
 
 impl Canvas {
     pub fn new(width: u32, height: u32) -> Self {
-        Self {
-            width,
-            height,
-            pixels: vec![[0.0; 3]; width as usize * height as usize],
-        }
+        Self { width, height, pixels: vec![[0.0; 3]; width as usize * height as usize] }
     }
 
     /// Width and height as numbers to compute with.
@@ -63,11 +55,7 @@ impl Canvas {
         let last = (bottom.ceil().max(0.0) as u32).min(self.height);
         for y in first..last {
             let own = color(y as f32);
-            let painted = if y == first {
-                blend(self.get(x, y), own, 1.0 - top.fract())
-            } else {
-                own
-            };
+            let painted = if y == first { blend(self.get(x, y), own, 1.0 - top.fract()) } else { own };
             self.set(x, y, painted);
         }
     }

@@ -137,19 +137,8 @@ impl Scene {
         } else {
             [&TEAL, &VIOLET, &SUNSET, &DAWN, &DAY, &NIGHT][(chance(1) * 6.0) as usize % 6]
         };
-        let wet = has(&[
-            "sea",
-            "ocean",
-            "lake",
-            "water",
-            "river",
-            "beach",
-            "coast",
-            "bay",
-            "reflection",
-            "island",
-            "bottle",
-        ]);
+        let wet =
+            has(&["sea", "ocean", "lake", "water", "river", "beach", "coast", "bay", "reflection", "island", "bottle"]);
         let dry = has(&["desert", "field", "meadow", "city", "road"]);
         let water = wet || (!dry && chance(2) < 0.6);
         let flat = has(&["sea", "ocean", "beach", "coast", "desert", "field", "meadow"]);

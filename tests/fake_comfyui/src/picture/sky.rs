@@ -28,12 +28,7 @@ fn soft_sky(scene: &Scene, aspect: f32) -> Vec<Color> {
     let mut grid = Vec::with_capacity((GRID + 1) * (GRID + 1));
     for row in 0..=GRID {
         for column in 0..=GRID {
-            grid.push(soft_color(
-                scene,
-                column as f32 / GRID as f32,
-                row as f32 / GRID as f32,
-                aspect,
-            ));
+            grid.push(soft_color(scene, column as f32 / GRID as f32, row as f32 / GRID as f32, aspect));
         }
     }
     grid
@@ -52,11 +47,7 @@ fn soft_color(scene: &Scene, u: f32, v: f32, aspect: f32) -> Color {
     // Clouds are long and flat, and lit from the light's side.
     let dense = plane(scene.seed ^ 0xC10D, u * 2.6 + v * 0.8, v * 9.0 * aspect.max(0.4), 4);
     let cover = ((dense - 0.62 + 0.22 * scene.clouds) / 0.26).clamp(0.0, 1.0) * (1.0 - 0.4 * fall);
-    let lit = blend(
-        blend(color, scene.cloud_color, 0.55),
-        scene.light_color,
-        (0.7 * glow).min(0.6),
-    );
+    let lit = blend(blend(color, scene.cloud_color, 0.55), scene.light_color, (0.7 * glow).min(0.6));
     color = blend(color, lit, cover * 0.8);
     blend(color, scene.light_color, (glow * scene.light_strength).min(0.9))
 }

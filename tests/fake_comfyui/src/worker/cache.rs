@@ -22,9 +22,7 @@ pub(crate) fn signatures(graph: &Graph, files: &Files) -> Vec<Signature> {
         let mut path = vec![start];
         while let Some(&node) = path.last() {
             // Nodes that are on the path already are a cycle, which validation keeps from running; any value will do for it.
-            let open = graph.nodes[node]
-                .links()
-                .find(|&source| known[source].is_none() && !path.contains(&source));
+            let open = graph.nodes[node].links().find(|&source| known[source].is_none() && !path.contains(&source));
             match open {
                 Some(source) => path.push(source),
                 None => {
@@ -36,10 +34,7 @@ pub(crate) fn signatures(graph: &Graph, files: &Files) -> Vec<Signature> {
             }
         }
     }
-    known
-        .into_iter()
-        .map(|signature| signature.unwrap_or(Signature(0, 0)))
-        .collect()
+    known.into_iter().map(|signature| signature.unwrap_or(Signature(0, 0))).collect()
 }
 
 fn sign(graph: &Graph, at: usize, known: &[Option<Signature>], files: &Files) -> Signature {
@@ -110,13 +105,7 @@ impl Cache {
     }
 
     pub fn insert(&mut self, signature: Signature, product: Product) {
-        self.kept.insert(
-            signature,
-            Kept {
-                values: Arc::new(product.values),
-                ui: product.ui.map(Arc::new),
-            },
-        );
+        self.kept.insert(signature, Kept { values: Arc::new(product.values), ui: product.ui.map(Arc::new) });
     }
 
     pub fn clear(&mut self) {

@@ -31,17 +31,12 @@ pub(crate) struct Step<'a> {
 impl Step<'_> {
     /// An integer input. Validation has seen it, so the fallback only serves inputs that are optional or linked.
     pub fn int(&self, name: &str, fallback: i64) -> i64 {
-        self.literal(name)
-            .and_then(int)
-            .map_or(fallback, |value| i64::try_from(value).unwrap_or(i64::MAX))
+        self.literal(name).and_then(int).map_or(fallback, |value| i64::try_from(value).unwrap_or(i64::MAX))
     }
 
     /// An integer input of the whole unsigned range.
     pub fn seed(&self, name: &str) -> u64 {
-        self.literal(name)
-            .and_then(int)
-            .and_then(|value| u64::try_from(value).ok())
-            .unwrap_or(0)
+        self.literal(name).and_then(int).and_then(|value| u64::try_from(value).ok()).unwrap_or(0)
     }
 
     /// A side of a picture or a count: at least 1, at most `max`.
@@ -87,9 +82,7 @@ impl Step<'_> {
         if self.server.hub.reaches(owner) {
             let state = frames::progress_state(&self.prompt.id, self.states);
             let progress = frames::progress(&self.prompt.id, &self.node.id, value, max);
-            self.server
-                .hub
-                .step(owner, (&self.prompt.id, &self.node.id), state, progress, preview);
+            self.server.hub.step(owner, (&self.prompt.id, &self.node.id), state, progress, preview);
         }
     }
 

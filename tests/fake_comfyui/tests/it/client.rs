@@ -88,12 +88,7 @@ impl Rig {
     }
 
     pub async fn post(&self, path: &str, body: &Json) -> reqwest::Response {
-        self.http
-            .post(self.url(path))
-            .body(body.to_string())
-            .send()
-            .await
-            .expect("an answer")
+        self.http.post(self.url(path)).body(body.to_string()).send().await.expect("an answer")
     }
 
     /// Posts a prompt that must be taken; returns its id.
@@ -130,10 +125,7 @@ impl Rig {
     }
 
     pub async fn history(&self, prompt_id: &str) -> Option<Json> {
-        self.get_json(&format!("/history/{prompt_id}"))
-            .await
-            .get(prompt_id)
-            .cloned()
+        self.get_json(&format!("/history/{prompt_id}")).await.get(prompt_id).cloned()
     }
 
     /// Opens a socket and takes its greeting.
@@ -153,9 +145,7 @@ pub struct Socket {
 impl Socket {
     pub async fn open(fake: &FakeComfy, path: &str) -> Self {
         let url = format!("ws://{}{path}", fake.addr());
-        let (stream, _) = within("a handshake", tokio_tungstenite::connect_async(url))
-            .await
-            .expect("an open socket");
+        let (stream, _) = within("a handshake", tokio_tungstenite::connect_async(url)).await.expect("an open socket");
         Self { stream }
     }
 
@@ -170,16 +160,12 @@ impl Socket {
     }
 
     pub async fn negotiate(&mut self) {
-        self.send(r#"{"type": "feature_flags", "data": {"supports_preview_metadata": true}}"#)
-            .await;
+        self.send(r#"{"type": "feature_flags", "data": {"supports_preview_metadata": true}}"#).await;
         assert_eq!(self.next().await.kind(), "feature_flags");
     }
 
     pub async fn ping(&mut self) {
-        self.stream
-            .send(Message::Ping(Vec::new().into()))
-            .await
-            .expect("an open socket");
+        self.stream.send(Message::Ping(Vec::new().into())).await.expect("an open socket");
     }
 
     pub async fn close(mut self) {

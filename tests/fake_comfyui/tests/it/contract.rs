@@ -24,32 +24,15 @@ struct Replay {
 
 impl Replay {
     async fn new(set: &str, number: &str) -> Self {
-        let generation = if set == OLD {
-            Generation::V0_3_64
-        } else {
-            Generation::Current
-        };
-        let rig = Rig::with(FakeConfig {
-            generation,
-            ..FakeConfig::default()
-        })
-        .await;
-        Self {
-            rig,
-            trace: Trace::load(set, number),
-            ids: HashMap::new(),
-            differences: Vec::new(),
-        }
+        let generation = if set == OLD { Generation::V0_3_64 } else { Generation::Current };
+        let rig = Rig::with(FakeConfig { generation, ..FakeConfig::default() }).await;
+        Self { rig, trace: Trace::load(set, number), ids: HashMap::new(), differences: Vec::new() }
     }
 
     /// Opens the recorded socket and says what its client said.
     async fn open(&self, name: &str) -> Socket {
         let own = |kind: &str| -> Vec<&Json> {
-            self.trace
-                .events
-                .iter()
-                .filter(|event| event["ws"] == name && event["kind"] == kind)
-                .collect()
+            self.trace.events.iter().filter(|event| event["ws"] == name && event["kind"] == kind).collect()
         };
         let path = own("ws_open")[0]["path"].as_str().expect("a path").to_owned();
         let mut socket = Socket::open(&self.rig.fake, &path).await;
@@ -61,10 +44,7 @@ impl Replay {
 
     /// Sends every recorded request that can be sent again, in order, and waits for each accepted prompt to end.
     async fn requests(&mut self) {
-        let trace = Trace {
-            name: self.trace.name.clone(),
-            events: self.trace.events.clone(),
-        };
+        let trace = Trace { name: self.trace.name.clone(), events: self.trace.events.clone() };
         for request in trace.requests() {
             if is_form(&request) || is_foreign_route(&request) {
                 continue;
@@ -80,9 +60,7 @@ impl Replay {
         }
         if request.status() == 404 && path.starts_with("/view?filename=slow_other") {
             // Here the recording's own script had deleted the file.
-            self.rig
-                .control
-                .delete_file(Folder::Output, "lab", "slow_other_00002_.png");
+            self.rig.control.delete_file(Folder::Output, "lab", "slow_other_00002_.png");
         }
         let method = request.method().parse().expect("a method");
         let mut builder = self.rig.http.request(method, self.rig.url(&path));
@@ -97,11 +75,7 @@ impl Replay {
         let response = builder.send().await.expect("an answer");
         let what = format!("{}: {} {path} {}", self.trace.name, request.method(), request.note());
         if response.status().as_u16() != request.status() {
-            self.differences.push(format!(
-                "{what}: status {} instead of {}",
-                response.status(),
-                request.status()
-            ));
+            self.differences.push(format!("{what}: status {} instead of {}", response.status(), request.status()));
             return;
         }
         let text = response.text().await.unwrap_or_default();
@@ -133,24 +107,18 @@ impl Replay {
 
     fn compare(&mut self, what: &str, request: &Request<'_>, text: &str) {
         let Some(recorded) = request.answer() else { return };
-        match (
-            serde_json::from_str::<Json>(recorded),
-            serde_json::from_str::<Json>(text),
-        ) {
+        match (serde_json::from_str::<Json>(recorded), serde_json::from_str::<Json>(text)) {
             (Ok(recorded), Ok(ours)) => {
                 let recorded = shape(&forgive(rename(&recorded, &self.ids)));
                 let ours = shape(&forgive(ours));
                 if recorded != ours {
-                    self.differences
-                        .push(format!("{what}:\n  recorded {recorded}\n  ours     {ours}"));
+                    self.differences.push(format!("{what}:\n  recorded {recorded}\n  ours     {ours}"));
                 }
             }
             _ if recorded == text => {}
             // Files other than JSON are compared by their tests.
             _ if request.path().contains("/view") => {}
-            _ => self
-                .differences
-                .push(format!("{what}: {text:?} instead of {recorded:?}")),
+            _ => self.differences.push(format!("{what}: {text:?} instead of {recorded:?}")),
         }
     }
 
@@ -173,20 +141,16 @@ impl Replay {
             if own != lines {
                 let text = |lines: &[String]| lines.join("\n    ");
                 let (recorded, own) = (text(&lines), text(&own));
-                self.differences.push(format!(
-                    "{} {name}: frames\n  recorded\n    {recorded}\n  ours\n    {own}",
-                    self.trace.name
-                ));
+                self.differences
+                    .push(format!("{} {name}: frames\n  recorded\n    {recorded}\n  ours\n    {own}", self.trace.name));
             }
         }
         let our_shapes = shapes_by_kind(ours);
         for (kind, shapes) in shapes_by_kind(&recorded) {
             let own = our_shapes.get(&kind).cloned().unwrap_or_default();
             if !own.is_subset(&shapes) {
-                self.differences.push(format!(
-                    "{} {name}: {kind}\n  recorded {shapes:?}\n  ours     {own:?}",
-                    self.trace.name
-                ));
+                self.differences
+                    .push(format!("{} {name}: {kind}\n  recorded {shapes:?}\n  ours     {own:?}", self.trace.name));
             }
         }
     }
@@ -230,10 +194,7 @@ fn pair_names(recorded: &Json, ours: &Json, names: &mut HashMap<String, String>)
             }
         }
         (Json::Array(recorded), Json::Array(ours)) => {
-            recorded
-                .iter()
-                .zip(ours)
-                .for_each(|(recorded, ours)| pair_names(recorded, ours, names));
+            recorded.iter().zip(ours).for_each(|(recorded, ours)| pair_names(recorded, ours, names));
         }
         _ => {}
     }
@@ -241,16 +202,9 @@ fn pair_names(recorded: &Json, ours: &Json, names: &mut HashMap<String, String>)
 
 /// Routes of the web interface, which the fake does not have.
 fn is_foreign_route(request: &Request<'_>) -> bool {
-    [
-        "/users",
-        "/settings",
-        "/api/api/",
-        "/internal",
-        "/view_metadata",
-        "/API/",
-    ]
-    .iter()
-    .any(|route| request.path().contains(route))
+    ["/users", "/settings", "/api/api/", "/internal", "/view_metadata", "/API/"]
+        .iter()
+        .any(|route| request.path().contains(route))
 }
 
 /// Takes out what differs on purpose: the recorded server keeps numbers as converted by validation, and names its own versions,

@@ -42,37 +42,19 @@ async fn text_to_image_yields_pictures_and_previews() {
         assert_eq!(preview[..4], [0, 0, 0, 4]);
         let length = u32::from_be_bytes([preview[4], preview[5], preview[6], preview[7]]) as usize;
         let metadata: Json = serde_json::from_slice(&preview[8..8 + length]).expect("JSON");
-        assert_eq!(
-            (&metadata["node_id"], &metadata["image_type"]),
-            (&json!("3"), &json!("image/jpeg"))
-        );
+        assert_eq!((&metadata["node_id"], &metadata["image_type"]), (&json!("3"), &json!("image/jpeg")));
         assert!(image::load_from_memory(&preview[8 + length..]).is_ok());
     }
     let entry = rig.history(&id).await.expect("history");
     let images = entry["outputs"]["9"]["images"].as_array().expect("images").clone();
     assert_eq!(images.len(), 2);
-    let bytes = rig
-        .get("/view?filename=ComfyUI_00001_.png")
-        .await
-        .bytes()
-        .await
-        .expect("bytes");
-    assert_eq!(
-        image::load_from_memory(&bytes)
-            .expect("a picture")
-            .to_rgb8()
-            .dimensions(),
-        (64, 96)
-    );
+    let bytes = rig.get("/view?filename=ComfyUI_00001_.png").await.bytes().await.expect("bytes");
+    assert_eq!(image::load_from_memory(&bytes).expect("a picture").to_rgb8().dimensions(), (64, 96));
 }
 
 #[tokio::test]
 async fn previews_come_unasked_if_so_configured() {
-    let rig = Rig::with(FakeConfig {
-        sampler_previews: true,
-        ..FakeConfig::default()
-    })
-    .await;
+    let rig = Rig::with(FakeConfig { sampler_previews: true, ..FakeConfig::default() }).await;
     let mut socket = rig.socket("me").await;
     let id = rig.run(text_to_image(1, 2), "me").await;
     let frames = socket.until(|frame| frame.ends(&id)).await;
@@ -82,11 +64,7 @@ async fn previews_come_unasked_if_so_configured() {
 #[tokio::test]
 async fn the_time_of_a_prompt_is_spent_once() {
     let node_time = Duration::from_millis(60);
-    let rig = Rig::with(FakeConfig {
-        node_time,
-        ..FakeConfig::default()
-    })
-    .await;
+    let rig = Rig::with(FakeConfig { node_time, ..FakeConfig::default() }).await;
     for graph in [simple(1), text_to_image(1, 4)] {
         let id = rig.run(graph.clone(), "me").await;
         rig.wait_finished(&id).await;
@@ -108,10 +86,7 @@ async fn the_gate_lets_prompts_through_one_by_one() {
     let first = rig.run(simple(1), "me").await;
     let second = rig.run(simple(2), "me").await;
     rig.wait_gated(&first).await;
-    assert_eq!(
-        rig.get_json(&format!("/api/jobs/{first}")).await["status"],
-        "in_progress"
-    );
+    assert_eq!(rig.get_json(&format!("/api/jobs/{first}")).await["status"], "in_progress");
     rig.control.step();
     rig.wait_gated(&second).await;
     assert!(rig.history(&first).await.is_some());
@@ -130,13 +105,7 @@ async fn the_log_can_be_read_over_http() {
         .await;
     rig.wait_finished(&id).await;
     let log = rig.get_json("/fake/log").await;
-    let find = |kind: &str| {
-        log.as_array()
-            .expect("a list")
-            .iter()
-            .find(|event| event["event"] == kind)
-            .cloned()
-    };
+    let find = |kind: &str| log.as_array().expect("a list").iter().find(|event| event["event"] == kind).cloned();
     let posted = find("posted").expect("posted");
     assert_eq!(
         (&posted["task"], &posted["accepted"], &posted["client_id"]),
@@ -166,11 +135,7 @@ async fn idle_time_is_what_lies_between_prompts() {
 
 #[tokio::test]
 async fn the_log_forgets_its_oldest_events() {
-    let rig = Rig::with(FakeConfig {
-        log_capacity: 5,
-        ..FakeConfig::default()
-    })
-    .await;
+    let rig = Rig::with(FakeConfig { log_capacity: 5, ..FakeConfig::default() }).await;
     for color in 0..5 {
         let id = rig.run(simple(color), "me").await;
         rig.wait_finished(&id).await;
@@ -183,10 +148,7 @@ async fn the_log_forgets_its_oldest_events() {
 #[tokio::test]
 async fn several_servers_live_in_one_process() {
     let (one, other) = (Rig::new().await, Rig::new().await);
-    one.control
-        .inject(fake_comfyui::Fault::Unhealthy)
-        .await
-        .expect("injected");
+    one.control.inject(fake_comfyui::Fault::Unhealthy).await.expect("injected");
     assert_eq!(one.get("/queue").await.status(), 500);
     assert_eq!(other.get("/queue").await.status(), 200);
 }
@@ -194,10 +156,7 @@ async fn several_servers_live_in_one_process() {
 #[tokio::test]
 async fn a_dropped_server_frees_its_port() {
     let fake = FakeComfy::start(FakeConfig::default()).await.expect("a port");
-    let config = FakeConfig {
-        addr: fake.addr(),
-        ..FakeConfig::default()
-    };
+    let config = FakeConfig { addr: fake.addr(), ..FakeConfig::default() };
     fake.shutdown().await;
     let again = FakeComfy::start(config).await.expect("the same port");
     drop(again);
@@ -207,13 +166,7 @@ async fn a_dropped_server_frees_its_port() {
 async fn foreign_web_pages_are_kept_out() {
     let rig = Rig::new().await;
     let with = async |name: &str, value: &str| {
-        let answer = rig
-            .http
-            .get(rig.url("/queue"))
-            .header(name, value)
-            .send()
-            .await
-            .expect("an answer");
+        let answer = rig.http.get(rig.url("/queue")).header(name, value).send().await.expect("an answer");
         answer.status().as_u16()
     };
     assert_eq!(with("Origin", "http://evil.example").await, 403);
@@ -240,11 +193,6 @@ async fn many_clients_at_once_lose_nothing() {
     let last = rig.run(simple(0xFFFF), "me").await;
     rig.wait_finished(&last).await;
     assert_eq!(rig.control.total_executions(), 801);
-    let finished = rig
-        .control
-        .log()
-        .iter()
-        .filter(|event| matches!(event.kind, EventKind::Finished { .. }))
-        .count();
+    let finished = rig.control.log().iter().filter(|event| matches!(event.kind, EventKind::Finished { .. })).count();
     assert_eq!(finished, 801);
 }

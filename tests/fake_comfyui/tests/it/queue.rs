@@ -16,14 +16,7 @@ fn started(rig: &Rig) -> Vec<String> {
 }
 
 async fn wait_outcome(rig: &Rig, id: &str, outcome: Outcome) {
-    rig.wait("an outcome", |event| {
-        *event
-            == EventKind::Finished {
-                prompt_id: id.to_owned(),
-                outcome,
-            }
-    })
-    .await;
+    rig.wait("an outcome", |event| *event == EventKind::Finished { prompt_id: id.to_owned(), outcome }).await;
 }
 
 #[tokio::test]
@@ -33,26 +26,18 @@ async fn the_order_is_number_then_id() {
     let first = rig.run(simple(0), "me").await;
     rig.wait_gated(&first).await;
     let mut posted = Vec::new();
-    for extra in [
-        json!({}),
-        json!({"front": true}),
-        json!({"front": true}),
-        json!({"number": -0.5}),
-        json!({"number": 0.5}),
-    ] {
+    for extra in
+        [json!({}), json!({"front": true}), json!({"front": true}), json!({"number": -0.5}), json!({"number": 0.5})]
+    {
         let mut request = json!({"prompt": simple(1)});
         for (key, value) in extra.as_object().expect("an object") {
             request[key] = value.clone();
         }
         posted.push(rig.submit(&request).await);
     }
-    let ids = [
-        "ffffffff-0000-4000-8000-000000000001",
-        "00000000-0000-4000-8000-000000000002",
-    ];
+    let ids = ["ffffffff-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"];
     for id in ids {
-        rig.submit(&json!({"prompt": simple(2), "prompt_id": id, "number": 500}))
-            .await;
+        rig.submit(&json!({"prompt": simple(2), "prompt_id": id, "number": 500})).await;
     }
     assert_eq!(rig.get_json("/prompt").await["exec_info"]["queue_remaining"], 8);
     rig.control.resume();
@@ -71,8 +56,7 @@ async fn deleted_prompts_leave_no_trace() {
     rig.wait_gated(&running).await;
     let waiting = rig.run(simple(1), "me").await;
     socket.drain().await;
-    rig.post("/queue", &json!({"delete": [waiting, "unknown", running]}))
-        .await;
+    rig.post("/queue", &json!({"delete": [waiting, "unknown", running]})).await;
     assert_eq!(kinds(&socket.drain().await), ["status"]);
     assert!(rig.history(&waiting).await.is_none());
     assert_eq!(rig.get(&format!("/api/jobs/{waiting}")).await.status(), 404);
@@ -114,21 +98,9 @@ async fn interrupts_hit_what_runs() {
         let id = rig.run(slow(1, 3, 600.0), "me").await;
         rig.wait_gated(&id).await;
         rig.control.resume();
-        socket
-            .until(|frame| frame.kind() == "executing" && frame.data()["node"] == "2")
-            .await;
-        let body = if body == "match" {
-            json!({"prompt_id": id}).to_string()
-        } else {
-            body.to_owned()
-        };
-        let answer = rig
-            .http
-            .post(rig.url("/interrupt"))
-            .body(body)
-            .send()
-            .await
-            .expect("an answer");
+        socket.until(|frame| frame.kind() == "executing" && frame.data()["node"] == "2").await;
+        let body = if body == "match" { json!({"prompt_id": id}).to_string() } else { body.to_owned() };
+        let answer = rig.http.post(rig.url("/interrupt")).body(body).send().await.expect("an answer");
         assert_eq!(answer.status(), 200);
         let frames = socket.until(|frame| frame.ends(&id)).await;
         assert_eq!(kinds(&frames), ["execution_interrupted", "status", "executing"]);
@@ -170,20 +142,12 @@ async fn an_interrupt_in_the_last_node_comes_too_late() {
     let id = rig.run(graph.clone(), "me").await;
     rig.wait_finished(&id).await;
     let mut socket = rig.socket("me").await;
-    rig.control
-        .inject_times(fake_comfyui::Fault::Hang, 1)
-        .await
-        .expect("injected");
+    rig.control.inject_times(fake_comfyui::Fault::Hang, 1).await.expect("injected");
     let mut last = graph;
     last["2"] = json!({"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}});
     let id = rig.run(last, "me").await;
     socket.until(|frame| frame.kind() == "executing").await;
-    let cancelled: Json = rig
-        .post(&format!("/api/jobs/{id}/cancel"), &json!({}))
-        .await
-        .json()
-        .await
-        .expect("JSON");
+    let cancelled: Json = rig.post(&format!("/api/jobs/{id}/cancel"), &json!({})).await.json().await.expect("JSON");
     assert_eq!(cancelled, json!({"cancelled": true}));
     rig.control.clear();
     wait_outcome(&rig, &id, Outcome::Success).await;
@@ -198,21 +162,12 @@ async fn cancel_interrupts_or_deletes_and_says_so() {
     let waiting = rig.run(simple(2), "me").await;
     let third = rig.run(simple(3), "me").await;
     let cancel = async |path: &str, body: Json| -> Json { rig.post(path, &body).await.json().await.expect("JSON") };
-    assert_eq!(
-        cancel(&format!("/api/jobs/{waiting}/cancel"), json!({})).await,
-        json!({"cancelled": true})
-    );
+    assert_eq!(cancel(&format!("/api/jobs/{waiting}/cancel"), json!({})).await, json!({"cancelled": true}));
     let both = json!({"job_ids": [running, third]});
     assert_eq!(cancel("/api/jobs/cancel", both).await, json!({"cancelled": true}));
     wait_outcome(&rig, &running, Outcome::Interrupted).await;
-    assert_eq!(
-        cancel(&format!("/api/jobs/{running}/cancel"), json!({})).await,
-        json!({"cancelled": false})
-    );
-    assert_eq!(
-        rig.post("/api/jobs/cancel", &json!({"job_ids": ["x"]})).await.status(),
-        400
-    );
+    assert_eq!(cancel(&format!("/api/jobs/{running}/cancel"), json!({})).await, json!({"cancelled": false}));
+    assert_eq!(rig.post("/api/jobs/cancel", &json!({"job_ids": ["x"]})).await.status(), 400);
     assert_eq!(rig.control.total_executions(), 1);
 }
 
@@ -240,10 +195,7 @@ async fn history_has_windows_and_can_be_deleted() {
     rig.post("/history", &json!({"delete": [ids[0], "unknown"]})).await;
     assert_eq!(keys("").await, ids[1..]);
     let jobs = rig.get_json("/api/jobs?status=completed&limit=2").await;
-    assert_eq!(
-        jobs["pagination"],
-        json!({"offset": 0, "limit": 2, "total": 3, "has_more": true})
-    );
+    assert_eq!(jobs["pagination"], json!({"offset": 0, "limit": 2, "total": 3, "has_more": true}));
     assert_eq!(jobs["jobs"][0]["id"], ids[3].as_str());
     rig.post("/history", &json!({"clear": true})).await;
     assert_eq!(keys("").await, [""; 0]);

@@ -25,8 +25,7 @@ async fn a_client_that_reconnects_gets_the_running_node_and_plain_previews() {
     drop(socket);
     within(
         "the end of the socket",
-        rig.control
-            .wait_from(position, |event| matches!(event, EventKind::SocketClosed { .. })),
+        rig.control.wait_from(position, |event| matches!(event, EventKind::SocketClosed { .. })),
     )
     .await;
 
@@ -38,10 +37,7 @@ async fn a_client_that_reconnects_gets_the_running_node_and_plain_previews() {
     assert_eq!(*executing.data(), json!({"node": "1"}));
     rig.control.resume();
     let frames = again.until(|frame| frame.ends(&id)).await;
-    let previews: Vec<String> = kinds(&frames)
-        .into_iter()
-        .filter(|kind| kind.starts_with("BIN"))
-        .collect();
+    let previews: Vec<String> = kinds(&frames).into_iter().filter(|kind| kind.starts_with("BIN")).collect();
     assert_eq!(previews, ["BIN1", "BIN1", "BIN1"]);
 }
 
@@ -69,8 +65,7 @@ async fn the_newest_twin_gets_everything_until_the_older_one_closes() {
     older.close().await;
     within(
         "the end of the socket",
-        rig.control
-            .wait_from(position, |event| matches!(event, EventKind::SocketClosed { .. })),
+        rig.control.wait_from(position, |event| matches!(event, EventKind::SocketClosed { .. })),
     )
     .await;
     let id = rig.run(simple(2), "me").await;
@@ -101,16 +96,10 @@ async fn frames_go_to_the_owner_and_those_of_nobody_to_everybody() {
     assert_eq!(mine, expected);
 
     // One that fails tells nobody why, one that is interrupted tells everybody.
-    rig.control
-        .inject_times(Fault::node_error("x"), 1)
-        .await
-        .expect("injected");
+    rig.control.inject_times(Fault::node_error("x"), 1).await.expect("injected");
     let id = rig.submit(&json!({"prompt": simple(3)})).await;
     rig.wait_finished(&id).await;
-    assert_eq!(
-        kinds(&owner.drain().await),
-        ["status", "status", "progress_state", "status"]
-    );
+    assert_eq!(kinds(&owner.drain().await), ["status", "status", "progress_state", "status"]);
     rig.control.pause_execution();
     let id = rig.submit(&json!({"prompt": simple(4)})).await;
     rig.wait_gated(&id).await;
@@ -142,15 +131,11 @@ async fn only_the_first_text_negotiates_and_only_once() {
     let rig = Rig::new().await;
     let mut socket = rig.socket("me").await;
     socket.send("[1, 2]").await;
-    socket
-        .send(r#"{"type": "feature_flags", "data": {"supports_preview_metadata": true}}"#)
-        .await;
+    socket.send(r#"{"type": "feature_flags", "data": {"supports_preview_metadata": true}}"#).await;
     assert_eq!(kinds(&socket.drain().await), [""; 0]);
     let mut socket = rig.socket("other").await;
     socket.negotiate().await;
-    socket
-        .send(r#"{"type": "feature_flags", "data": {"supports_preview_metadata": false}}"#)
-        .await;
+    socket.send(r#"{"type": "feature_flags", "data": {"supports_preview_metadata": false}}"#).await;
     assert_eq!(kinds(&socket.drain().await), [""; 0]);
 }
 

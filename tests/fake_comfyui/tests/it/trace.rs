@@ -22,19 +22,12 @@ impl Trace {
         let path = std::fs::read_dir(&folder)
             .expect("the fixtures")
             .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| {
-                path.file_name()
-                    .and_then(|name| name.to_str())
-                    .is_some_and(|name| name.starts_with(&prefix))
-            })
+            .find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&prefix)))
             .unwrap_or_else(|| panic!("no trace {number} in {}", folder.display()));
         let text = std::fs::read_to_string(&path).expect("a readable trace");
         let trace: Json = serde_json::from_str(&text).expect("JSON");
         let events = trace["events"].as_array().cloned().expect("events");
-        Self {
-            name: format!("{set}/{number}"),
-            events,
-        }
+        Self { name: format!("{set}/{number}"), events }
     }
 
     /// The recorded requests with their answers.
@@ -47,12 +40,7 @@ impl Trace {
         let own = self.events.iter().filter(|event| event["ws"] == socket);
         own.filter_map(|event| match event["kind"].as_str()? {
             "ws_text" => Some(Frame::Text(serde_json::from_str(event["data"].as_str()?).ok()?)),
-            "ws_binary" => Some(Frame::Binary(vec![
-                0,
-                0,
-                0,
-                u8::try_from(event["event_type"].as_u64()?).ok()?,
-            ])),
+            "ws_binary" => Some(Frame::Binary(vec![0, 0, 0, u8::try_from(event["event_type"].as_u64()?).ok()?])),
             _ => None,
         })
         .collect()
@@ -86,10 +74,7 @@ impl Request<'_> {
     }
 
     pub fn status(&self) -> u16 {
-        self.0["response"]["status"]
-            .as_u64()
-            .and_then(|status| u16::try_from(status).ok())
-            .expect("a status")
+        self.0["response"]["status"].as_u64().and_then(|status| u16::try_from(status).ok()).expect("a status")
     }
 
     pub fn answer_header(&self, name: &str) -> Option<&str> {
@@ -112,10 +97,8 @@ impl Request<'_> {
 }
 
 fn header<'a>(headers: &'a Json, name: &str) -> Option<&'a str> {
-    let found = headers
-        .as_array()?
-        .iter()
-        .find(|pair| pair[0].as_str().is_some_and(|key| key.eq_ignore_ascii_case(name)));
+    let found =
+        headers.as_array()?.iter().find(|pair| pair[0].as_str().is_some_and(|key| key.eq_ignore_ascii_case(name)));
     found?[1].as_str()
 }
 
@@ -141,10 +124,7 @@ pub fn rename(value: &Json, ids: &HashMap<String, String>) -> Json {
     match value {
         Json::String(name) => Json::String(text(name)),
         Json::Array(items) => items.iter().map(|item| rename(item, ids)).collect(),
-        Json::Object(members) => members
-            .iter()
-            .map(|(key, value)| (text(key), rename(value, ids)))
-            .collect(),
+        Json::Object(members) => members.iter().map(|(key, value)| (text(key), rename(value, ids))).collect(),
         other => other.clone(),
     }
 }
@@ -175,12 +155,7 @@ fn line(frame: &Frame) -> String {
     match frame.kind().as_str() {
         "progress_state" => {
             let states = data["nodes"].as_object().into_iter().flatten().map(|(id, state)| {
-                format!(
-                    " {id}:{}/{}={}",
-                    state["value"],
-                    state["max"],
-                    state["state"].as_str().unwrap_or("?")
-                )
+                format!(" {id}:{}/{}={}", state["value"], state["max"], state["state"].as_str().unwrap_or("?"))
             });
             format!("progress_state{}", states.collect::<String>())
         }
