@@ -117,7 +117,8 @@ mod tests {
 
     #[test]
     fn the_newest_file_has_a_stable_name() {
-        let dir = tempfile::tempdir().unwrap();
+        // A relative folder, as the default is.
+        let dir = tempfile::tempdir_in(".").unwrap();
         std::fs::write(dir.path().join("app.log"), "old").unwrap();
         let config = Log { level: "info".into(), dir: dir.path().into(), format: Format::Text };
         let mut file = open(&config).unwrap();

@@ -86,7 +86,7 @@ pub enum SessionMsg {
         /// Under which fence it was done.
         fence: Fence,
         /// What came of it.
-        outcome: Result<Outcome, Panicked>,
+        outcome: Result<Box<Outcome>, Panicked>,
     },
     /// Time to look around.
     Tick,
@@ -119,7 +119,7 @@ pub enum Outcome {
     /// The server was asked to stop the prompt.
     StopAsked,
     /// The plan was recorded, or could not be.
-    Planned { artifacts: Vec<Artifact>, result: Result<Task, StoreError> },
+    Planned { artifacts: Vec<Artifact>, result: Result<Box<Task>, StoreError> },
 }
 
 /// Start data.
@@ -374,14 +374,20 @@ impl State {
         self.system.slots.queue.cast(QueueMsg::Ran { id });
     }
 
-    fn on_done(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, fence: Fence, outcome: Result<Outcome, Panicked>) {
+    fn on_done(
+        &mut self,
+        me: &ActorRef<SessionMsg>,
+        id: TaskId,
+        fence: Fence,
+        outcome: Result<Box<Outcome>, Panicked>,
+    ) {
         let now = self.now();
         let settings = &self.system.settings.session;
         let Some((flight, _)) = self.flights.get_mut(&id).filter(|(flight, _)| flight.task.fence == fence) else {
             return;
         };
         let occupied = flight.occupies_backend();
-        match outcome {
+        match outcome.map(|outcome| *outcome) {
             Ok(Outcome::Submitted { began, result }) => {
                 flight.on_submitted(result, now, settings);
                 self.on_posted(me, id, began);
@@ -424,12 +430,12 @@ impl State {
         });
     }
 
-    fn on_planned(&mut self, id: TaskId, artifacts: Vec<Artifact>, result: Result<Task, StoreError>) {
+    fn on_planned(&mut self, id: TaskId, artifacts: Vec<Artifact>, result: Result<Box<Task>, StoreError>) {
         match result {
             Ok(task) => {
                 let Some((_, graph)) = self.remove(id) else { return };
                 self.system.slots.queue.cast(QueueMsg::Uploading { id });
-                let assignment = Box::new(Assignment { task, graph, artifacts });
+                let assignment = Box::new(Assignment { task: *task, graph, artifacts });
                 self.system.slots.uploads.cast(UploadsMsg::Begin { assignment });
             }
             Err(StoreError::Refused(_) | StoreError::NotFound) => self.drop_flight(id),
@@ -477,7 +483,8 @@ impl State {
     fn perform(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, act: Act) {
         let Some((flight, graph)) = self.flights.get(&id) else { return };
         let (comfy, began, fence) = (self.comfy.clone(), self.now(), flight.task.fence);
-        let done = move |outcome| SessionMsg::Done { id, fence, outcome };
+        let done =
+            move |outcome: Result<Outcome, Panicked>| SessionMsg::Done { id, fence, outcome: outcome.map(Box::new) };
         match act {
             Act::Submit => {
                 let client = self.phase.client().cloned().unwrap_or_else(|| ClientId::new(""));
@@ -506,7 +513,7 @@ impl State {
                 let source = self.system.source.clone();
                 let work = async move {
                     let result = source.apply(id, fence, Change::Plan { artifacts: artifacts.clone() }).await;
-                    Outcome::Planned { artifacts, result }
+                    Outcome::Planned { artifacts, result: result.map(Box::new) }
                 };
                 self.tasks.run(me, work, done);
             }
@@ -529,7 +536,7 @@ impl State {
     fn on_tick(&mut self, me: &ActorRef<SessionMsg>) {
         let now = self.now();
         self.ticks = self.ticks.wrapping_add(1);
-        if self.ticks % DEMAND_EVERY_TICKS == 0 {
+        if self.ticks.is_multiple_of(DEMAND_EVERY_TICKS) {
             self.tell_demand(me);
             let in_flight = self.flights.len();
             self.system.board.update_backend(&self.backend, |status| status.in_flight = in_flight);

@@ -417,7 +417,7 @@ impl State {
                 self.tell_session(backend, SessionMsg::Cancel { id });
             }
             Some(Held { at: Whereabouts::Uploads, .. }) => {
-                _ = self.system.slots.uploads.cast(UploadsMsg::Cancel { id })
+                _ = self.system.slots.uploads.cast(UploadsMsg::Cancel { id });
             }
             Some(Held { at: Whereabouts::Settling, .. }) | None => {}
         }
@@ -636,7 +636,7 @@ impl State {
         match &result {
             Ok(Ok(task)) => note_ending(task),
             Ok(Err(StoreError::Refused(Refusal::Stale))) => {
-                info!(task.id = %id, "the task's end is somebody else's to record")
+                info!(task.id = %id, "the task's end is somebody else's to record");
             }
             Ok(Err(error)) => error!(task.id = %id, %error, "could not record the task's end; it will be found again"),
             Err(Panicked) => error!(task.id = %id, "recording the task's end panicked; it will be found again"),
