@@ -1,4 +1,7 @@
 //! The operations on the writer's queue: what the ports promise, as the steps of one transaction each.
+//!
+//! Limits are written `LIMIT 0 + ?`: `SQLite` plans a statement again whenever the variable of a bare `LIMIT ?` is bound, and planning
+//! a claim costs ten times as much as running it. The same goes for `state = ?` on a table with partial indexes over `state`.
 
 mod create;
 mod hold;

@@ -59,7 +59,7 @@ impl Readers {
 }
 
 /// The SQL of a page. One state at a time, each read from its index and no further than the page is long; `state IN (...)` would sort
-/// every task of these states first.
+/// every task of these states first. States are spelled out and limits are sums for the reason given in `ops`.
 pub(super) fn page(query: &Query) -> QueryBuilder<Sqlite> {
     let mut states = query.states.clone();
     states.sort_unstable();
@@ -76,15 +76,19 @@ pub(super) fn page(query: &Query) -> QueryBuilder<Sqlite> {
             }
         }
     }
-    sql.push(") ORDER BY created_at DESC, id DESC LIMIT ").push_bind(query.limit);
+    sql.push(") ORDER BY created_at DESC, id DESC LIMIT 0 + ").push_bind(query.limit);
     sql
 }
 
 fn part(sql: &mut QueryBuilder<Sqlite>, query: &Query, state: Option<TaskState>) {
-    sql.push(concat!("SELECT * FROM (SELECT ", task_columns!(), " FROM tasks t WHERE true"));
-    if let Some(state) = state {
-        sql.push(" AND t.state = ").push_bind(state.as_str());
-    }
+    sql.push(concat!("SELECT * FROM (SELECT ", task_columns!(), " FROM tasks t "));
+    match (state, &query.workflow) {
+        (None, None) => sql.push("INDEXED BY tasks_list WHERE true"),
+        (None, Some(_)) => sql.push("INDEXED BY tasks_list_workflow WHERE true"),
+        (Some(state), None) => sql.push("INDEXED BY tasks_list_state WHERE t.state = '").push(state.as_str()).push("'"),
+        // Which of the two is shorter only statistics can tell.
+        (Some(state), Some(_)) => sql.push("WHERE t.state = '").push(state.as_str()).push("'"),
+    };
     if let Some(workflow) = &query.workflow {
         sql.push(" AND t.workflow = ").push_bind(workflow.clone());
     }
@@ -92,5 +96,5 @@ fn part(sql: &mut QueryBuilder<Sqlite>, query: &Query, state: Option<TaskState>)
         sql.push(" AND (t.created_at, t.id) < (").push_bind(created_at.0);
         sql.push(", ").push_bind(key(id)).push(")");
     }
-    sql.push(" ORDER BY t.created_at DESC, t.id DESC LIMIT ").push_bind(query.limit).push(")");
+    sql.push(" ORDER BY t.created_at DESC, t.id DESC LIMIT 0 + ").push_bind(query.limit).push(")");
 }

@@ -236,6 +236,37 @@ async fn connections_are_set_up_as_meant() {
     assert!(store.readers.0.execute("DELETE FROM tasks").await.is_err(), "readers only read");
 }
 
+/// Tells how far the commit it is part of goes.
+struct Durability {
+    is_promise: bool,
+}
+
+impl Operation for Durability {
+    type Answer = i64;
+
+    fn is_promise(&self) -> bool {
+        self.is_promise
+    }
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<i64, Fault> {
+        let rows = tx.fetch(sqlx::query("PRAGMA synchronous")).await?;
+        Ok(rows.first().map_or(-1, |row| row.get(0)))
+    }
+}
+
+#[tokio::test]
+async fn promises_wait_for_the_disk_every_time() {
+    const NORMAL: i64 = 1;
+    const FULL: i64 = 2;
+    let (store, _folder) = fresh().await;
+    let writer = supervise(&store);
+    for is_promise in [true, false, false, true, false, true, true, false] {
+        let synchronous = store.write(Durability { is_promise }).await.unwrap();
+        assert_eq!(synchronous, if is_promise { FULL } else { NORMAL });
+    }
+    writer.abort();
+}
+
 /// Every statement whose cost must not grow reads an index from the right place.
 #[tokio::test]
 async fn queries_seek_and_never_scan() {
@@ -245,6 +276,7 @@ async fn queries_seek_and_never_scan() {
     let page = reads::page(&list).into_sql();
     let others = [("get", reads::GET), ("next_scheduled", reads::NEXT_SCHEDULED), ("list", page.as_str())];
     for (name, sql) in SEEKING.into_iter().chain(others) {
+        assert!(!sql.contains("LIMIT ?"), "{name} would be planned anew for each call");
         for detail in plan(&mut conn, sql).await {
             let walks_a_table = detail.starts_with("SCAN ") && !detail.contains("INDEX") && !is_small(&detail);
             assert!(!walks_a_table, "{name}: {detail}");

@@ -76,7 +76,7 @@ async fn creates(store: &Arc<SqliteStore>) {
 
 async fn lone_calls(store: &Arc<SqliteStore>, state: &str) {
     let me = worker("node", 1);
-    let [mut creating, mut claiming, mut releasing, mut getting, mut listing] = [const { Vec::new() }; 5];
+    let [mut creating, mut claiming, mut again, mut releasing, mut getting, mut listing] = [const { Vec::new() }; 6];
     let mut id = TaskId::new();
     for _ in 0..500 {
         let start = Instant::now();
@@ -92,6 +92,9 @@ async fn lone_calls(store: &Arc<SqliteStore>, state: &str) {
             id = held.task.id;
         }
         let start = Instant::now();
+        store.claim(claim(&me, 1)).await.unwrap();
+        again.push(start.elapsed());
+        let start = Instant::now();
         store.get(id).await.unwrap();
         getting.push(start.elapsed());
         let start = Instant::now();
@@ -100,7 +103,8 @@ async fn lone_calls(store: &Arc<SqliteStore>, state: &str) {
     }
     println!("-- {state}");
     report("create + claim (durable)", creating);
-    report("claim", claiming);
+    report("claim after a create", claiming);
+    report("claim after a hand off", again);
     report("hand off", releasing);
     report("get", getting);
     report("page of 20", listing);

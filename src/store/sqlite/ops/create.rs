@@ -42,9 +42,9 @@ pub(in crate::store::sqlite) const HEADS: &str = concat!(
     assignment_columns!(),
     " FROM lanes CROSS JOIN tasks t CROSS JOIN task_payloads p
      WHERE t.id IN (SELECT h.id FROM tasks h INDEXED BY tasks_claim
-                    WHERE h.state = 'pending' AND h.lane = lanes.lane ORDER BY h.sort_key, h.id LIMIT ?)
+                    WHERE h.state = 'pending' AND h.lane = lanes.lane ORDER BY h.sort_key, h.id LIMIT 0 + ?)
        AND p.task_id = t.id
-     ORDER BY t.sort_key, t.id LIMIT ?"
+     ORDER BY t.sort_key, t.id LIMIT 0 + ?"
 );
 
 /// `TaskStore::create`.

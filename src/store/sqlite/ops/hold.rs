@@ -36,7 +36,7 @@ pub(super) const EXPIRED: &str = concat!(
     "SELECT ",
     assignment_columns!(),
     " FROM tasks t INDEXED BY tasks_leases CROSS JOIN task_payloads p
-     WHERE t.lease_until <= ? AND p.task_id = t.id ORDER BY t.lease_until, t.id LIMIT ?"
+     WHERE t.lease_until <= ? AND p.task_id = t.id ORDER BY t.lease_until, t.id LIMIT 0 + ?"
 );
 
 const LOAD_MANY: &str =

@@ -13,28 +13,28 @@ pub(super) const DUE: &str = concat!(
     "SELECT ",
     task_columns!(),
     " FROM tasks t INDEXED BY tasks_scheduled
-     WHERE t.state = 'scheduled' AND t.run_at <= ? ORDER BY t.run_at, t.id LIMIT ?"
+     WHERE t.state = 'scheduled' AND t.run_at <= ? ORDER BY t.run_at, t.id LIMIT 0 + ?"
 );
 
 /// Finished tasks past their time, oldest first. One seek per state: failed ones stay longer, and must not be walked over meanwhile.
 pub(super) const FINISHED: &str = "
     SELECT id FROM (
         SELECT * FROM (SELECT id, finished_at FROM tasks INDEXED BY tasks_finished
-            WHERE state = 'completed' AND finished_at <= ? ORDER BY finished_at, id LIMIT ?)
+            WHERE state = 'completed' AND finished_at <= ? ORDER BY finished_at, id LIMIT 0 + ?)
         UNION ALL
         SELECT * FROM (SELECT id, finished_at FROM tasks INDEXED BY tasks_finished
-            WHERE state = 'cancelled' AND finished_at <= ? ORDER BY finished_at, id LIMIT ?)
+            WHERE state = 'cancelled' AND finished_at <= ? ORDER BY finished_at, id LIMIT 0 + ?)
         UNION ALL
         SELECT * FROM (SELECT id, finished_at FROM tasks INDEXED BY tasks_finished
-            WHERE state = 'failed' AND finished_at <= ? ORDER BY finished_at, id LIMIT ?)
-    ) ORDER BY finished_at, id LIMIT ?";
+            WHERE state = 'failed' AND finished_at <= ? ORDER BY finished_at, id LIMIT 0 + ?)
+    ) ORDER BY finished_at, id LIMIT 0 + ?";
 
 /// Payload, artifacts and idempotency key go with the task.
 const DELETE_TASKS: &str = "DELETE FROM tasks WHERE id IN (SELECT unhex(value) FROM json_each(?))";
 
 pub(super) const DELETE_KEYS: &str = "DELETE FROM idempotency WHERE rowid IN (
         SELECT rowid FROM idempotency INDEXED BY idempotency_age
-        WHERE created_at <= ? ORDER BY created_at, tenant, key LIMIT ?)";
+        WHERE created_at <= ? ORDER BY created_at, tenant, key LIMIT 0 + ?)";
 
 /// Only a write shows that a write is possible: a full disk lets everything else pass.
 const CHECK: &str =
