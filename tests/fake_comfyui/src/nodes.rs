@@ -1,10 +1,11 @@
 //! The nodes this server has: their schemas (what `/object_info` says and validation checks) and what they do.
 
 mod bytes;
+pub(crate) mod classes;
 mod image;
 mod lab;
 mod sampling;
-pub(crate) mod schema;
+mod schema;
 mod text;
 
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use std::time::Duration;
 use ::image::RgbImage;
 use serde_json::Value as Json;
 
-pub(crate) use schema::{InputSpec, Kind, Lists, NodeClass, find};
+pub(crate) use classes::find;
+pub(crate) use schema::{InputSpec, Kind, Lists, NodeClass};
 
 use crate::worker::step::Step;
 

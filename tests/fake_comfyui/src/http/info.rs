@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value as Json, json};
 
 use super::{Shared, json};
-use crate::nodes::schema::CLASSES;
+use crate::nodes::classes::CLASSES;
 use crate::server::Server;
 
 /// The model folders of a fresh installation.

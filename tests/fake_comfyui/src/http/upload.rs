@@ -32,7 +32,7 @@ enum Rejected {
     /// 500.
     Stumbled,
     /// The body could not be read at all.
-    Unread(Response),
+    Unread(Box<Response>),
 }
 
 impl IntoResponse for Rejected {
@@ -40,7 +40,7 @@ impl IntoResponse for Rejected {
         match self {
             Self::Bad => StatusCode::BAD_REQUEST.into_response(),
             Self::Stumbled => trouble(),
-            Self::Unread(response) => response,
+            Self::Unread(response) => *response,
         }
     }
 }
@@ -70,7 +70,9 @@ pub(super) async fn mask(State(server): Shared, headers: HeaderMap, body: Body) 
 }
 
 async fn read_form(server: &Server, headers: &HeaderMap, body: Body) -> Result<Form, Rejected> {
-    let body = read_body(server, body).await.map_err(Rejected::Unread)?;
+    let body = read_body(server, body)
+        .await
+        .map_err(|response| Rejected::Unread(Box::new(response)))?;
     let content_type = headers.get(header::CONTENT_TYPE).ok_or(Rejected::Bad)?;
     let is_urlencoded = content_type.to_str().is_ok_and(|text| text.starts_with("application/x-www-form-urlencoded"));
     if is_urlencoded {
@@ -108,7 +110,7 @@ fn store(server: &Server, form: Form) -> Result<Json, Rejected> {
         Some(name) => Folder::parse(name).ok_or(Rejected::Stumbled)?,
     };
     let subfolder = clean_subfolder(&form.subfolder).ok_or(Rejected::Bad)?;
-    if clean_subfolder(&format!("{subfolder}/{filename}").trim_start_matches('/').to_owned()).is_none() {
+    if clean_subfolder(format!("{subfolder}/{filename}").trim_start_matches('/')).is_none() {
         return Err(Rejected::Bad);
     }
     if filename.contains('/') {

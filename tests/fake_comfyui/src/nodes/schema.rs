@@ -1,4 +1,4 @@
-//! The node table: names, inputs, outputs.
+//! What a node class says about itself, as `/object_info` shows it and validation checks it.
 
 use serde_json::{Value as Json, json};
 
@@ -89,15 +89,31 @@ impl Lists<'_> {
     /// The input as `/object_info` and error messages show it: `[type, options]`.
     pub fn config(&self, kind: Kind) -> Json {
         match kind {
-            Kind::Int { default, min, max, step } => {
+            Kind::Int {
+                default,
+                min,
+                max,
+                step,
+            } => {
                 json!(["INT", {"default": default, "min": min, "max": max, "step": step}])
             }
             Kind::Seed => json!(["INT", {"default": 0, "min": 0, "max": u64::MAX, "control_after_generate": true}]),
-            Kind::Float { default, min, max, step } => {
+            Kind::Float {
+                default,
+                min,
+                max,
+                step,
+            } => {
                 json!(["FLOAT", {"default": default, "min": min, "max": max, "step": step}])
             }
-            Kind::Text { default, multiline: true } => json!(["STRING", {"default": default, "multiline": true}]),
-            Kind::Text { default, multiline: false } => json!(["STRING", {"default": default}]),
+            Kind::Text {
+                default,
+                multiline: true,
+            } => json!(["STRING", {"default": default, "multiline": true}]),
+            Kind::Text {
+                default,
+                multiline: false,
+            } => json!(["STRING", {"default": default}]),
             Kind::Bool { default } => json!(["BOOLEAN", {"default": default}]),
             Kind::ImageFile => json!([self.options(kind), {"image_upload": true}]),
             Kind::Choice(_) | Kind::List(_) => json!([self.options(kind), {}]),
@@ -109,7 +125,10 @@ impl Lists<'_> {
     pub fn describe(&self, class: &NodeClass) -> Json {
         let section = |required: bool| -> (Json, Vec<&str>) {
             let specs: Vec<_> = class.inputs.iter().filter(|spec| spec.required == required).collect();
-            let object = specs.iter().map(|spec| (spec.name.to_owned(), self.config(spec.kind))).collect();
+            let object = specs
+                .iter()
+                .map(|spec| (spec.name.to_owned(), self.config(spec.kind)))
+                .collect();
             (Json::Object(object), specs.iter().map(|spec| spec.name).collect())
         };
         let (required, required_order) = section(true);
@@ -152,346 +171,3 @@ impl Kind {
         }
     }
 }
-
-/// The class of this name.
-pub(crate) fn find(name: &str) -> Option<&'static NodeClass> {
-    CLASSES.iter().find(|class| class.name == name)
-}
-
-const fn required(name: &'static str, kind: Kind) -> InputSpec {
-    InputSpec { name, kind, required: true }
-}
-
-const fn optional(name: &'static str, kind: Kind) -> InputSpec {
-    InputSpec { name, kind, required: false }
-}
-
-const fn int(default: i64, min: i64, max: i64) -> Kind {
-    Kind::Int { default, min, max, step: 1 }
-}
-
-const fn float(default: f64, min: f64, max: f64, step: f64) -> Kind {
-    Kind::Float { default, min, max, step }
-}
-
-const fn text(default: &'static str) -> Kind {
-    Kind::Text { default, multiline: false }
-}
-
-const IMAGE: Kind = Kind::Linked("IMAGE");
-/// The largest integer a float of the web interface holds exactly.
-const NONCE: Kind = Kind::Int { default: 0, min: 0, max: 9_007_199_254_740_992, step: 1 };
-/// The largest side of a picture, as in ComfyUI.
-const MAX_SIDE: i64 = 16384;
-
-const SAMPLERS: &[&str] = &[
-    "euler",
-    "euler_cfg_pp",
-    "euler_ancestral",
-    "heun",
-    "dpm_2",
-    "dpm_2_ancestral",
-    "lms",
-    "dpmpp_2s_ancestral",
-    "dpmpp_sde",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "dpmpp_3m_sde",
-    "ddpm",
-    "lcm",
-    "ddim",
-    "uni_pc",
-    "uni_pc_bh2",
-    "res_multistep",
-];
-const SCHEDULERS: &[&str] = &[
-    "simple",
-    "sgm_uniform",
-    "karras",
-    "exponential",
-    "ddim_uniform",
-    "beta",
-    "normal",
-    "linear_quadratic",
-    "kl_optimal",
-];
-const UPSCALERS: &[&str] = &["nearest-exact", "bilinear", "area", "bicubic", "lanczos"];
-
-/// Every class, the ComfyUI ones first.
-pub(crate) static CLASSES: &[NodeClass] = &[
-    NodeClass {
-        name: "EmptyImage",
-        display_name: "EmptyImage",
-        category: "image",
-        output_node: false,
-        inputs: &[
-            required("width", int(512, 1, MAX_SIDE)),
-            required("height", int(512, 1, MAX_SIDE)),
-            required("batch_size", int(1, 1, 4096)),
-            required("color", int(0, 0, 0xFF_FFFF)),
-        ],
-        outputs: &[("IMAGE", "IMAGE")],
-        work: Work::EmptyImage,
-    },
-    NodeClass {
-        name: "LoadImage",
-        display_name: "Load Image",
-        category: "image",
-        output_node: false,
-        inputs: &[required("image", Kind::ImageFile)],
-        outputs: &[("IMAGE", "IMAGE"), ("MASK", "MASK")],
-        work: Work::LoadImage,
-    },
-    NodeClass {
-        name: "LoadImageMask",
-        display_name: "Load Image (as Mask)",
-        category: "mask",
-        output_node: false,
-        inputs: &[
-            required("image", Kind::ImageFile),
-            required("channel", Kind::Choice(&["alpha", "red", "green", "blue"])),
-        ],
-        outputs: &[("MASK", "MASK")],
-        work: Work::LoadImageMask,
-    },
-    NodeClass {
-        name: "ImageScale",
-        display_name: "Upscale Image",
-        category: "image/upscaling",
-        output_node: false,
-        inputs: &[
-            required("image", IMAGE),
-            required("upscale_method", Kind::Choice(UPSCALERS)),
-            required("width", int(512, 0, MAX_SIDE)),
-            required("height", int(512, 0, MAX_SIDE)),
-            required("crop", Kind::Choice(&["disabled", "center"])),
-        ],
-        outputs: &[("IMAGE", "IMAGE")],
-        work: Work::ImageScale,
-    },
-    NodeClass {
-        name: "ImageInvert",
-        display_name: "Invert Image",
-        category: "image",
-        output_node: false,
-        inputs: &[required("image", IMAGE)],
-        outputs: &[("IMAGE", "IMAGE")],
-        work: Work::ImageInvert,
-    },
-    NodeClass {
-        name: "SaveImage",
-        display_name: "Save Image",
-        category: "image",
-        output_node: true,
-        inputs: &[required("images", IMAGE), required("filename_prefix", text("ComfyUI"))],
-        outputs: &[],
-        work: Work::SaveImage,
-    },
-    NodeClass {
-        name: "PreviewImage",
-        display_name: "Preview Image",
-        category: "image",
-        output_node: true,
-        inputs: &[required("images", IMAGE)],
-        outputs: &[],
-        work: Work::PreviewImage,
-    },
-    NodeClass {
-        name: "CheckpointLoaderSimple",
-        display_name: "Load Checkpoint",
-        category: "loaders",
-        output_node: false,
-        inputs: &[required("ckpt_name", Kind::List(List::Checkpoints))],
-        outputs: &[("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")],
-        work: Work::LoadCheckpoint,
-    },
-    NodeClass {
-        name: "LoraLoader",
-        display_name: "Load LoRA (Model and CLIP)",
-        category: "loaders",
-        output_node: false,
-        inputs: &[
-            required("model", Kind::Linked("MODEL")),
-            required("clip", Kind::Linked("CLIP")),
-            required("lora_name", Kind::List(List::Loras)),
-            required("strength_model", float(1.0, -100.0, 100.0, 0.01)),
-            required("strength_clip", float(1.0, -100.0, 100.0, 0.01)),
-        ],
-        outputs: &[("MODEL", "MODEL"), ("CLIP", "CLIP")],
-        work: Work::LoadLora,
-    },
-    NodeClass {
-        name: "CLIPTextEncode",
-        display_name: "CLIP Text Encode (Prompt)",
-        category: "conditioning",
-        output_node: false,
-        inputs: &[
-            required("text", Kind::Text { default: "", multiline: true }),
-            required("clip", Kind::Linked("CLIP")),
-        ],
-        outputs: &[("CONDITIONING", "CONDITIONING")],
-        work: Work::EncodeText,
-    },
-    NodeClass {
-        name: "EmptyLatentImage",
-        display_name: "Empty Latent Image",
-        category: "latent",
-        output_node: false,
-        inputs: &[
-            required("width", Kind::Int { default: 512, min: 16, max: MAX_SIDE, step: 8 }),
-            required("height", Kind::Int { default: 512, min: 16, max: MAX_SIDE, step: 8 }),
-            required("batch_size", int(1, 1, 4096)),
-        ],
-        outputs: &[("LATENT", "LATENT")],
-        work: Work::EmptyLatent,
-    },
-    NodeClass {
-        name: "KSampler",
-        display_name: "KSampler",
-        category: "sampling",
-        output_node: false,
-        inputs: &[
-            required("model", Kind::Linked("MODEL")),
-            required("seed", Kind::Seed),
-            required("steps", int(20, 1, 10_000)),
-            required("cfg", float(8.0, 0.0, 100.0, 0.1)),
-            required("sampler_name", Kind::Choice(SAMPLERS)),
-            required("scheduler", Kind::Choice(SCHEDULERS)),
-            required("positive", Kind::Linked("CONDITIONING")),
-            required("negative", Kind::Linked("CONDITIONING")),
-            required("latent_image", Kind::Linked("LATENT")),
-            required("denoise", float(1.0, 0.0, 1.0, 0.01)),
-        ],
-        outputs: &[("LATENT", "LATENT")],
-        work: Work::Sample,
-    },
-    NodeClass {
-        name: "VAEDecode",
-        display_name: "VAE Decode",
-        category: "latent",
-        output_node: false,
-        inputs: &[required("samples", Kind::Linked("LATENT")), required("vae", Kind::Linked("VAE"))],
-        outputs: &[("IMAGE", "IMAGE")],
-        work: Work::Decode,
-    },
-    NodeClass {
-        name: "VAEEncode",
-        display_name: "VAE Encode",
-        category: "latent",
-        output_node: false,
-        inputs: &[required("pixels", IMAGE), required("vae", Kind::Linked("VAE"))],
-        outputs: &[("LATENT", "LATENT")],
-        work: Work::Encode,
-    },
-    NodeClass {
-        name: "PreviewAny",
-        display_name: "Preview as Text",
-        category: "utils",
-        output_node: true,
-        inputs: &[required("source", Kind::Linked("*"))],
-        outputs: &[],
-        work: Work::PreviewAny,
-    },
-    NodeClass {
-        name: "SaveText",
-        display_name: "Save Text",
-        category: "utils",
-        output_node: true,
-        inputs: &[
-            required("text", Kind::Text { default: "", multiline: true }),
-            required("filename_prefix", text("text/ComfyUI")),
-            optional("format", Kind::Choice(&["txt", "md", "json"])),
-        ],
-        outputs: &[],
-        work: Work::SaveText,
-    },
-    NodeClass {
-        name: "LabSlowProgress",
-        display_name: "LabSlowProgress",
-        category: "lab",
-        output_node: false,
-        inputs: &[
-            required("image", IMAGE),
-            required("steps", int(5, 1, 10_000)),
-            required("seconds_per_step", float(0.2, 0.0, 600.0, 0.01)),
-            required("preview", Kind::Bool { default: true }),
-            required("preview_format", Kind::Choice(&["JPEG", "PNG"])),
-            required("nonce", NONCE),
-        ],
-        outputs: &[("IMAGE", "IMAGE")],
-        work: Work::SlowProgress,
-    },
-    NodeClass {
-        name: "LabFail",
-        display_name: "LabFail",
-        category: "lab",
-        output_node: false,
-        inputs: &[
-            required("image", IMAGE),
-            required("message", text("boom")),
-            required("kind", Kind::Choice(&["ValueError", "RuntimeError", "KeyError", "MemoryError"])),
-            required("nonce", NONCE),
-        ],
-        outputs: &[("IMAGE", "IMAGE")],
-        work: Work::Fail,
-    },
-    NodeClass {
-        name: "LabOOM",
-        display_name: "LabOOM",
-        category: "lab",
-        output_node: false,
-        inputs: &[
-            required("image", IMAGE),
-            required("kind", Kind::Choice(&["torch", "comfy"])),
-            required("nonce", NONCE),
-        ],
-        outputs: &[("IMAGE", "IMAGE")],
-        work: Work::OutOfMemory,
-    },
-    NodeClass {
-        name: "LabHang",
-        display_name: "LabHang",
-        category: "lab",
-        output_node: false,
-        inputs: &[
-            required("image", IMAGE),
-            required("seconds", float(5.0, 0.0, 36_000.0, 0.1)),
-            required("nonce", NONCE),
-        ],
-        outputs: &[("IMAGE", "IMAGE")],
-        work: Work::Hang,
-    },
-    NodeClass {
-        name: "LabTextOut",
-        display_name: "LabTextOut",
-        category: "lab",
-        output_node: true,
-        inputs: &[required("text", Kind::Text { default: "hello", multiline: true })],
-        outputs: &[("STRING", "STRING")],
-        work: Work::TextOut,
-    },
-    NodeClass {
-        name: "LabGifs",
-        display_name: "LabGifs",
-        category: "lab",
-        output_node: true,
-        inputs: &[required("images", IMAGE)],
-        outputs: &[],
-        work: Work::Gifs,
-    },
-    NodeClass {
-        name: "FakeBytes",
-        display_name: "Fake Bytes",
-        category: "fake",
-        output_node: true,
-        inputs: &[
-            required("bytes", int(1_000_000, 0, 1 << 40)),
-            required("count", int(1, 1, 10_000)),
-            required("seed", NONCE),
-            required("extension", text("bin")),
-            optional("filename_prefix", text("fake")),
-        ],
-        outputs: &[],
-        work: Work::Bytes,
-    },
-];
