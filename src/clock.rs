@@ -13,6 +13,7 @@ use comfyd_actors::{
 pub struct SystemClock;
 
 impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the Clock port's one real adapter")]
     fn now(&self) -> Timestamp {
         // A clock before 1970 is a broken machine; zero is as good an answer as any and never a panic.
         Timestamp(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis))

@@ -3,6 +3,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::disallowed_methods,
     reason = "test code may panic; these lints spare only functions marked as tests, not suites that adapters call"
 )]
 

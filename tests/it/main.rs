@@ -2,7 +2,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::disallowed_methods,
     reason = "a test may panic; these lints spare only functions marked as tests, not their helpers"
 )]
 

@@ -316,7 +316,9 @@ impl ObjectStore for FakeObjects {
     async fn open(&self, key: &str, range: Option<ByteRange>) -> Result<Reading, ObjectError> {
         let whole = self.0.objects.lock().unwrap().get(key).cloned().ok_or(ObjectError::NotFound)?;
         let part = match range {
-            Some(ByteRange { first, last }) => whole.slice(first as usize..=last as usize),
+            Some(ByteRange { first, last }) => {
+                whole.slice(usize::try_from(first).unwrap()..=usize::try_from(last).unwrap())
+            }
             None => whole.clone(),
         };
         let body = futures_util::stream::once(async move { Ok(part) }).boxed();

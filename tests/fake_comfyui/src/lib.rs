@@ -40,6 +40,12 @@
 //! the order of execution, an interrupt ends a sampler's step at once, `/view?preview=webp` yields PNG, PNG files carry no metadata,
 //! and a reader that stops reading is cut off instead of stalling everybody.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "pixels, coordinates and noise: a saturating cast is what is meant"
+)]
+
 mod config;
 mod control;
 mod fault;

@@ -212,7 +212,7 @@ async fn converse(
                         negotiate(server, client_id, &text, outlet);
                     }
                 }
-                Some(Ok(Message::Close(_))) | Some(Err(_)) | None => return,
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
                 // Pings are answered below us; everything else means nothing to ComfyUI.
                 Some(Ok(_)) => {}
             },

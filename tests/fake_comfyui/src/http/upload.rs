@@ -70,9 +70,7 @@ pub(super) async fn mask(State(server): Shared, headers: HeaderMap, body: Body) 
 }
 
 async fn read_form(server: &Server, headers: &HeaderMap, body: Body) -> Result<Form, Rejected> {
-    let body = read_body(server, body)
-        .await
-        .map_err(|response| Rejected::Unread(Box::new(response)))?;
+    let body = read_body(server, body).await.map_err(|response| Rejected::Unread(Box::new(response)))?;
     let content_type = headers.get(header::CONTENT_TYPE).ok_or(Rejected::Bad)?;
     let is_urlencoded = content_type.to_str().is_ok_and(|text| text.starts_with("application/x-www-form-urlencoded"));
     if is_urlencoded {

@@ -9,54 +9,28 @@ pub(crate) fn find(name: &str) -> Option<&'static NodeClass> {
 }
 
 const fn required(name: &'static str, kind: Kind) -> InputSpec {
-    InputSpec {
-        name,
-        kind,
-        required: true,
-    }
+    InputSpec { name, kind, required: true }
 }
 
 const fn optional(name: &'static str, kind: Kind) -> InputSpec {
-    InputSpec {
-        name,
-        kind,
-        required: false,
-    }
+    InputSpec { name, kind, required: false }
 }
 
 const fn int(default: i64, min: i64, max: i64) -> Kind {
-    Kind::Int {
-        default,
-        min,
-        max,
-        step: 1,
-    }
+    Kind::Int { default, min, max, step: 1 }
 }
 
 const fn float(default: f64, min: f64, max: f64, step: f64) -> Kind {
-    Kind::Float {
-        default,
-        min,
-        max,
-        step,
-    }
+    Kind::Float { default, min, max, step }
 }
 
 const fn text(default: &'static str) -> Kind {
-    Kind::Text {
-        default,
-        multiline: false,
-    }
+    Kind::Text { default, multiline: false }
 }
 
 const IMAGE: Kind = Kind::Linked("IMAGE");
 /// The largest integer a float of the web interface holds exactly.
-const NONCE: Kind = Kind::Int {
-    default: 0,
-    min: 0,
-    max: 9_007_199_254_740_992,
-    step: 1,
-};
+const NONCE: Kind = Kind::Int { default: 0, min: 0, max: 9_007_199_254_740_992, step: 1 };
 /// The largest side of a picture, as in ComfyUI.
 const MAX_SIDE: i64 = 16384;
 
@@ -202,13 +176,7 @@ pub(crate) static CLASSES: &[NodeClass] = &[
         category: "conditioning",
         output_node: false,
         inputs: &[
-            required(
-                "text",
-                Kind::Text {
-                    default: "",
-                    multiline: true,
-                },
-            ),
+            required("text", Kind::Text { default: "", multiline: true }),
             required("clip", Kind::Linked("CLIP")),
         ],
         outputs: &[("CONDITIONING", "CONDITIONING")],
@@ -220,24 +188,8 @@ pub(crate) static CLASSES: &[NodeClass] = &[
         category: "latent",
         output_node: false,
         inputs: &[
-            required(
-                "width",
-                Kind::Int {
-                    default: 512,
-                    min: 16,
-                    max: MAX_SIDE,
-                    step: 8,
-                },
-            ),
-            required(
-                "height",
-                Kind::Int {
-                    default: 512,
-                    min: 16,
-                    max: MAX_SIDE,
-                    step: 8,
-                },
-            ),
+            required("width", Kind::Int { default: 512, min: 16, max: MAX_SIDE, step: 8 }),
+            required("height", Kind::Int { default: 512, min: 16, max: MAX_SIDE, step: 8 }),
             required("batch_size", int(1, 1, 4096)),
         ],
         outputs: &[("LATENT", "LATENT")],
@@ -268,10 +220,7 @@ pub(crate) static CLASSES: &[NodeClass] = &[
         display_name: "VAE Decode",
         category: "latent",
         output_node: false,
-        inputs: &[
-            required("samples", Kind::Linked("LATENT")),
-            required("vae", Kind::Linked("VAE")),
-        ],
+        inputs: &[required("samples", Kind::Linked("LATENT")), required("vae", Kind::Linked("VAE"))],
         outputs: &[("IMAGE", "IMAGE")],
         work: Work::Decode,
     },
@@ -299,13 +248,7 @@ pub(crate) static CLASSES: &[NodeClass] = &[
         category: "utils",
         output_node: true,
         inputs: &[
-            required(
-                "text",
-                Kind::Text {
-                    default: "",
-                    multiline: true,
-                },
-            ),
+            required("text", Kind::Text { default: "", multiline: true }),
             required("filename_prefix", text("text/ComfyUI")),
             optional("format", Kind::Choice(&["txt", "md", "json"])),
         ],
@@ -336,10 +279,7 @@ pub(crate) static CLASSES: &[NodeClass] = &[
         inputs: &[
             required("image", IMAGE),
             required("message", text("boom")),
-            required(
-                "kind",
-                Kind::Choice(&["ValueError", "RuntimeError", "KeyError", "MemoryError"]),
-            ),
+            required("kind", Kind::Choice(&["ValueError", "RuntimeError", "KeyError", "MemoryError"])),
             required("nonce", NONCE),
         ],
         outputs: &[("IMAGE", "IMAGE")],
@@ -376,13 +316,7 @@ pub(crate) static CLASSES: &[NodeClass] = &[
         display_name: "LabTextOut",
         category: "lab",
         output_node: true,
-        inputs: &[required(
-            "text",
-            Kind::Text {
-                default: "hello",
-                multiline: true,
-            },
-        )],
+        inputs: &[required("text", Kind::Text { default: "hello", multiline: true })],
         outputs: &[("STRING", "STRING")],
         work: Work::TextOut,
     },

@@ -89,31 +89,15 @@ impl Lists<'_> {
     /// The input as `/object_info` and error messages show it: `[type, options]`.
     pub fn config(&self, kind: Kind) -> Json {
         match kind {
-            Kind::Int {
-                default,
-                min,
-                max,
-                step,
-            } => {
+            Kind::Int { default, min, max, step } => {
                 json!(["INT", {"default": default, "min": min, "max": max, "step": step}])
             }
             Kind::Seed => json!(["INT", {"default": 0, "min": 0, "max": u64::MAX, "control_after_generate": true}]),
-            Kind::Float {
-                default,
-                min,
-                max,
-                step,
-            } => {
+            Kind::Float { default, min, max, step } => {
                 json!(["FLOAT", {"default": default, "min": min, "max": max, "step": step}])
             }
-            Kind::Text {
-                default,
-                multiline: true,
-            } => json!(["STRING", {"default": default, "multiline": true}]),
-            Kind::Text {
-                default,
-                multiline: false,
-            } => json!(["STRING", {"default": default}]),
+            Kind::Text { default, multiline: true } => json!(["STRING", {"default": default, "multiline": true}]),
+            Kind::Text { default, multiline: false } => json!(["STRING", {"default": default}]),
             Kind::Bool { default } => json!(["BOOLEAN", {"default": default}]),
             Kind::ImageFile => json!([self.options(kind), {"image_upload": true}]),
             Kind::Choice(_) | Kind::List(_) => json!([self.options(kind), {}]),
@@ -125,10 +109,7 @@ impl Lists<'_> {
     pub fn describe(&self, class: &NodeClass) -> Json {
         let section = |required: bool| -> (Json, Vec<&str>) {
             let specs: Vec<_> = class.inputs.iter().filter(|spec| spec.required == required).collect();
-            let object = specs
-                .iter()
-                .map(|spec| (spec.name.to_owned(), self.config(spec.kind)))
-                .collect();
+            let object = specs.iter().map(|spec| (spec.name.to_owned(), self.config(spec.kind))).collect();
             (Json::Object(object), specs.iter().map(|spec| spec.name).collect())
         };
         let (required, required_order) = section(true);

@@ -78,16 +78,12 @@ impl Replay {
             self.differences.push(format!("{what}: status {} instead of {}", response.status(), request.status()));
             return;
         }
-        let media = response
-            .headers()
-            .get("content-type")
-            .and_then(|value| value.to_str().ok());
+        let media = response.headers().get("content-type").and_then(|value| value.to_str().ok());
         if let Some(recorded) = request.answer_header("Content-Type")
             && media != Some(recorded)
             && request.answer() != Some("")
         {
-            self.differences
-                .push(format!("{what}: {media:?} instead of {recorded}"));
+            self.differences.push(format!("{what}: {media:?} instead of {recorded}"));
         }
         let text = response.text().await.unwrap_or_default();
         if let Some(recorded) = request.accepted_id() {
