@@ -100,9 +100,16 @@ async fn create(client: &Client, base: &str, priority: &str, prompt: &str, seed:
 
 /// Follows one task as any client would.
 async fn watch(client: Client, url: String, bar: ProgressBar) -> anyhow::Result<()> {
+    // Bars need a terminal; without one each stage is a line.
+    let plain = bar.is_hidden();
+    let mut shown = String::new();
     loop {
         let task: Value = client.get(&url).send().await?.json().await?;
         let stage = task["stage"].as_str().unwrap_or("?").to_owned();
+        if plain && stage != shown {
+            println!("  {:>6}  {stage}", bar.prefix());
+            shown.clone_from(&stage);
+        }
         bar.set_position(task["progress"]["percent"].as_u64().unwrap_or(0));
         match task["status"].as_str() {
             Some("completed") => {
