@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,8 +38,6 @@ struct Life {
     acceptor: Option<JoinHandle<()>>,
     /// Holds the address while the server is down, so that connections are refused and nobody else takes it.
     reserved: Option<TcpSocket>,
-    /// Counts the deaths: what was begun before one must not show after it.
-    incarnation: u64,
 }
 
 /// One fake server. Shared by its handlers, its worker and its controls.
@@ -58,6 +56,8 @@ pub(crate) struct Server {
     /// Wakes the worker.
     arrived: Notify,
     free_memory: AtomicBool,
+    /// Counts the deaths: what was begun before one must not show after it.
+    incarnation: AtomicU64,
     life: tokio::sync::Mutex<Life>,
 }
 
@@ -78,6 +78,7 @@ impl Server {
             settings: Mutex::new(Settings { node_time: config.node_time, generation: config.generation }),
             arrived: Notify::new(),
             free_memory: AtomicBool::new(false),
+            incarnation: AtomicU64::new(0),
             life: tokio::sync::Mutex::default(),
             config,
         });
@@ -107,8 +108,11 @@ impl Server {
         stop(life.worker.take()).await;
         self.links.set_all(Mode::Closed, asking);
         self.hub.forget_all();
-        life.incarnation += 1;
-        *self.jobs() = Jobs::default();
+        // The count under the lock: a late result must see either the old memory or the new count.
+        let mut jobs = self.jobs();
+        self.incarnation.fetch_add(1, Ordering::SeqCst);
+        *jobs = Jobs::default();
+        drop(jobs);
         self.free_memory.store(false, Ordering::SeqCst);
         self.files.clear_temp();
         life.reserved = Some(net::reserve(self.addr)?);
@@ -140,8 +144,10 @@ impl Server {
 
     /// As [`Self::shut_down`], from a place that cannot wait.
     pub fn abort(&self) {
-        if let Ok(life) = self.life.try_lock() {
+        if let Ok(mut life) = self.life.try_lock() {
             life.acceptor.iter().chain(&life.worker).for_each(JoinHandle::abort);
+            // Without it a restart that is under way has nothing to come back to.
+            life.reserved = None;
         }
         self.links.set_all(Mode::Closed, None);
         self.hub.forget_all();
@@ -243,19 +249,22 @@ impl Server {
             }
             Some(delay) => {
                 let server = self.clone();
-                tokio::spawn(async move { server.record_late(record, delay).await });
+                let incarnation = self.incarnation.load(Ordering::SeqCst);
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    server.record_late(record, incarnation);
+                });
             }
         }
         self.hub.to_all(frames::status(jobs.remaining(), None));
     }
 
-    async fn record_late(&self, record: Record, delay: Duration) {
-        let before = self.life.lock().await.incarnation;
-        tokio::time::sleep(delay).await;
-        let life = self.life.lock().await;
-        if life.incarnation == before {
+    /// Writes a late result, unless the server died since.
+    fn record_late(&self, record: Record, incarnation: u64) {
+        let mut jobs = self.jobs();
+        if self.incarnation.load(Ordering::SeqCst) == incarnation {
             let prompt_id = record.prompt.id.clone();
-            self.jobs().history.insert(record, self.config.history_capacity);
+            jobs.history.insert(record, self.config.history_capacity);
             self.log.push(EventKind::Recorded { prompt_id });
         }
     }

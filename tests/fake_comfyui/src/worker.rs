@@ -279,7 +279,9 @@ impl<'a> Execution<'a> {
                 data["exception_type"] = json!(failure.exception_type);
                 data["traceback"] = json!(traceback());
                 data["current_inputs"] = current_inputs(node);
-                data["current_outputs"] = json!(self.executed);
+                // Not what was put out, but every node the cache knows of.
+                let nodes: Vec<&str> = prompt.graph.nodes.iter().map(|node| node.id.as_str()).collect();
+                data["current_outputs"] = json!(nodes);
                 data["timestamp"] = json!(wall_ms());
                 self.tell("execution_error", data);
                 Outcome::Error

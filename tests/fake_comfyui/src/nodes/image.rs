@@ -14,17 +14,24 @@ use crate::worker::step::Step;
 const CHEAP_PIXELS: u64 = 64 * 64;
 /// The largest side, as in ComfyUI.
 pub(super) const MAX_SIDE: u32 = 16_384;
-/// More pixels than this in one batch are out of memory, like on a small card.
-const MAX_PIXELS: u64 = 256 * 1024 * 1024;
+/// More pixels than this in one batch are out of memory, like on a small card: a graph from outside must not eat the host's.
+const MAX_PIXELS: u64 = 32 * 1024 * 1024;
+
+/// How many pixels a batch has, if the fake can hold them.
+pub(super) fn pixels(width: u32, height: u32, batch: usize) -> Result<u64, Failure> {
+    let pixels = (u64::from(width) * u64::from(height)).saturating_mul(batch as u64);
+    if pixels > MAX_PIXELS {
+        Err(Failure::out_of_memory())
+    } else {
+        Ok(pixels)
+    }
+}
 
 pub(super) async fn empty(step: &mut Step<'_>) -> Result<Product, Stop> {
     let (width, height) = (step.size("width", 512, MAX_SIDE), step.size("height", 512, MAX_SIDE));
     let batch = step.size("batch_size", 1, 4096);
     let color = step.int("color", 0);
-    let pixels = u64::from(width) * u64::from(height) * u64::from(batch);
-    if pixels > MAX_PIXELS {
-        return Err(Failure::out_of_memory().into());
-    }
+    let pixels = pixels(width, height, batch as usize)?;
     let channel = |shift: u32| u8::try_from((color >> shift) & 0xFF).unwrap_or(0);
     let pixel = Rgb([channel(16), channel(8), channel(0)]);
     let images = compute(pixels <= CHEAP_PIXELS, move || {
@@ -75,9 +82,10 @@ pub(super) async fn scale(step: &mut Step<'_>) -> Result<Product, Stop> {
     let scaled = compute(false, move || {
         let one = |image: &RgbImage| {
             let (width, height) = target_size(image, width, height);
-            imageops::resize(image, width, height, filter)
+            pixels(width, height, images.len())?;
+            Ok(imageops::resize(image, width, height, filter))
         };
-        Ok(Images::new(images.iter().map(one).collect()))
+        Ok(Images::new(images.iter().map(one).collect::<Result<_, Failure>>()?))
     })
     .await?;
     Ok(values([Value::Images(scaled)]))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use image::codecs::jpeg::JpegEncoder;
 use image::{RgbImage, imageops};
 
-use super::image::MAX_SIDE;
+use super::image::{MAX_SIDE, pixels};
 use super::{Failure, Images, Product, Stop, Value, compute, values};
 use crate::frames::{Preview, PreviewFormat};
 use crate::picture;
@@ -107,6 +107,7 @@ pub(super) fn jpeg(image: &RgbImage) -> Result<Preview, Failure> {
 
 pub(super) async fn decode(step: &mut Step<'_>) -> Result<Product, Stop> {
     let latent = latent(step, "samples")?;
+    pixels(latent.width, latent.height, latent.batch as usize)?;
     let images = compute(false, move || {
         Ok(match &latent.content {
             Content::Pixels(images) => images.clone(),

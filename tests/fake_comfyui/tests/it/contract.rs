@@ -2,12 +2,12 @@
 //!
 //! Where the fake differs on purpose it is said beside the comparison: see `forgive`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use fake_comfyui::{FakeConfig, Folder, Generation};
+use fake_comfyui::{FakeConfig, Fault, Folder, Generation};
 use serde_json::Value as Json;
 
-use crate::client::{Frame, Rig, Socket};
+use crate::client::{Frame, Rig, Socket, slow};
 use crate::trace::{Request, Trace, lines_by_prompt, rename, shape, shapes_by_kind};
 
 const CURRENT: &str = "comfyui";
@@ -291,4 +291,74 @@ async fn cache() {
 #[tokio::test]
 async fn old_cache() {
     Replay::run(OLD, "03").await;
+}
+
+/// Cases that depend on timing (interrupts, reconnects, kills) cannot be replayed request by request: `queue`, `sockets` and
+/// `faults` play them with a gate instead. Here only what does not depend on timing is compared with them: the keys of every kind
+/// of frame, and the way an interrupted prompt ends.
+#[tokio::test]
+async fn frames_of_the_timed_cases() {
+    let mut recorded: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let sockets = [
+        ("05", "ws1"),
+        ("07", "ws1"),
+        ("08", "ws1"),
+        ("09a", "ws1"),
+        ("09a", "ws2"),
+        ("09b", "ws2"),
+        ("09c", "B"),
+        ("09d", "owner"),
+        ("09e", "mine2"),
+        ("10", "ws1"),
+        ("17", "ff"),
+    ];
+    for (number, socket) in sockets {
+        let frames = Trace::load(CURRENT, number).frames(socket);
+        assert!(!frames.is_empty(), "{number} {socket}");
+        for (kind, shapes) in shapes_by_kind(&frames) {
+            recorded.entry(kind).or_default().extend(shapes);
+        }
+    }
+
+    let rig = Rig::new().await;
+    let mut socket = Socket::open(&rig.fake, "/ws?clientId=me").await;
+    let mut ours = vec![socket.next().await];
+    rig.control
+        .inject_times(Fault::node_error("x"), 1)
+        .await
+        .expect("injected");
+    let failed = rig.run(slow(1, 2, 0.0), "me").await;
+    ours.extend(socket.until(|frame| frame.ends(&failed)).await);
+    let interrupted = rig.run(slow(2, 2, 600.0), "me").await;
+    ours.extend(socket.until(|frame| frame.data()["node"] == "2").await);
+    let mut again = Socket::open(&rig.fake, "/ws?clientId=me").await;
+    ours.extend(again.drain().await);
+    rig.post("/interrupt", &serde_json::json!({"prompt_id": interrupted}))
+        .await;
+    ours.extend(again.until(|frame| frame.ends(&interrupted)).await);
+    for (kind, shapes) in shapes_by_kind(&ours) {
+        let known = recorded.get(&kind).cloned().unwrap_or_default();
+        assert!(
+            shapes.is_subset(&known),
+            "{kind}\n  recorded {known:?}\n  ours     {shapes:?}"
+        );
+    }
+
+    // How many steps were made before the interrupt is a matter of time; all else is not.
+    let steady = |lines: Vec<String>| -> Vec<String> {
+        let steps =
+            |line: &String| line.starts_with("progress ") || line.starts_with("BIN") || line.contains("=running");
+        lines.into_iter().filter(|line| !steps(line)).collect()
+    };
+    let is_interrupted = |lines: &Vec<String>| lines.iter().any(|line| line.starts_with("execution_interrupted"));
+    let first = |frames: &[Frame]| lines_by_prompt(frames).into_values().find(is_interrupted).map(steady);
+    // Ours reconnected meanwhile, so it got the running node once more.
+    let mut mine = first(&ours).expect("an interrupted prompt");
+    let repeated = mine
+        .iter()
+        .rposition(|line| line == "executing 2")
+        .expect("the running node");
+    mine.remove(repeated);
+    let theirs = Trace::load(CURRENT, "07").frames("ws1");
+    assert_eq!(Some(mine), first(&theirs));
 }

@@ -196,3 +196,29 @@ async fn many_clients_at_once_lose_nothing() {
     let finished = rig.control.log().iter().filter(|event| matches!(event.kind, EventKind::Finished { .. })).count();
     assert_eq!(finished, 801);
 }
+
+#[tokio::test]
+async fn graphs_cannot_ask_for_more_memory_than_there_is() {
+    let rig = Rig::new().await;
+    let mut huge = simple(1);
+    huge["1"]["inputs"]["width"] = json!(16_384);
+    huge["1"]["inputs"]["height"] = json!(16_384);
+    let scaled = json!({
+        "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 1}},
+        "2": {"class_type": "ImageScale", "inputs": {"image": ["1", 0], "upscale_method": "area", "width": 16_384,
+            "height": 16_384, "crop": "disabled"}},
+        "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}},
+    });
+    let mut latent = text_to_image(1, 1);
+    latent["5"]["inputs"]["batch_size"] = json!(4096);
+    latent["5"]["inputs"]["width"] = json!(4096);
+    for graph in [huge, scaled, latent] {
+        let id = rig.run(graph, "me").await;
+        rig.wait_finished(&id).await;
+        let entry = rig.history(&id).await.expect("history");
+        assert_eq!(
+            entry["status"]["messages"][2][1]["exception_type"],
+            "torch.OutOfMemoryError"
+        );
+    }
+}
