@@ -190,6 +190,8 @@ struct Held {
     attempt: i32,
     backend: BackendId,
     at: Whereabouts,
+    /// How it came here, while its session could not be told: nobody has acted on it since.
+    untold: Option<Origin>,
 }
 
 /// The queue.
@@ -576,27 +578,32 @@ impl State {
             return self.settle(me, id, fence, Change::Release(Release::Recalled), None);
         }
         let uploading = task.state == TaskState::Uploading;
-        let at = match self.held.get(&id).filter(|held| held.fence == fence).map(|held| held.at) {
+        let known = self.held.get(&id).filter(|held| held.fence == fence);
+        let at = match known.map(|held| held.at) {
             Some(Whereabouts::Settling) => return,
             _ if uploading => Whereabouts::Uploads,
             known => known.unwrap_or(Whereabouts::Backend),
         };
-        self.held.insert(id, Held { fence, attempt: task.attempt, backend: backend.clone(), at });
+        let origin = known.and_then(|held| held.untold).unwrap_or(origin);
+        let (attempt, created_at) = (task.attempt, task.created_at);
         let assignment = Box::new(assignment);
-        if uploading {
-            self.system.slots.uploads.cast(UploadsMsg::Begin { assignment });
+        let told = if uploading {
+            self.system.slots.uploads.cast(UploadsMsg::Begin { assignment })
         } else {
-            let unsure = self.system.settings.unclean_start && assignment.task.created_at < self.system.started_at;
+            let unsure = self.system.settings.unclean_start && created_at < self.system.started_at;
             let origin = if origin == Origin::Claimed && unsure { Origin::ClaimedUnsure } else { origin };
-            self.tell_session(&backend, SessionMsg::Run { assignment, origin });
+            self.tell_session(&backend, SessionMsg::Run { assignment, origin })
+        };
+        if let Some(demand) = self.sessions.get_mut(&backend).filter(|_| !told && !uploading) {
+            // Its session is down: nothing more for this backend until the next one speaks up.
+            demand.client = None;
         }
+        self.held.insert(id, Held { fence, attempt, backend, at, untold: (!told).then_some(origin) });
     }
 
-    /// A message to a session that is down is lost; its successor's first demand makes up for it.
-    fn tell_session(&self, backend: &BackendId, message: SessionMsg) {
-        if let Some(slot) = self.system.slots.sessions.get(backend) {
-            slot.cast(message);
-        }
+    /// False when the session is down and the message lost; its successor's first demand makes up for it.
+    fn tell_session(&self, backend: &BackendId, message: SessionMsg) -> bool {
+        self.system.slots.sessions.get(backend).is_some_and(|slot| slot.cast(message))
     }
 }
 
@@ -641,15 +648,15 @@ impl State {
             Ok(Err(error)) => error!(task.id = %id, %error, "could not record the task's end; it will be found again"),
             Err(Panicked) => error!(task.id = %id, "recording the task's end panicked; it will be found again"),
         }
+        if self.recovering {
+            self.ended_meanwhile.insert(id);
+        }
         let Some(held) = self.held.get(&id).filter(|held| held.fence == fence) else { return };
         let recorded = matches!(result, Ok(Ok(_) | Err(StoreError::Refused(_) | StoreError::NotFound)));
         if let (Ok(Ok(_)), Some(prompt)) = (&result, prompt) {
             self.tell_session(&held.backend, SessionMsg::Forget { prompt });
         }
         self.held.remove(&id);
-        if self.recovering {
-            self.ended_meanwhile.insert(id);
-        }
         if !recorded {
             self.recover(me);
         }

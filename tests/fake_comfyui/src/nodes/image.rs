@@ -20,11 +20,7 @@ const MAX_PIXELS: u64 = 32 * 1024 * 1024;
 /// How many pixels a batch has, if the fake can hold them.
 pub(super) fn pixels(width: u32, height: u32, batch: usize) -> Result<u64, Failure> {
     let pixels = (u64::from(width) * u64::from(height)).saturating_mul(batch as u64);
-    if pixels > MAX_PIXELS {
-        Err(Failure::out_of_memory())
-    } else {
-        Ok(pixels)
-    }
+    if pixels > MAX_PIXELS { Err(Failure::out_of_memory()) } else { Ok(pixels) }
 }
 
 pub(super) async fn empty(step: &mut Step<'_>) -> Result<Product, Stop> {

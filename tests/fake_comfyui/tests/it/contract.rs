@@ -323,25 +323,18 @@ async fn frames_of_the_timed_cases() {
     let rig = Rig::new().await;
     let mut socket = Socket::open(&rig.fake, "/ws?clientId=me").await;
     let mut ours = vec![socket.next().await];
-    rig.control
-        .inject_times(Fault::node_error("x"), 1)
-        .await
-        .expect("injected");
+    rig.control.inject_times(Fault::node_error("x"), 1).await.expect("injected");
     let failed = rig.run(slow(1, 2, 0.0), "me").await;
     ours.extend(socket.until(|frame| frame.ends(&failed)).await);
     let interrupted = rig.run(slow(2, 2, 600.0), "me").await;
     ours.extend(socket.until(|frame| frame.data()["node"] == "2").await);
     let mut again = Socket::open(&rig.fake, "/ws?clientId=me").await;
     ours.extend(again.drain().await);
-    rig.post("/interrupt", &serde_json::json!({"prompt_id": interrupted}))
-        .await;
+    rig.post("/interrupt", &serde_json::json!({"prompt_id": interrupted})).await;
     ours.extend(again.until(|frame| frame.ends(&interrupted)).await);
     for (kind, shapes) in shapes_by_kind(&ours) {
         let known = recorded.get(&kind).cloned().unwrap_or_default();
-        assert!(
-            shapes.is_subset(&known),
-            "{kind}\n  recorded {known:?}\n  ours     {shapes:?}"
-        );
+        assert!(shapes.is_subset(&known), "{kind}\n  recorded {known:?}\n  ours     {shapes:?}");
     }
 
     // How many steps were made before the interrupt is a matter of time; all else is not.
@@ -354,10 +347,7 @@ async fn frames_of_the_timed_cases() {
     let first = |frames: &[Frame]| lines_by_prompt(frames).into_values().find(is_interrupted).map(steady);
     // Ours reconnected meanwhile, so it got the running node once more.
     let mut mine = first(&ours).expect("an interrupted prompt");
-    let repeated = mine
-        .iter()
-        .rposition(|line| line == "executing 2")
-        .expect("the running node");
+    let repeated = mine.iter().rposition(|line| line == "executing 2").expect("the running node");
     mine.remove(repeated);
     let theirs = Trace::load(CURRENT, "07").frames("ws1");
     assert_eq!(Some(mine), first(&theirs));

@@ -216,9 +216,6 @@ async fn graphs_cannot_ask_for_more_memory_than_there_is() {
         let id = rig.run(graph, "me").await;
         rig.wait_finished(&id).await;
         let entry = rig.history(&id).await.expect("history");
-        assert_eq!(
-            entry["status"]["messages"][2][1]["exception_type"],
-            "torch.OutOfMemoryError"
-        );
+        assert_eq!(entry["status"]["messages"][2][1]["exception_type"], "torch.OutOfMemoryError");
     }
 }
