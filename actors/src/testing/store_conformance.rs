@@ -2,7 +2,7 @@
 //! whose every answer must be the one [`MemoryStore`] gives.
 //!
 //! An adapter writes one function that opens an empty store with a given clock, and one line:
-//! ```ignore
+//! ```text
 //! comfyd_actors::store_conformance!(open_sqlite, cases: 64);
 //! ```
 //! What the ports leave open is fixed here, so that stores cannot differ in it: `held` and `take_over` answer in the order of the queue,
@@ -44,7 +44,6 @@ impl Subject {
 }
 
 /// Runs random sequences of calls against a store and the reference, comparing every answer and everything that is told to listeners.
-/// `PROPTEST_CASES` overrides `cases`.
 ///
 /// # Panics
 /// When they differ, with the shortest sequence found that shows it.
@@ -53,7 +52,6 @@ where
     F: Future<Output = Subject>,
 {
     let runtime = Runtime::new().expect("failed to start a runtime");
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(cases);
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     let outcome = runner.run(&steps::sequence(), |steps| {
         runtime.block_on(async {
