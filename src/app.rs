@@ -34,6 +34,9 @@ use crate::{
     workflows::Workflows,
 };
 
+/// The name of the service that writes to the store.
+const STORE_WRITER: &str = "store writer";
+
 /// Why the service could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
@@ -96,7 +99,7 @@ impl App {
             LocalStorage::new(&config.storage.local_dir).map_err(|error| AppError::Storage(error.to_string()))?;
         let objects = Arc::new(objects);
         let backends = backends(config)?;
-        let slots = Slots::for_backends(backends.keys());
+        let slots = Slots::new(backends.keys(), [STORE_WRITER]);
         let board = Board::default();
         let bridge = Bridge::new(bridge::Parts {
             queue: slots.queue.clone(),
@@ -115,7 +118,7 @@ impl App {
             objects,
             backends,
             edge: Arc::new(edge),
-            services: vec![("store writer", Arc::new(move || Box::pin(writer.writer())))],
+            services: vec![(STORE_WRITER, Arc::new(move || Box::pin(writer.writer())))],
             clock,
             board,
             deadline: Deadline::new(settings.lease * 2 / 3),

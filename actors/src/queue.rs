@@ -215,6 +215,8 @@ pub struct State {
     woken: bool,
     recovered: bool,
     recovering: bool,
+    /// A claim failed: the store may have made it all the same, so what it says we hold must be read back.
+    doubtful: bool,
     /// Ended while the held tasks were being read back, so what was read may show them as held still.
     ended_meanwhile: HashSet<TaskId>,
     draining: Vec<RpcReplyPort<()>>,
@@ -289,6 +291,7 @@ impl State {
             woken: false,
             recovered: false,
             recovering: false,
+            doubtful: false,
             ended_meanwhile: HashSet::new(),
             draining: Vec::new(),
             tasks: Tasks::default(),
@@ -378,6 +381,7 @@ impl State {
         result: Result<Result<(Created, Vec<Assignment>), StoreError>, Panicked>,
     ) {
         self.creating = self.creating.saturating_sub(1);
+        self.doubtful |= kept.is_some() && !matches!(result, Ok(Ok(_)));
         self.release_places(kept);
         let answer = match result {
             Ok(Ok((created, assignments))) => {
@@ -503,7 +507,10 @@ impl State {
                 self.fill(me);
             }
             // Dispatch is held; the next tick asks again.
-            Ok(Err(error)) => debug!(%error, "could not claim tasks"),
+            Ok(Err(error)) => {
+                self.doubtful = true;
+                debug!(%error, "could not claim tasks");
+            }
             Err(Panicked) => error!("a claim panicked"),
         }
     }
@@ -698,6 +705,7 @@ impl State {
             // A claim under way may show up in what was read, before its own answer does: read again.
             return self.recover(me);
         }
+        self.doubtful = false;
         assignments.retain(|assignment| !ended.contains(&assignment.task.id));
         if !self.recovered {
             self.recovered = true;
@@ -760,7 +768,7 @@ impl State {
 /// Timers and the end.
 impl State {
     fn on_tick(&mut self, me: &ActorRef<QueueMsg>) {
-        if !self.recovered {
+        if !self.recovered || self.doubtful {
             return self.recover(me);
         }
         self.on_wake(me);

@@ -21,6 +21,7 @@ use crate::{
         budget::Decision,
         children::{Children, Exit},
         service::ServiceActor,
+        slot::Slot,
         tasks::{Panicked, Tasks},
     },
     queue::{QueueActor, QueueMsg},
@@ -116,63 +117,49 @@ impl Actor for RootSupervisor {
 /// The whole tree, in start order: nobody is served before those it needs are there.
 fn start_order(args: &RootArgs) -> Vec<Child> {
     let (system, slots) = (&args.system, &args.system.slots);
-    let mut plan: Vec<Child> = system
-        .services
-        .iter()
-        .map(|(name, factory)| {
-            let factory = factory.clone();
-            child(
-                name,
-                move |root| {
-                    let factory = factory.clone();
-                    async move { Ok(ServiceActor::spawn_linked(None, ServiceActor, factory, root).await?.0.get_cell()) }
-                        .boxed()
-                },
-                || (),
-            )
-        })
-        .collect();
-    macro_rules! supervised {
-        ($name:literal, $actor:ident, $args:expr, $slot:ident) => {{
-            let (fill, clear, make_args) = (slots.$slot.clone(), slots.$slot.clone(), $args);
-            plan.push(child(
-                $name,
-                move |root| {
-                    let (fill, args) = (fill.clone(), make_args());
-                    async move {
-                        let (actor, _) = $actor::spawn_linked(None, $actor, args, root).await?;
-                        fill.fill(actor.clone());
-                        Ok(actor.get_cell())
-                    }
-                    .boxed()
-                },
-                move || clear.empty(),
-            ));
-        }};
-    }
-    let same = |system: &System| {
+    let shared = || {
         let system = system.clone();
         move || system.clone()
     };
-    supervised!("queue", QueueActor, same(system), queue);
-    supervised!("uploads", UploadSupervisor, same(system), uploads);
-    let backends = system.clone();
-    plan.push(child("backends", move |root| {
-        let system = backends.clone();
-        async move { Ok(BackendSupervisor::spawn_linked(None, BackendSupervisor, system, root).await?.0.get_cell()) }.boxed()
-    }, || ()));
-    supervised!("janitor", JanitorActor, same(system), janitor);
-    let (bridge, http) = (args.bridge.clone(), system.clone());
-    supervised!("http", HttpActor, move || HttpArgs { system: http.clone(), bridge: bridge.clone() }, http);
-    plan
+    let services = system.services.iter().filter_map(|(name, factory)| {
+        let (slot, factory) = (slots.services.get(name)?, factory.clone());
+        Some(child(name, slot, || ServiceActor, move || factory.clone()))
+    });
+    let (http_system, bridge) = (system.clone(), args.bridge.clone());
+    services
+        .chain([
+            child("queue", &slots.queue, || QueueActor, shared()),
+            child("uploads", &slots.uploads, || UploadSupervisor, shared()),
+            child("backends", &slots.backends, || BackendSupervisor, shared()),
+            child("janitor", &slots.janitor, || JanitorActor, shared()),
+            child(
+                "http",
+                &slots.http,
+                || HttpActor,
+                move || HttpArgs { system: http_system.clone(), bridge: bridge.clone() },
+            ),
+        ])
+        .collect()
 }
 
-fn child(
+/// How to start an actor under the root, as often as it takes, and to keep its address current.
+fn child<A: Actor>(
     name: &'static str,
-    start: impl Fn(ActorCell) -> BoxFuture<'static, Result<ActorCell, SpawnErr>> + Send + Sync + 'static,
-    clear: impl Fn() + Send + Sync + 'static,
+    slot: &Slot<A::Msg>,
+    actor: fn() -> A,
+    args: impl Fn() -> A::Arguments + Send + Sync + 'static,
 ) -> Child {
-    Child { name, start: Arc::new(start), clear: Arc::new(clear) }
+    let (fill, clear) = (slot.clone(), slot.clone());
+    let start: Start = Arc::new(move |root| {
+        let (fill, args) = (fill.clone(), args());
+        async move {
+            let (actor, _) = A::spawn_linked(None, actor(), args, root).await?;
+            fill.fill(actor.clone());
+            Ok(actor.get_cell())
+        }
+        .boxed()
+    });
+    Child { name, start, clear: Arc::new(move || clear.empty()) }
 }
 
 impl State {

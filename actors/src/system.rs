@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
+    backends::BackendsMsg,
     board::Board,
     comfy_session::SessionMsg,
     domain::{
@@ -14,7 +15,12 @@ use crate::{
     },
     http::HttpMsg,
     janitor::JanitorMsg,
-    kit::{budget::Limits, deadline::Deadline, service::Factory, slot::Slot},
+    kit::{
+        budget::Limits,
+        deadline::Deadline,
+        service::{Factory, ServiceMsg},
+        slot::Slot,
+    },
     ports::{
         clock::Clock,
         comfy::ComfyTransport,
@@ -70,6 +76,10 @@ pub struct Slots {
     pub janitor: Slot<JanitorMsg>,
     /// The HTTP server's owner.
     pub http: Slot<HttpMsg>,
+    /// The supervisor of the sessions.
+    pub backends: Slot<BackendsMsg>,
+    /// The owners of the adapters' long-lived futures, by name.
+    pub services: BTreeMap<&'static str, Slot<ServiceMsg>>,
     /// One session per backend.
     pub sessions: BTreeMap<BackendId, Slot<SessionMsg>>,
 }
@@ -202,10 +212,14 @@ impl Default for UploadSettings {
 }
 
 impl Slots {
-    /// Empty slots, one per backend.
+    /// Empty slots, one per backend and per service.
     #[must_use]
-    pub fn for_backends<'a>(backends: impl IntoIterator<Item = &'a BackendId>) -> Self {
+    pub fn new<'a>(
+        backends: impl IntoIterator<Item = &'a BackendId>,
+        services: impl IntoIterator<Item = &'static str>,
+    ) -> Self {
         let sessions = backends.into_iter().map(|id| (id.clone(), Slot::default())).collect();
-        Self { sessions, ..Self::default() }
+        let services = services.into_iter().map(|name| (name, Slot::default())).collect();
+        Self { sessions, services, ..Self::default() }
     }
 }

@@ -5,6 +5,8 @@
     reason = "a test may panic; these lints spare only functions marked as tests, not their helpers"
 )]
 
+mod chaos;
+mod crash_table;
 mod flow;
 mod stores;
 mod support;

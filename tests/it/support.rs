@@ -6,11 +6,7 @@ use comfyd::{
     app::App,
     config::{self, Config, Sources},
 };
-use comfyd_actors::{
-    domain::id::{BackendId, TaskId},
-    kit::slot::Slot,
-    system::System,
-};
+use comfyd_actors::{domain::id::BackendId, kit::slot::Slot, system::System};
 use fake_comfyui::{Control, EventKind, FakeComfy, FakeConfig};
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
@@ -243,7 +239,7 @@ impl World {
     }
 
     /// Kills the actor behind an address, as a bug would; returns when it is dead.
-    pub async fn kill<M: ractor::Message>(&self, slot: &Slot<M>) {
+    pub async fn kill<M: ractor::Message>(slot: &Slot<M>) {
         if let Some(actor) = slot.get() {
             let _ = actor.kill_and_wait(None).await;
         }
@@ -258,6 +254,11 @@ impl World {
     pub async fn restart(mut self) -> Self {
         self.app.shut_down();
         self.app.ended().await.unwrap();
+        self.start_again().await
+    }
+
+    /// Starts a service that has ended again, on the same data.
+    pub async fn start_again(self) -> Self {
         drop(self.app);
         let app = App::start(&config(&self.dir, &self.fakes, &self.settings)).await.unwrap();
         Self { app, ..self }
@@ -284,10 +285,6 @@ pub fn task_with(color: u32, more: &Value) -> Value {
         body[name] = value.clone();
     }
     body
-}
-
-pub fn id(text: &str) -> TaskId {
-    text.parse().unwrap()
 }
 
 fn sha256(bytes: &[u8]) -> String {
