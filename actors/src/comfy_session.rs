@@ -27,7 +27,7 @@ use crate::{
         artifact::Artifact,
         id::{BackendId, ClientId, PromptId, TaskId},
         prompt::{Abilities, Finished, Receipt, Sighting},
-        task::{Change, Fence, Task},
+        task::{Change, Fence, Release, Task},
         time::Timestamp,
     },
     kit::tasks::{Panicked, Tasks},
@@ -270,6 +270,7 @@ impl State {
         let delay = self.system.settings.session.reconnect.delay_at_least_half(self.phase.failures(), rand::random());
         me.send_after(delay, || SessionMsg::Dial);
         self.tell_demand(me);
+        self.give_back_unsent();
         self.advance_all(me);
     }
 
@@ -330,6 +331,9 @@ impl State {
         let flight = Flight::new(task, origin, self.now(), &self.system.settings.session);
         self.feed.follow(flight.prompt(), id, count_nodes(&graph));
         self.flights.insert(id, (flight, graph));
+        if self.phase.client().is_none() {
+            self.give_back_unsent();
+        }
         self.advance(me, id);
     }
 
@@ -405,17 +409,21 @@ impl State {
     }
 
     fn on_posted(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, began: Timestamp) {
-        let Some((flight, graph)) = self.flights.get(&id) else { return };
+        let Some((flight, _)) = self.flights.get(&id) else { return };
         if flight.task.prompt.as_ref().is_some_and(|prompt| prompt.accepted) {
-            let (prompt, fence, graph) = (flight.prompt(), flight.task.fence, graph.clone());
-            if prompt != PromptId::of(id, flight.task.dispatch) {
-                self.feed.follow(prompt.clone(), id, count_nodes(&graph));
-            }
-            self.record_acceptance(me, id, fence, prompt);
             self.status_owed_since.get_or_insert(began);
-        } else if flight.was_not_sent() {
+        } else if flight.was_not_sent() && matches!(self.phase, Phase::Online(_)) {
             self.disconnect(me, "a prompt could not be sent");
         }
+    }
+
+    /// The server has it, whether it said so or was seen or heard to.
+    fn on_accepted(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, prompt: PromptId) {
+        let Some((flight, graph)) = self.flights.get(&id) else { return };
+        if prompt != PromptId::of(id, flight.task.dispatch) {
+            self.feed.follow(prompt.clone(), id, count_nodes(graph));
+        }
+        self.record_acceptance(me, id, flight.task.fence, prompt);
     }
 
     /// Evidence, after the effect. Nobody waits for it: losing it costs a look at the server.
@@ -433,7 +441,9 @@ impl State {
     fn on_planned(&mut self, id: TaskId, artifacts: Vec<Artifact>, result: Result<Box<Task>, StoreError>) {
         match result {
             Ok(task) => {
-                let Some((_, graph)) = self.remove(id) else { return };
+                let Some((flight, graph)) = self.remove(id) else { return };
+                // The id it went by, should its acceptance never have been recorded: it is what the server's history forgets it by.
+                let task = Task { prompt: flight.task.prompt, ..task };
                 self.system.slots.queue.cast(QueueMsg::Uploading { id });
                 let assignment = Box::new(Assignment { task: *task, graph, artifacts });
                 self.system.slots.uploads.cast(UploadsMsg::Begin { assignment });
@@ -475,7 +485,11 @@ impl State {
         if let Some(word) = self.feed.last_word(&flight.prompt()) {
             flight.on_word(word, &self.system.settings.session);
         }
-        if let Some(act) = flight.next(now, online, &self.system.settings.session) {
+        let (evidence, act) = (flight.take_evidence(), flight.next(now, online, &self.system.settings.session));
+        if let Some(prompt) = evidence {
+            self.on_accepted(me, id, prompt);
+        }
+        if let Some(act) = act {
             self.perform(me, id, act);
         }
     }
@@ -505,6 +519,13 @@ impl State {
                 let work = async move {
                     // Whether it was heard shows in what the server says next.
                     let _ = comfy.cancel(&prompt).await;
+                    Outcome::StopAsked
+                };
+                self.tasks.run(me, work, done);
+            }
+            Act::Withdraw(prompt) => {
+                let work = async move {
+                    let _ = comfy.withdraw(&prompt).await;
                     Outcome::StopAsked
                 };
                 self.tasks.run(me, work, done);
@@ -556,10 +577,19 @@ impl State {
         }
         for id in self.flights.keys().copied().collect::<Vec<_>>() {
             let Some((flight, _)) = self.flights.get(&id) else { continue };
-            if let Act::Settle { change, orphan } = flight.give_up() {
+            if let Some(Act::Settle { change, orphan }) = flight.give_up() {
                 warn!(task.id = %id, backend = %self.backend, "the backend stays unreachable; the task goes elsewhere");
                 self.settle(id, change, orphan);
             }
+        }
+    }
+
+    /// What was not sent need not wait for this backend: another may be free.
+    fn give_back_unsent(&mut self) {
+        let unsent: Vec<_> =
+            self.flights.iter().filter(|(_, (flight, _))| flight.is_unsent()).map(|(id, _)| *id).collect();
+        for id in unsent {
+            self.settle(id, Change::Release(Release::Recalled), None);
         }
     }
 

@@ -182,7 +182,10 @@ impl State {
     fn on_child_event(&mut self, me: &ActorRef<UploadsMsg>, event: &SupervisionEvent) {
         let (cell, reason) = match event {
             SupervisionEvent::ActorFailed(cell, error) => (cell, error.to_string()),
-            SupervisionEvent::ActorTerminated(cell, _, reason) => (cell, reason.clone().unwrap_or_default()),
+            // Stopped by itself: it told how its transfer ended, though that word may still be in the mailbox. Events of children
+            // overtake messages.
+            SupervisionEvent::ActorTerminated(_, _, None) => return,
+            SupervisionEvent::ActorTerminated(cell, _, Some(reason)) => (cell, reason.clone()),
             _ => return,
         };
         if let Some(Running { id, fence, index, .. }) = self.running.remove(&cell.get_id()) {

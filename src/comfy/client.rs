@@ -188,13 +188,17 @@ impl ComfyTransport for HttpComfy {
         if self.jobs.possible() && self.cancel_job(prompt).await? {
             return Ok(());
         }
-        check_status(self.http.tell(&["queue"], &json!({ "delete": [prompt] })).await?)?;
+        self.withdraw(prompt).await?;
         // Old builds take no id and interrupt whatever runs. So it is sent only when that is our prompt; should another
         // one start in this very moment, builds that do read the id still leave it alone.
         if lookup::runs(&self.http.json(&["queue"], &[]).await?, prompt)? {
             check_status(self.http.tell(&["interrupt"], &json!({ "prompt_id": prompt })).await?)?;
         }
         Ok(())
+    }
+
+    async fn withdraw(&self, prompt: &PromptId) -> Result<(), ComfyError> {
+        check_status(self.http.tell(&["queue"], &json!({ "delete": [prompt] })).await?)
     }
 
     async fn forget(&self, prompts: &[PromptId]) -> Result<(), ComfyError> {
@@ -253,6 +257,7 @@ fn verdict(answer: Answer) -> Result<Receipt, SubmitError> {
             }
             Err(refusal::read(status.as_u16(), &text))
         }
+        StatusCode::INTERNAL_SERVER_ERROR => Err(SubmitError::Failed(format!("it answered {status}"))),
         status => Err(SubmitError::Unknown(format!("the server answered {status}"))),
     }
 }

@@ -66,7 +66,8 @@ pub async fn download(
     if has(&headers, &header::IF_NONE_MATCH, &etag) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
     }
-    let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+    // What ranges mean is defined for GET alone (RFC 9110, 14.2).
+    let asked = headers.get(header::RANGE).filter(|_| method == Method::GET).and_then(|value| value.to_str().ok());
     // A range meant for other bytes would be glued to the wrong file.
     let fits =
         !headers.contains_key(header::IF_RANGE) || headers.get(header::IF_RANGE).is_some_and(|tag| *tag == *etag);

@@ -197,7 +197,9 @@ impl Target {
     /// Runs on a thread of its own until the body ends.
     fn write(self, mut parts: mpsc::Receiver<Part>) -> Result<Written, ObjectError> {
         let failed = |error: io::Error| failed(&error);
-        let temporary = Temporary::create(&self.root.join(TEMPORARY)).map_err(failed)?;
+        // Whatever is wrong there is wrong with the storage and not with this key: a volume that is not mounted, for one.
+        let away = |error: io::Error| ObjectError::Unavailable(error.to_string());
+        let temporary = Temporary::create(&self.root.join(TEMPORARY)).map_err(away)?;
         let (mut hash, mut bytes) = (Sha256::new(), 0);
         loop {
             match parts.blocking_recv() {

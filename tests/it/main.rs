@@ -5,8 +5,15 @@
     reason = "a test may panic; these lints spare only functions marked as tests, not their helpers"
 )]
 
+mod backends;
 mod chaos;
 mod crash_table;
+mod docs_page;
+mod doubt;
 mod flow;
+mod generations;
+mod socket;
 mod stores;
 mod support;
+mod uploads;
+mod witness;

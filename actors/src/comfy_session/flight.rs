@@ -87,6 +87,8 @@ pub enum Act {
     ReadHistory(PromptId),
     /// Ask the server to stop it.
     Stop(PromptId),
+    /// Ask the server for it back, unless it runs.
+    Withdraw(PromptId),
     /// It succeeded: record what is to be stored, then store it.
     Plan(Vec<Artifact>),
     /// It is over in another way: record that. `orphan` may still be on the server.
@@ -111,6 +113,10 @@ pub struct Flight {
     end_heard_at: Option<Timestamp>,
     next_ask: Timestamp,
     asks: u32,
+    /// What the server said when it failed to take it.
+    post_failed: Option<String>,
+    /// Its acceptance is known and not recorded.
+    unrecorded: bool,
 }
 
 impl Flight {
@@ -137,6 +143,8 @@ impl Flight {
             end_heard_at: None,
             next_ask: now,
             asks: 0,
+            post_failed: None,
+            unrecorded: false,
         }
     }
 
@@ -153,6 +161,18 @@ impl Flight {
     #[must_use]
     pub fn was_not_sent(&self) -> bool {
         self.fate == Fate::Gone { was_accepted: false, was_running: false }
+    }
+
+    /// Whether its POST is still to come.
+    #[must_use]
+    pub fn is_unsent(&self) -> bool {
+        self.fate == Fate::Unsent
+    }
+
+    /// Evidence that the server has it, to be recorded: the id it goes by there. Told once.
+    #[must_use]
+    pub fn take_evidence(&mut self) -> Option<PromptId> {
+        std::mem::take(&mut self.unrecorded).then(|| self.prompt())
     }
 
     /// Whether the prompt sits in the server's queue behind another one.
@@ -178,7 +198,7 @@ impl Flight {
         match &act {
             Act::Submit => self.fate = Fate::Sending,
             Act::Look(_) | Act::ReadHistory(_) => self.asks += 1,
-            Act::Stop(_) => self.stop_sent_at = Some(now),
+            Act::Stop(_) | Act::Withdraw(_) => self.stop_sent_at = Some(now),
             Act::Plan(_) | Act::Settle { .. } => {}
         }
         Some(act)
@@ -199,7 +219,10 @@ impl Flight {
             Fate::Accepted { .. } | Fate::Unclear(_) if self.is_beyond_stopping(now, settings) => {
                 Some(self.settle(self.after_stop(), Some(self.prompt())))
             }
-            Fate::Accepted { .. } | Fate::Unclear(_) if self.must_stop(now) => Some(Act::Stop(self.prompt())),
+            Fate::Accepted { .. } | Fate::Unclear(_) if self.must_stop(now) => Some(match self.stop {
+                Some(Stop::Recall) => Act::Withdraw(self.prompt()),
+                _ => Act::Stop(self.prompt()),
+            }),
             Fate::Accepted { .. } => due.then(|| self.ask(now)),
             Fate::Unclear(_) => due.then(|| self.look()),
         }
@@ -207,9 +230,14 @@ impl Flight {
 
     /// Cheap while it runs, conclusive now and then, and whenever we want it gone.
     fn ask(&self, now: Timestamp) -> Act {
-        let history_is_late = self.end_heard_at.is_some_and(|heard| now.since(heard) >= HISTORY_LATE);
-        let conclusive = self.stop_sent_at.is_some() || history_is_late || self.asks % LOOK_EVERY == LOOK_EVERY - 1;
-        if conclusive { self.look() } else { Act::ReadHistory(self.prompt()) }
+        let in_turn = self.asks % LOOK_EVERY == LOOK_EVERY - 1;
+        let conclusive = in_turn || self.stop_sent_at.is_some() || self.end_heard_at.is_some();
+        if conclusive && !self.awaits_history(now) { self.look() } else { Act::ReadHistory(self.prompt()) }
+    }
+
+    /// It is over and its history may not be written yet: it may be nowhere on the server, and that means nothing.
+    fn awaits_history(&self, now: Timestamp) -> bool {
+        self.end_heard_at.is_some_and(|heard| now.since(heard) < HISTORY_LATE)
     }
 
     fn look(&self) -> Act {
@@ -224,7 +252,10 @@ impl Flight {
 
     /// Recalls never give up on a prompt: it just runs where it is.
     fn is_beyond_stopping(&self, now: Timestamp, settings: &SessionSettings) -> bool {
-        !matches!(self.stop, None | Some(Stop::Recall))
+        // One that may still arrive is waited for: nobody would stop it once its task is forgotten.
+        let may_arrive = matches!(&self.fate, Fate::Unclear(doubt) if now < doubt.grace_until);
+        !may_arrive
+            && !matches!(self.stop, None | Some(Stop::Recall))
             && self.stop_asked_at.is_some_and(|asked| now.since(asked) >= settings.stop_grace)
     }
 
@@ -265,8 +296,13 @@ impl Flight {
     }
 
     fn after_loss(&self, was_accepted: bool, was_running: bool) -> Change {
-        match self.stop {
-            None if was_accepted && was_running => Change::Release(Release::ServerDied),
+        match (&self.stop, &self.post_failed) {
+            (None, _) if was_accepted && was_running => Change::Release(Release::ServerDied),
+            // The server is well enough to say that it does not have it: the graph may be what it stumbles over each time.
+            (None, Some(reason)) if !was_accepted => failure(TaskError::new(
+                ErrorCode::BackendError,
+                format!("the ComfyUI server failed to take the prompt: {reason}. Its own log says why"),
+            )),
             _ => self.after_stop(),
         }
     }
@@ -293,16 +329,26 @@ impl Flight {
                 self.fate = Fate::Refused(TaskError { node_id, class_type, node_errors, ..error });
             }
             Err(SubmitError::NotSent(_)) => self.fate = Fate::Gone { was_accepted: false, was_running: false },
-            Err(SubmitError::Unknown(_)) => {
-                self.fate = Fate::Unclear(Doubt::unconfirmed(now, Duration::ZERO, settings.validate_grace));
-                self.next_ask = now;
+            Err(SubmitError::Failed(reason)) => {
+                self.post_failed = Some(reason);
+                self.on_unanswered(now, settings);
             }
+            Err(SubmitError::Unknown(_)) => self.on_unanswered(now, settings),
+        }
+    }
+
+    fn on_unanswered(&mut self, now: Timestamp, settings: &SessionSettings) {
+        self.fate = Fate::Unclear(Doubt::unconfirmed(now, Duration::ZERO, settings.validate_grace));
+        self.next_ask = now;
+        if self.running_since.is_some() {
+            self.accepted_as(self.prompt());
         }
     }
 
     fn on_receipt(&mut self, receipt: Receipt, now: Timestamp, settings: &SessionSettings) {
         self.accepted_as(receipt.prompt);
-        self.next_ask = now.after(settings.silence);
+        // Its frames may have overtaken the answer.
+        self.next_ask = if self.end_heard_at.is_some() { now } else { now.after(settings.silence) };
         if let Some(node_errors) = receipt.node_errors {
             let mut error = TaskError::new(
                 ErrorCode::PartiallyAccepted,
@@ -316,8 +362,13 @@ impl Flight {
     fn accepted_as(&mut self, id: PromptId) {
         let running = self.running_since.is_some();
         if let Some(prompt) = &mut self.task.prompt {
+            self.unrecorded |= !prompt.accepted || prompt.id != id;
             prompt.accepted = true;
             prompt.id = id;
+        }
+        if !matches!(self.fate, Fate::Accepted { .. }) {
+            // A stop that was asked for before it arrived, or under another id, hit nothing.
+            self.stop_sent_at = None;
         }
         self.fate = Fate::Accepted { running };
     }
@@ -331,6 +382,10 @@ impl Flight {
         };
         if self.fate == Fate::Unsent {
             self.on_verified(&sighting, now);
+            return;
+        }
+        if sighting == Sighting::Absent && self.awaits_history(now) {
+            self.next_ask = now.after(REREAD_EVERY);
             return;
         }
         let mut doubt = match &self.fate {
@@ -397,11 +452,22 @@ impl Flight {
         self.fate = Fate::Over(finished);
     }
 
-    /// A frame said that it runs.
+    /// It was seen or heard running.
     pub fn on_running(&mut self, now: Timestamp) {
         self.running_since.get_or_insert(now);
-        if let Fate::Accepted { running } = &mut self.fate {
-            *running = true;
+        match &mut self.fate {
+            Fate::Accepted { running } => *running = true,
+            // Only what was accepted can run.
+            Fate::Unclear(_) => {
+                self.accepted_as(self.prompt());
+                self.next_ask = self.next_ask.min(now.after(ASK_EVERY));
+            }
+            _ => {}
+        }
+        if self.stop == Some(Stop::Recall) {
+            // Too late: it is fastest where it is.
+            self.stop = None;
+            self.stop_sent_at = None;
         }
     }
 
@@ -422,7 +488,8 @@ impl Flight {
 
     /// Frames may have been missed: ask at once.
     pub fn on_reconnected(&mut self, now: Timestamp) {
-        if matches!(self.fate, Fate::Accepted { .. }) {
+        // What is over and only awaits its history has no frames left to miss.
+        if matches!(self.fate, Fate::Accepted { .. }) && self.end_heard_at.is_none() {
             self.fate = Fate::Unclear(Doubt::confirmed(now));
             self.next_ask = now;
         }
@@ -437,15 +504,19 @@ impl Flight {
         }
     }
 
-    /// The backend was unreachable for too long: the task goes elsewhere, its prompt is an orphan.
+    /// The backend is out of reach for too long: the task goes elsewhere, its prompt is an orphan. `None` when its fate is known: the
+    /// server is not needed to record that.
     #[must_use]
-    pub fn give_up(&self) -> Act {
+    pub fn give_up(&self) -> Option<Act> {
+        if matches!(self.fate, Fate::Over(_) | Fate::Gone { .. } | Fate::Refused(_)) {
+            return None;
+        }
         let change = match self.stop {
             None if self.running_since.is_some() => Change::Release(Release::ServerDied),
             _ => self.after_stop(),
         };
         let orphan = (self.fate != Fate::Unsent).then(|| self.prompt());
-        self.settle(change, orphan)
+        Some(self.settle(change, orphan))
     }
 }
 

@@ -56,7 +56,12 @@ pub enum SubmitError {
     /// Nothing reached the server: the connection could not be opened.
     #[error("the prompt was not sent: {0}")]
     NotSent(String),
-    /// The answer was lost or was a 5xx: the server may have it, or may yet get it. Look before anything else; never send it again.
+    /// The server stumbled over it (500). It may have it all the same: look before anything else; never send it again. Unlike with
+    /// [`Unknown`](Self::Unknown) the next prompt of the same graph may well end alike.
+    #[error("the server failed to take the prompt: {0}")]
+    Failed(String),
+    /// The answer was lost or was another 5xx: the server may have it, or may yet get it. Look before anything else; never send it
+    /// again.
     #[error("it is unknown whether the server has the prompt: {0}")]
     Unknown(String),
 }
@@ -129,6 +134,12 @@ pub trait ComfyTransport: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`.
     async fn cancel(&self, prompt: &PromptId) -> Result<(), ComfyError>;
+
+    /// Takes the prompt out of the server's queue if it still waits there. One that runs is left alone.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn withdraw(&self, prompt: &PromptId) -> Result<(), ComfyError>;
 
     /// Drops finished prompts from the server's history, which keeps every graph in memory otherwise.
     ///

@@ -380,6 +380,10 @@ impl ComfyTransport for FakeComfy {
         unreachable!()
     }
 
+    async fn withdraw(&self, _: &PromptId) -> Result<(), ComfyError> {
+        unreachable!()
+    }
+
     async fn forget(&self, _: &[PromptId]) -> Result<(), ComfyError> {
         unreachable!()
     }

@@ -96,7 +96,7 @@ impl Bench {
             match self.next() {
                 Some(Act::Look(_)) => self.looked(Sighting::Absent),
                 Some(Act::ReadHistory(_)) => self.flight.on_history(Ok(None), self.now),
-                Some(Act::Stop(_)) => self.flight.on_stop_asked(self.now),
+                Some(Act::Stop(_) | Act::Withdraw(_)) => self.flight.on_stop_asked(self.now),
                 None => self.now = self.now.after(Duration::from_millis(500)),
                 act => return act,
             }
@@ -244,8 +244,6 @@ fn every_ending_has_its_meaning() {
     assert_eq!(change(stops(None, Outcome::Interrupted)), Change::Release(Release::Interrupted));
     assert_eq!(change(stops(Some(Stop::Client), Outcome::Interrupted)), Change::Release(Release::Cancelled));
     assert_eq!(change(stops(Some(Stop::Client), Outcome::Success)), Change::Release(Release::Cancelled));
-    assert_eq!(change(stops(Some(Stop::Recall), Outcome::Interrupted)), Change::Release(Release::Recalled));
-    assert!(matches!(stops(Some(Stop::Recall), Outcome::Success), Some(Act::Plan(_))), "the work is done: keep it");
     assert!(matches!(stops(Some(Stop::Timeout), Outcome::Success), Some(Act::Plan(_))), "it made it after all");
     let timed_out = change(stops(Some(Stop::Timeout), Outcome::Interrupted));
     assert!(matches!(timed_out, Change::Fail { error } if error.code == ErrorCode::Timeout));
@@ -295,6 +293,112 @@ fn a_cancelled_task_is_never_sent() {
     let mut bench = Bench::new(claimed(), Origin::Claimed);
     bench.flight.request_stop(Stop::Client, bench.now);
     assert_eq!(change(bench.next()), Change::Release(Release::Cancelled));
+}
+
+#[test]
+fn a_prompt_that_runs_is_not_recalled() {
+    let mut bench = Bench::accepted();
+    bench.flight.request_stop(Stop::Recall, bench.now);
+    assert!(matches!(bench.next(), Some(Act::Withdraw(_))), "never an interrupt: it may begin to run at any moment");
+    bench.flight.on_stop_asked(bench.now);
+    bench.flight.on_running(bench.now);
+    for _ in 0..10 {
+        let act = bench.after(1);
+        assert!(matches!(act, Some(Act::ReadHistory(_) | Act::Look(_))), "{act:?}");
+        bench.looked(Sighting::Alive { prompt: bench.flight.prompt(), running: true });
+    }
+}
+
+#[test]
+fn a_late_history_is_no_absence() {
+    for lost_connection in [false, true] {
+        let mut bench = Bench::running();
+        bench.flight.on_end_heard(true, bench.now);
+        if lost_connection {
+            bench.flight.on_reconnected(bench.now);
+        }
+        let heard = bench.now;
+        while bench.now.since(heard) < HISTORY_LATE {
+            match bench.next() {
+                Some(Act::ReadHistory(_)) => bench.flight.on_history(Ok(None), bench.now),
+                None => bench.now = bench.now.after(Duration::from_millis(50)),
+                act => panic!("{act:?}"),
+            }
+        }
+        assert_eq!(change(bench.until_gone()), Change::Release(Release::ServerDied));
+    }
+}
+
+#[test]
+fn a_look_that_was_overtaken_by_the_end_concludes_nothing() {
+    let mut bench = Bench::new(claimed(), Origin::Claimed);
+    bench.next();
+    bench.submitted(Err(SubmitError::Unknown("reset".into())));
+    assert!(matches!(bench.next(), Some(Act::Look(_))));
+    bench.flight.on_end_heard(true, bench.now);
+    bench.looked(Sighting::Absent);
+    assert!(matches!(bench.after(1), Some(Act::ReadHistory(_))), "only what was accepted can end");
+}
+
+#[test]
+fn a_server_that_fails_to_take_the_prompt_costs_an_attempt() {
+    let mut bench = Bench::new(claimed(), Origin::Claimed);
+    bench.next();
+    bench.submitted(Err(SubmitError::Failed("500".into())));
+    let Change::Retry { error, .. } = change(bench.until_gone()) else { panic!("not tried again") };
+    assert_eq!(error.code, ErrorCode::BackendError);
+}
+
+#[test]
+fn acceptance_is_told_once_however_it_was_learned() {
+    let answered = Bench::accepted();
+    let mut found = Bench::new(claimed(), Origin::Claimed);
+    found.next();
+    found.submitted(Err(SubmitError::Unknown("reset".into())));
+    let mut heard = found;
+    let found = {
+        let mut bench = Bench { flight: heard.flight.clone(), now: heard.now, settings: SessionSettings::default() };
+        bench.next();
+        bench.looked(Sighting::Alive { prompt: bench.flight.prompt(), running: false });
+        bench
+    };
+    heard.flight.on_running(heard.now);
+    for mut bench in [answered, found, heard] {
+        assert_eq!(bench.flight.take_evidence(), Some(bench.flight.prompt()));
+        assert_eq!(bench.flight.take_evidence(), None);
+    }
+}
+
+#[test]
+fn a_stop_is_asked_for_again_when_its_prompt_turns_up() {
+    let mut bench = Bench::new(claimed(), Origin::Claimed);
+    bench.next();
+    bench.submitted(Err(SubmitError::Unknown("reset".into())));
+    bench.flight.request_stop(Stop::Client, bench.now);
+    assert!(matches!(bench.next(), Some(Act::Stop(_))));
+    bench.flight.on_stop_asked(bench.now);
+    bench.next();
+    let other = PromptId::new("the-servers-own-id");
+    bench.looked(Sighting::Alive { prompt: other.clone(), running: true });
+    assert_eq!(bench.next(), Some(Act::Stop(other)));
+}
+
+#[test]
+fn what_may_still_arrive_is_not_abandoned() {
+    let mut bench = Bench::new(claimed(), Origin::Expired);
+    bench.flight.request_stop(Stop::Client, bench.now);
+    let begun = bench.now;
+    assert_eq!(change(bench.until_gone()), Change::Release(Release::Cancelled));
+    assert!(bench.now.since(begun) >= Duration::from_secs(40), "30 s for the POST, 10 s for its validation");
+}
+
+#[test]
+fn a_known_end_is_not_given_up() {
+    let mut bench = Bench::running();
+    assert!(bench.flight.give_up().is_some());
+    let finished = bench.finished(Outcome::Success);
+    bench.flight.on_history(Ok(Some(finished)), bench.now);
+    assert_eq!(bench.flight.give_up(), None, "it only needs to be recorded");
 }
 
 #[test]
