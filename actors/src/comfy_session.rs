@@ -443,9 +443,9 @@ impl State {
             Ok(task) => {
                 let Some((flight, graph)) = self.remove(id) else { return };
                 // The id it went by, should its acceptance never have been recorded: it is what the server's history forgets it by.
-                let task = Task { prompt: flight.task.prompt, ..task };
+                let task = Task { prompt: flight.task.prompt, ..*task };
                 self.system.slots.queue.cast(QueueMsg::Uploading { id });
-                let assignment = Box::new(Assignment { task: *task, graph, artifacts });
+                let assignment = Box::new(Assignment { task, graph, artifacts });
                 self.system.slots.uploads.cast(UploadsMsg::Begin { assignment });
             }
             Err(StoreError::Refused(_) | StoreError::NotFound) => self.drop_flight(id),
