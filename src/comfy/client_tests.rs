@@ -131,7 +131,7 @@ async fn answers_to_a_prompt_are_classified() {
         (404, verdict, "refused"),
         (408, "", "unknown"),
         (429, "slow down", "not sent"),
-        (500, "500 Internal Server Error\n\nServer got itself in trouble", "unknown"),
+        (500, "500 Internal Server Error\n\nServer got itself in trouble", "failed"),
         (502, "<html>", "unknown"),
     ] {
         let status = StatusCode::from_u16(status).unwrap();
@@ -140,6 +140,7 @@ async fn answers_to_a_prompt_are_classified() {
             Ok(_) => "taken",
             Err(SubmitError::Refused { .. }) => "refused",
             Err(SubmitError::NotSent(_)) => "not sent",
+            Err(SubmitError::Failed(_)) => "failed",
             Err(SubmitError::Unknown(_)) => "unknown",
         };
         assert_eq!(found, class, "{status} {body}");
