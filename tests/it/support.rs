@@ -287,6 +287,11 @@ pub fn task_with(color: u32, more: &Value) -> Value {
     body
 }
 
+/// A task's id as the core knows it.
+pub fn id(text: &str) -> TaskId {
+    text.parse().unwrap()
+}
+
 fn sha256(bytes: &[u8]) -> String {
     use sha2::{Digest, Sha256};
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
