@@ -6,7 +6,11 @@ use comfyd::{
     app::App,
     config::{self, Config, Sources},
 };
-use comfyd_actors::{domain::id::{BackendId, TaskId}, kit::slot::Slot, system::System};
+use comfyd_actors::{
+    domain::id::{BackendId, TaskId},
+    kit::slot::Slot,
+    system::System,
+};
 use fake_comfyui::{Control, EventKind, FakeComfy, FakeConfig};
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};

@@ -214,8 +214,6 @@ pub enum Change {
     Renew { until: Timestamp },
     /// The holder lets the lease end now, keeping state and prompt, so that another adopts at once.
     HandOff,
-    /// The holder is about to submit another prompt, the one before being gone for certain.
-    Intend(Intent),
     /// A server confirmed the prompt, under this id.
     Accept { prompt: PromptId },
     /// The prompt succeeded with these artifacts.
@@ -294,7 +292,6 @@ impl Task {
             Change::Adopt { worker, until } => self.adopt(worker, until),
             Change::Renew { until } => self.renew(until),
             Change::HandOff => self.renew(now),
-            Change::Intend(intent) => self.intend(intent),
             Change::Accept { prompt } => self.accept(prompt, now),
             Change::Plan { artifacts } => self.plan(artifacts, now),
             Change::Store { index, object } => self.in_state(TaskState::Uploading, ArtifactEdit::Stored(index, object)),
@@ -347,16 +344,6 @@ impl Task {
     fn renew(&mut self, until: Timestamp) -> Result<ArtifactEdit, Refusal> {
         let lease = self.lease.as_mut().ok_or(Refusal::Stale)?;
         lease.until = until;
-        Ok(ArtifactEdit::Keep)
-    }
-
-    fn intend(&mut self, intent: Intent) -> Result<ArtifactEdit, Refusal> {
-        if self.cancel_requested_at.is_some() || self.state == TaskState::Uploading {
-            return Err(Refusal::WrongState);
-        }
-        self.state = TaskState::Dispatching;
-        self.executing_at = None;
-        self.set_intent(intent);
         Ok(ArtifactEdit::Keep)
     }
 

@@ -160,15 +160,15 @@ fn the_killer_of_servers_is_stopped() {
 }
 
 #[test]
-fn a_new_dispatch_has_a_new_id() {
+fn every_claim_has_a_new_prompt_id() {
     let mut task = held();
     let first = task.prompt.clone().unwrap().id;
-    task.apply(Some(Fence(1)), Change::Intend(intent()), NOW).unwrap();
+    task.apply(Some(Fence(1)), Change::Release(Release::Recalled), NOW).unwrap();
+    assert_eq!(task.prompt, None);
+    task.apply(None, claim(), NOW).unwrap();
     let prompt = task.prompt.clone().unwrap();
     assert_ne!(prompt.id, first);
     assert!(!prompt.accepted);
-    task.apply(None, Change::Cancel, NOW).unwrap();
-    assert_eq!(task.apply(Some(Fence(1)), Change::Intend(intent()), NOW), Err(Refusal::WrongState));
 }
 
 fn any_change() -> impl Strategy<Value = Change> {
@@ -178,7 +178,6 @@ fn any_change() -> impl Strategy<Value = Change> {
         Just(Change::Adopt { worker: worker(), until: Timestamp(9) }),
         Just(Change::Renew { until: Timestamp(9) }),
         Just(Change::HandOff),
-        Just(Change::Intend(intent())),
         Just(Change::Accept { prompt: PromptId::new("p") }),
         Just(Change::Plan { artifacts: vec![artifact(false)] }),
         Just(Change::Complete { artifacts: vec![artifact(true)] }),

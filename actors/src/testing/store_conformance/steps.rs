@@ -178,7 +178,6 @@ fn change() -> impl Strategy<Value = Change> {
         (some_worker(), until()).prop_map(|(worker, until)| Change::Adopt { worker, until }),
         until().prop_map(|until| Change::Renew { until }),
         Just(Change::HandOff),
-        Just(Change::Intend(intent("http://gpu-7:8188"))),
         Just(Change::Accept { prompt: PromptId::new("another-id") }),
         (0..3_u32).prop_map(|count| Change::Plan { artifacts: artifacts(count, false) }),
         (0..3_u32).prop_map(|index| Change::Store { index, object: fixtures::object(index) }),
