@@ -300,7 +300,7 @@ impl State {
     }
 
     /// Every accepted prompt brings a `status` frame to everybody. If it does not come the socket is deaf: the server forgot our name,
-    /// though it still answers pings (protocol.md 6.7).
+    /// though it still answers pings (PROTOCOL.md 6.7).
     fn check_hearing(&mut self, me: &ActorRef<SessionMsg>, now: Timestamp) {
         let Some(since) = self.status_owed_since else { return };
         if self.phase.client().is_none() {

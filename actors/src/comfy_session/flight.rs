@@ -24,7 +24,7 @@ use crate::{
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Time between two reads of a history that should be there and is not yet.
 const REREAD_EVERY: Duration = Duration::from_millis(100);
-/// A history that is missing this long after the prompt's end is looked for in every other way (crash point C10).
+/// A history that is missing this long after the prompt's end is looked for in every other way.
 const HISTORY_LATE: Duration = Duration::from_secs(10);
 /// Every so many cheap questions a conclusive one: only that one can tell that the server forgot the prompt.
 const LOOK_EVERY: u32 = 5;

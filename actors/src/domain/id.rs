@@ -72,7 +72,7 @@ text_id! {
 }
 text_id! {
     /// The name under which one WebSocket connection registers with ComfyUI. Fresh for every connection: two sockets
-    /// under one name go deaf (protocol.md 6.7).
+    /// under one name go deaf (PROTOCOL.md 6.7).
     ClientId
 }
 text_id! {

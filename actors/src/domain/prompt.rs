@@ -9,7 +9,7 @@ use super::{
     id::PromptId,
 };
 
-/// One frame of a ComfyUI WebSocket, decoded. A hint: it makes things faster and decides nothing (protocol.md 13.5).
+/// One frame of a ComfyUI WebSocket, decoded. A hint: it makes things faster and decides nothing (PROTOCOL.md 13.5).
 #[derive(Debug, Clone, PartialEq)]
 pub enum Signal {
     /// The server's queue changed; sent to everybody at each put, start, end and delete.
@@ -27,7 +27,7 @@ pub enum Signal {
     Executing { prompt: Option<PromptId>, node: String },
     /// A node told its steps.
     Stepped { prompt: PromptId, node: String, value: f64, max: f64 },
-    /// `executing` with a null node: the prompt is over and its history **is** written. The only such frame (protocol.md 6.4).
+    /// `executing` with a null node: the prompt is over and its history **is** written. The only such frame (PROTOCOL.md 6.4).
     Ended { prompt: PromptId },
     /// `execution_success`, `_error` or `_interrupted`: over, but the history may not be written yet.
     Ending { prompt: PromptId },

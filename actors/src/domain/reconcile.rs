@@ -2,7 +2,7 @@
 //!
 //! After a lost answer, a restart of ours or a silence, we look at the server. Being seen is conclusive at once. Being absent
 //! is not: a POST that is still on its way may land after the look. So an absence counts only when the look **began** after
-//! the grace period, and only two absences, [`PAIR_GAP`] apart, conclude that the prompt is gone (semantics 2.3, 2.7: checking the
+//! the grace period, and only two absences, [`PAIR_GAP`] apart, conclude that the prompt is gone (checking the
 //! grace after the reads instead of before them runs a task twice).
 
 use std::time::Duration;

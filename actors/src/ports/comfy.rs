@@ -103,7 +103,7 @@ pub trait ComfyTransport: Send + Sync + 'static {
     async fn check(&self) -> Result<Abilities, ComfyError>;
 
     /// Opens a WebSocket under `client`, sends our feature flags as the first frame, and reads it eagerly: a reader that stops stalls
-    /// every client of the server (protocol.md 6.8). Pings the server itself and ends the stream when it no longer answers.
+    /// every client of the server (PROTOCOL.md 6.8). Pings the server itself and ends the stream when it no longer answers.
     ///
     /// # Errors
     /// `Unavailable`, after at most 10 s.
