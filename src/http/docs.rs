@@ -59,6 +59,8 @@ fn add_problem(operation: &mut Operation, status: &str, detail: &str) {
 pub fn pages<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let page = SwaggerUi::new("/docs").url("/openapi.json", document());
     // The usual validator is a service on the internet, which would be sent the document.
-    let page = page.config(Config::new(["/openapi.json"]).validator_url("none").try_it_out_enabled(true));
+    let config = Config::new(["/openapi.json"]).validator_url("none").try_it_out_enabled(true);
+    // No bar to load other documents with, and the schemas folded away: the operations are what people come for.
+    let page = page.config(config.use_base_layout().default_models_expand_depth(0));
     Router::new().route("/", get(|| async { Redirect::temporary("/docs") })).merge(page)
 }

@@ -32,10 +32,15 @@ async fn hurt(fake: &Control, fault: &Fault) {
     fake.inject(fault.clone()).await.unwrap();
 }
 
-/// The task ends, and whatever is in force ends with it.
+/// The task ends. Then whatever is in force does, and the next moment gets a sound socket: nothing tells a session that it is deaf
+/// until it sends a prompt.
 async fn recovers(world: &World, id: &str) {
     world.ran(id, 1).await;
-    world.fake().clear();
+    let fake = world.fake();
+    fake.clear();
+    let position = fake.position();
+    fake.inject(Fault::DropSockets).await.unwrap();
+    until_from(&fake, position, |event| matches!(event, EventKind::SocketOpened { .. })).await;
     world.online().await;
 }
 

@@ -116,7 +116,9 @@ impl World {
 
     /// Sends somebody else's prompt straight to a fake; returns its id.
     pub async fn foreign_prompt(&self, fake: &FakeComfy, color: u32) -> String {
-        let request = self.client.post(format!("{}/prompt", fake.url())).json(&json!({"prompt": image(color)}));
+        // A client of its own: an idle connection of ours may have been cut with a restart of the fake.
+        let stranger = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+        let request = stranger.post(format!("{}/prompt", fake.url())).json(&json!({"prompt": image(color)}));
         let answer: Value = request.send().await.unwrap().error_for_status().unwrap().json().await.unwrap();
         answer["prompt_id"].as_str().unwrap().to_owned()
     }
