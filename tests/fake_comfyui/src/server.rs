@@ -104,6 +104,8 @@ impl Server {
         if life.reserved.is_some() {
             return Ok(());
         }
+        // Before the listener goes: in between, somebody's outgoing connection could be given the port.
+        let reserved = net::reserve(self.addr)?;
         stop(life.acceptor.take()).await;
         stop(life.worker.take()).await;
         self.links.set_all(Mode::Closed, asking);
@@ -115,7 +117,7 @@ impl Server {
         drop(jobs);
         self.free_memory.store(false, Ordering::SeqCst);
         self.files.clear_temp();
-        life.reserved = Some(net::reserve(self.addr)?);
+        life.reserved = Some(reserved);
         self.log.push(EventKind::WentDown);
         Ok(())
     }
