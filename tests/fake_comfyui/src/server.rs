@@ -65,6 +65,8 @@ impl Server {
     /// Binds the address and starts to serve.
     pub async fn start(config: FakeConfig) -> io::Result<Arc<Self>> {
         let links = Arc::new(Links::default());
+        // A reserved address may be shared with ourselves, and must not be with another server of the same user.
+        drop(std::net::TcpListener::bind(config.addr)?);
         let doorway = Doorway::open(net::reserve(config.addr)?, links.clone())?;
         let server = Arc::new(Self {
             addr: doorway.addr()?,
