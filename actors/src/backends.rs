@@ -103,6 +103,10 @@ impl State {
         match decision {
             Decision::Restart { after } => {
                 warn!(%backend, reason, ?after, "a session died; restarting it");
+                self.system.board.update_backend(&backend, |status| {
+                    status.phase = PhaseName::Disconnected;
+                    status.problem = Some(format!("its session died: {reason}"));
+                });
                 me.send_after(after, move || BackendsMsg::Start(backend));
             }
             Decision::GiveUp => self.quarantine(me, backend, &reason),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
     board::{BackendStatus, Board},
@@ -23,6 +23,9 @@ use crate::{
 
 /// How long a handler waits for an actor. Above a slow commit, below the patience of most clients.
 const ASK_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a task somebody waits for is read without being told to: word of a change is lost when the store's writer dies between
+/// the commit and the telling.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// What a client wants done.
 #[derive(Debug, Clone)]
@@ -147,12 +150,14 @@ impl Bridge {
         let mut changes = self.0.store.changes();
         let wait = async {
             loop {
+                let look_again = Instant::now() + LOOK_EVERY;
                 let record = self.0.store.get(id).await?;
                 if record.task.state.is_final() {
                     return Ok(());
                 }
                 loop {
-                    match changes.recv().await {
+                    let Ok(word) = tokio::time::timeout_at(look_again, changes.recv()).await else { break };
+                    match word {
                         Ok(changed) if changed.id == id && changed.state.is_final() => return Ok(()),
                         Ok(_) => {}
                         // Lagged or closed: what was missed is in the store.

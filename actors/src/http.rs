@@ -6,7 +6,7 @@
 //! - **Must never** stop serving before the requests in flight are answered, when asked to drain.
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::info;
 
 use crate::{
@@ -40,6 +40,8 @@ pub struct State {
     stop: CancellationToken,
     draining: Vec<RpcReplyPort<()>>,
     _server: Tasks,
+    /// Connections outlive the server's future: whoever serves them learns of its end by the stop signal.
+    _stop_all: DropGuard,
 }
 
 impl Actor for HttpActor {
@@ -53,7 +55,8 @@ impl Actor for HttpActor {
         let mut server = Tasks::default();
         let (edge, token) = (system.edge.clone(), stop.clone());
         server.run(&me, async move { edge.serve(bridge, token).await }, HttpMsg::Ended);
-        Ok(State { stop, draining: Vec::new(), _server: server })
+        let _stop_all = stop.clone().drop_guard();
+        Ok(State { stop, draining: Vec::new(), _server: server, _stop_all })
     }
 
     async fn handle(

@@ -31,7 +31,10 @@ use crate::{
         order::sort_key,
         task::{Change, Fence, Intent, Refusal, Release, Task, TaskState},
     },
-    kit::tasks::{Panicked, Tasks},
+    kit::{
+        slot::Slot,
+        tasks::{Panicked, Tasks},
+    },
     ports::store::{Assignment, Claim, Counts, Created, NewTask, Renewed, StoreError},
     system::System,
     uploads::UploadsMsg,
@@ -215,7 +218,7 @@ pub struct State {
     woken: bool,
     recovered: bool,
     recovering: bool,
-    /// A claim failed: the store may have made it all the same, so what it says we hold must be read back.
+    /// A claim failed, though the store may have made it, or reading back failed: what we hold must be read (again).
     doubtful: bool,
     /// Ended while the held tasks were being read back, so what was read may show them as held still.
     ended_meanwhile: HashSet<TaskId>,
@@ -511,7 +514,10 @@ impl State {
                 self.doubtful = true;
                 debug!(%error, "could not claim tasks");
             }
-            Err(Panicked) => error!("a claim panicked"),
+            Err(Panicked) => {
+                self.doubtful = true;
+                error!("a claim panicked");
+            }
         }
     }
 
@@ -536,9 +542,16 @@ impl State {
                 let there =
                     self.held.values().filter(|held| held.at == Whereabouts::Backend && held.backend == *backend);
                 let kept = self.kept.get(backend).copied().unwrap_or(0);
-                Place { backend: backend.clone(), online: demand.client.is_some(), occupied: there.count() + kept }
+                let online = demand.client.is_some() && self.is_up(demand);
+                Place { backend: backend.clone(), online, occupied: there.count() + kept }
             })
             .collect()
+    }
+
+    /// Whether the session that said so still lives: one that died, perhaps for a whole quarantine, takes nothing.
+    fn is_up(&self, demand: &Demand) -> bool {
+        let session = self.system.slots.sessions.get(&demand.backend).and_then(Slot::get);
+        session.is_some_and(|session| session.get_id() == demand.epoch)
     }
 
     fn keep(&mut self, slots: Vec<Intent>) -> Claim {
@@ -601,10 +614,6 @@ impl State {
             let origin = if origin == Origin::Claimed && unsure { Origin::ClaimedUnsure } else { origin };
             self.tell_session(&backend, SessionMsg::Run { assignment, origin })
         };
-        if let Some(demand) = self.sessions.get_mut(&backend).filter(|_| !told && !uploading) {
-            // Its session is down: nothing more for this backend until the next one speaks up.
-            demand.client = None;
-        }
         self.held.insert(id, Held { fence, attempt, backend, at, untold: (!told).then_some(origin) });
     }
 
@@ -698,8 +707,14 @@ impl State {
         let mut assignments = match result {
             Ok(Ok(assignments)) => assignments,
             // The next tick tries again.
-            Ok(Err(error)) => return warn!(%error, "could not read the held tasks back; trying again"),
-            Err(Panicked) => return error!("reading the held tasks back panicked; trying again"),
+            Ok(Err(error)) => {
+                self.doubtful = true;
+                return warn!(%error, "could not read the held tasks back; trying again");
+            }
+            Err(Panicked) => {
+                self.doubtful = true;
+                return error!("reading the held tasks back panicked; trying again");
+            }
         };
         if self.kept.values().any(|kept| *kept > 0) {
             // A claim under way may show up in what was read, before its own answer does: read again.

@@ -1,0 +1,334 @@
+//! The real program as a process: killed, stopped, started again, and asked what it thinks of its configuration.
+
+use std::{
+    fs::{self, File},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
+
+use fake_comfyui::{Control, EventKind, FakeComfy, FakeConfig, Fault};
+use futures_util::{StreamExt, stream};
+use rand::RngExt;
+use reqwest::StatusCode;
+use tempfile::TempDir;
+
+use crate::{
+    chaos::with_seed,
+    support::{Api, PATIENCE, environment, task},
+};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_comfyd");
+
+/// A process that does not outlive its test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Process {
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Its exit status. The system tells it to who asks, so we ask.
+    async fn ended(&mut self) -> ExitStatus {
+        let asking = async {
+            loop {
+                if let Some(status) = self.0.try_wait().unwrap() {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, asking).await.expect("the process does not end")
+    }
+}
+
+/// A fake server in this process, and a folder and an address for one comfyd after the other.
+struct Place {
+    fake: FakeComfy,
+    dir: TempDir,
+    settings: Vec<(String, String)>,
+    api: Api,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let address = free_address();
+        Self {
+            fake: FakeComfy::start(FakeConfig::default()).await.unwrap(),
+            dir: tempfile::tempdir().unwrap(),
+            settings: vec![
+                ("PORT".to_owned(), address.port().to_string()),
+                ("HOST".to_owned(), "127.0.0.1".to_owned()),
+            ],
+            api: Api::new(address),
+        }
+    }
+
+    fn with(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn control(&self) -> Control {
+        self.fake.control()
+    }
+
+    /// Starts the service and waits until it is ready.
+    async fn start(&self) -> Process {
+        let output = File::create(self.dir.path().join("output")).unwrap();
+        let mut command = command(self.dir.path());
+        command.envs(environment(&self.dir, &self.fake.url(), &self.settings));
+        command.stdout(output.try_clone().unwrap()).stderr(output);
+        let mut process = Process(command.spawn().unwrap());
+        let ready = async {
+            loop {
+                let answer = self.api.client.get(self.api.url("/readyz")).send().await;
+                if answer.is_ok_and(|answer| answer.status() == StatusCode::OK) {
+                    return;
+                }
+                let output = || fs::read_to_string(self.dir.path().join("output")).unwrap();
+                assert!(process.0.try_wait().unwrap().is_none(), "it ended before it was ready:\n{}", output());
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, ready).await.expect("the process does not become ready");
+        process
+    }
+
+    async fn wait_for(&self, wanted: impl Fn(&EventKind) -> bool) -> EventKind {
+        tokio::time::timeout(PATIENCE, self.control().wait_for(wanted)).await.expect("the event does not come").kind
+    }
+
+    /// Waits until a prompt of the task runs; returns its id.
+    async fn running(&self, id: &str) -> String {
+        let is_it = |event: &EventKind| matches!(event, EventKind::Started { task: Some(task), .. } if task == id);
+        let EventKind::Started { prompt_id, .. } = self.wait_for(is_it).await else { unreachable!() };
+        prompt_id
+    }
+
+    /// The tasks are complete, and each ran so often.
+    async fn end(&self, ids: &[String], executions: usize) {
+        for id in ids {
+            let done = self.api.completed(id).await;
+            assert_eq!(done["attempt"], 1, "{done}");
+            assert_eq!(self.control().executions_of_task(id), executions, "{id}");
+        }
+    }
+
+    async fn create(&self, tasks: u32) -> Vec<String> {
+        stream::iter(0..tasks)
+            .map(async |n| self.api.create_stubbornly(&task(n), &format!("process-{n}")).await)
+            .buffered(4)
+            .collect()
+            .await
+    }
+}
+
+/// An address nobody has. Below the ports that systems hand out, so that no connection of another test takes it between two starts.
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(std::process::id() % 1000).unwrap() * 10;
+    let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let mut ports = std::iter::repeat_with(|| 18_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000);
+    SocketAddr::from((Ipv4Addr::LOCALHOST, ports.find(free).unwrap()))
+}
+
+/// The program in a folder of its own, with nothing from our environment.
+fn command(dir: &Path) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.current_dir(dir).env_clear().stdin(Stdio::null());
+    command
+}
+
+/// Runs the program to its end.
+async fn run(mut command: Command) -> Output {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let ended = tokio::task::spawn_blocking(move || command.output().unwrap());
+    tokio::time::timeout(PATIENCE, ended).await.expect("the program does not end").unwrap()
+}
+
+fn text(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_a_prompt_runs_the_next_process_adopts_it() {
+    let place = Place::new().await;
+    let process = place.start().await;
+    place.control().pause_execution();
+    let ids = place.create(1).await;
+    let prompt = place.running(&ids[0]).await;
+    drop(process);
+    let _process = place.start().await;
+    place.control().resume();
+    place.end(&ids, 1).await;
+    assert_eq!(place.control().executions(&prompt), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_with_many_waiting_none_is_lost() {
+    let place = Place::new().await;
+    let process = place.start().await;
+    place.control().pause_execution();
+    let ids = place.create(20).await;
+    place.running(&ids[0]).await;
+    drop(process);
+    let _process = place.start().await;
+    place.control().resume();
+    place.end(&ids, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_storing_it_stores_again_and_runs_nothing() {
+    let place = Place::new().await;
+    let process = place.start().await;
+    place.control().inject_times(Fault::SlowView { bytes_per_second: 1 }, 1).await.unwrap();
+    let ids = place.create(1).await;
+    place.wait_for(|event| matches!(event, EventKind::Viewed { .. })).await;
+    drop(process);
+    let _process = place.start().await;
+    place.end(&ids, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_again_and_again_under_load() {
+    with_seed(async |mut rng| {
+        let place = Place::new().await;
+        place.control().set_node_time(Duration::from_millis(20));
+        let first = place.start().await;
+        let restarting = async {
+            let mut process = first;
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_millis(rng.random_range(20..300))).await;
+                drop(process);
+                process = place.start().await;
+            }
+            process
+        };
+        let (ids, _process) = tokio::join!(place.create(60), restarting);
+        place.end(&ids, 1).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_forgot_its_prompt_runs_it_once_more() {
+    let place = Place::new().await;
+    let _process = place.start().await;
+    place.control().pause_execution();
+    let ids = place.create(1).await;
+    place.running(&ids[0]).await;
+    place.control().inject(Fault::Restart { down: Duration::from_millis(200) }).await.unwrap();
+    place.control().resume();
+    place.end(&ids, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_hands_over_and_the_next_process_adopts() {
+    let place = Place::new().await;
+    let mut process = place.start().await;
+    place.control().pause_execution();
+    let ids = place.create(5).await;
+    let prompt = place.running(&ids[0]).await;
+    process.signal("TERM");
+    assert_eq!(process.ended().await.code(), Some(0));
+    let _process = place.start().await;
+    place.control().resume();
+    place.end(&ids, 1).await;
+    assert_eq!(place.control().executions(&prompt), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_it_at_once() {
+    let place = Place::new().await.with("COMFYD_SERVER__DRAIN_GRACE", "10m");
+    let mut process = place.start().await;
+    place.control().inject_times(Fault::SlowView { bytes_per_second: 1 }, 1).await.unwrap();
+    let ids = place.create(1).await;
+    place.wait_for(|event| matches!(event, EventKind::Viewed { .. })).await;
+    // Its answer comes early when the drain begins: it waits for the upload then, and the first signal has been taken.
+    let path = format!("/api/tasks/{}", ids[0]);
+    let waiting = place.api.get(&path);
+    let asked = async {
+        // Time for the request to arrive; too little would only leave the answer to a server that stops already.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        process.signal("TERM");
+    };
+    let (task, ()) = tokio::join!(waiting, asked);
+    assert_eq!(task["status"], "processing", "{task}");
+    process.signal("TERM");
+    assert_eq!(process.ended().await.code(), Some(130));
+    let _process = place.start().await;
+    place.end(&ids, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_leaves_three_pictures() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut demo = command(dir.path());
+    demo.args(["demo", "--exit"]);
+    let output = run(demo).await;
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    let mut pictures = Vec::new();
+    find_files(&dir.path().join("data/outputs"), &mut pictures);
+    assert_eq!(pictures.len(), 3, "{pictures:?}");
+    for picture in pictures {
+        assert!(fs::read(&picture).unwrap().starts_with(b"\x89PNG\r\n\x1a\n"), "{picture:?}");
+        assert!(text(&output.stdout).contains(picture.file_name().unwrap().to_str().unwrap()), "{picture:?}");
+    }
+}
+
+fn find_files(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { find_files(&path, found) } else { found.push(path) }
+    }
+}
+
+/// Three faults of three kinds.
+const FAULTS: [(&str, &str); 3] =
+    [("PORT", "many"), ("COMFYD_QUEUE__RENEW_EVERY", "29s"), ("COMFYD_SERVER__DRAIN_GRACEE", "1s")];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_configuration_is_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut sound = command(dir.path());
+    sound.arg("check-config");
+    let output = run(sound).await;
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
+    assert!(text(&output.stdout).contains("The configuration is sound."));
+
+    let mut faulty = command(dir.path());
+    faulty.arg("check-config").envs(FAULTS);
+    let output = run(faulty).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert_all_are_named(&text(&output.stdout));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_faulty_configuration_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut faulty = command(dir.path());
+    faulty.envs(FAULTS);
+    let output = run(faulty).await;
+    assert_eq!(output.status.code(), Some(78), "{}", text(&output.stderr));
+    assert_all_are_named(&text(&output.stderr));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "it wrote something");
+}
+
+fn assert_all_are_named(text: &str) {
+    for named in ["server.port = many", "queue.renew_every", "COMFYD_SERVER__DRAIN_GRACEE", "drain_grace"] {
+        assert!(text.to_lowercase().contains(&named.to_lowercase()), "{named} is not in:\n{text}");
+    }
+    assert!(text.contains("3 fault(s)"), "{text}");
+}
