@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// The name of the service that writes to the store.
-const STORE_WRITER: &str = "store writer";
+pub const STORE_WRITER: &str = "store writer";
 
 /// Why the service could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]

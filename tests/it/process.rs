@@ -327,7 +327,7 @@ async fn a_faulty_configuration_does_not_start() {
 }
 
 fn assert_all_are_named(text: &str) {
-    for named in ["server.port = many", "queue.renew_every", "COMFYD_SERVER__DRAIN_GRACEE", "drain_grace"] {
+    for named in ["server.port = \"many\"", "queue.renew_every", "COMFYD_SERVER__DRAIN_GRACEE", "drain_grace"] {
         assert!(text.to_lowercase().contains(&named.to_lowercase()), "{named} is not in:\n{text}");
     }
     assert!(text.contains("3 fault(s)"), "{text}");

@@ -1,6 +1,6 @@
 //! A whole comfyd in this process, with real SQLite, real files, real HTTP, and fake ComfyUI servers that break on command.
 
-use std::time::Duration;
+use std::{net::SocketAddr, ops::Deref, time::Duration};
 
 use comfyd::{
     app::App,
@@ -43,11 +43,18 @@ pub struct Builder {
     settings: Vec<(String, String)>,
 }
 
+/// A comfyd as its clients see it.
+#[derive(Clone)]
+pub struct Api {
+    pub client: Client,
+    base: String,
+}
+
 /// A running world.
 pub struct World {
     pub app: App,
     pub fakes: Vec<FakeComfy>,
-    pub client: Client,
+    api: Api,
     settings: Vec<(String, String)>,
     pub dir: TempDir,
 }
@@ -78,8 +85,8 @@ impl Builder {
         }
         let dir = tempfile::tempdir().unwrap();
         let app = App::start(&config(&dir, &fakes, &self.settings)).await.unwrap();
-        let client = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
-        let world = World { app, fakes, client, settings: self.settings, dir };
+        let api = Api::new(app.address());
+        let world = World { app, fakes, api, settings: self.settings, dir };
         world.online().await;
         world
     }
@@ -112,35 +119,37 @@ pub fn environment(dir: &TempDir, comfyui: &str, settings: &[(String, String)]) 
     env
 }
 
-impl World {
-    /// Ports, settings and addresses.
-    pub fn system(&self) -> &System {
-        self.app.system()
-    }
-
-    /// The first fake's controls.
-    pub fn fake(&self) -> Control {
-        self.fakes[0].control()
+impl Api {
+    pub fn new(address: SocketAddr) -> Self {
+        let client = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+        Self { client, base: format!("http://{address}") }
     }
 
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.app.address())
+        format!("{}{path}", self.base)
     }
 
     /// Waits until every backend is online.
     pub async fn online(&self) {
-        let all_online = async {
+        self.until_status(|status| {
+            let backends = status["backends"].as_array().unwrap();
+            !backends.is_empty() && backends.iter().all(|backend| backend["phase"] == "online")
+        })
+        .await;
+    }
+
+    /// Waits until `/api/status` looks like that: levels without an event for clients.
+    pub async fn until_status(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let looks = async {
             loop {
                 let status = self.get("/api/status").await;
-                let backends = status["backends"].as_array().cloned().unwrap_or_default();
-                if !backends.is_empty() && backends.iter().all(|backend| backend["phase"] == "online") {
-                    return;
+                if wanted(&status) {
+                    return status;
                 }
-                // The phase is a level without an event for clients.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, all_online).await.expect("a backend did not come online");
+        tokio::time::timeout(PATIENCE, looks).await.expect("the status does not become what it should")
     }
 
     /// Sends a create request.
@@ -174,10 +183,19 @@ impl World {
         }
     }
 
-    /// A GET that must succeed; again while the HTTP server is being restarted.
+    /// A GET that must succeed; again while the HTTP server is being restarted. A task is waited for.
     pub async fn get(&self, path: &str) -> Value {
+        self.get_with(path, "wait=30").await
+    }
+
+    /// As [`Self::get`], and a task is shown as it is.
+    pub async fn get_now(&self, path: &str) -> Value {
+        self.get_with(path, "wait=0").await
+    }
+
+    async fn get_with(&self, path: &str, prefer: &str) -> Value {
         loop {
-            match self.client.get(self.url(path)).header("Prefer", "wait=30").send().await {
+            match self.client.get(self.url(path)).header("Prefer", prefer).send().await {
                 Ok(response) if response.status() == StatusCode::OK => match response.json().await {
                     Ok(value) => return value,
                     Err(error) => assert!(!error.is_timeout(), "{error}"),
@@ -209,8 +227,8 @@ impl World {
         let outputs = task["outputs"].as_array().unwrap();
         assert!(!outputs.is_empty(), "{task}");
         for output in outputs {
-            let bytes = self.client.get(self.url(&format!("/api/tasks/{id}/outputs/{}", output["index"]))).send().await;
-            let bytes = bytes.unwrap().error_for_status().unwrap().bytes().await.unwrap();
+            let url = self.url(&format!("/api/tasks/{id}/outputs/{}", output["index"]));
+            let bytes = self.client.get(url).send().await.unwrap().error_for_status().unwrap().bytes().await.unwrap();
             assert_eq!(bytes.len() as u64, output["bytes"].as_u64().unwrap());
             assert_eq!(sha256(&bytes), output["sha256"].as_str().unwrap());
         }
@@ -220,6 +238,26 @@ impl World {
     pub async fn cancel(&self, id: &str) -> (StatusCode, Value) {
         let response = self.client.post(self.url(&format!("/api/tasks/{id}/cancel"))).send().await.unwrap();
         (response.status(), response.json().await.unwrap())
+    }
+}
+
+impl Deref for World {
+    type Target = Api;
+
+    fn deref(&self) -> &Api {
+        &self.api
+    }
+}
+
+impl World {
+    /// Ports, settings and addresses.
+    pub fn system(&self) -> &System {
+        self.app.system()
+    }
+
+    /// The first fake's controls.
+    pub fn fake(&self) -> Control {
+        self.fakes[0].control()
     }
 
     /// Waits until a prompt of the task runs on some fake, and returns which.
@@ -242,11 +280,16 @@ impl World {
         self.fakes.iter().map(|fake| fake.control().executions_of_task(id)).sum()
     }
 
-    /// Kills the actor behind an address, as a bug would; returns when it is dead.
-    pub async fn kill<M: ractor::Message>(slot: &Slot<M>) {
-        if let Some(actor) = slot.get() {
+    /// Kills the actor behind an address, as a bug would, waiting for it if it is just being restarted; returns when it is dead and its
+    /// supervisor knows.
+    pub async fn kill<M: ractor::Message>(&self, slot: &Slot<M>) {
+        let mut address = slot.watch();
+        let killed = async {
+            let actor = address.wait_for(Option::is_some).await.unwrap().clone().unwrap();
             let _ = actor.kill_and_wait(None).await;
-        }
+            address.wait_for(|now| now.as_ref().is_none_or(|now| now.get_id() != actor.get_id())).await.unwrap();
+        };
+        tokio::time::timeout(PATIENCE, killed).await.expect("a killed actor's supervisor does not notice");
     }
 
     /// The address of a backend's session.
@@ -261,11 +304,12 @@ impl World {
         self.start_again().await
     }
 
-    /// Starts a service that has ended again, on the same data.
+    /// Starts the service, which has ended, again on the same data.
     pub async fn start_again(self) -> Self {
         drop(self.app);
         let app = App::start(&config(&self.dir, &self.fakes, &self.settings)).await.unwrap();
-        Self { app, ..self }
+        let api = Api::new(app.address());
+        Self { app, api, ..self }
     }
 }
 
@@ -291,7 +335,6 @@ pub fn task_with(color: u32, more: &Value) -> Value {
     body
 }
 
-/// A task's id as the core knows it.
 pub fn id(text: &str) -> TaskId {
     text.parse().unwrap()
 }
