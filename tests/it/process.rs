@@ -126,6 +126,7 @@ impl Place {
         }
     }
 
+    /// Creates the first so many tasks of the place, or finds them again.
     async fn create(&self, tasks: u32) -> Vec<String> {
         stream::iter(0..tasks)
             .map(async |n| self.api.create_stubbornly(&task(n), &format!("process-{n}")).await)
@@ -181,8 +182,9 @@ async fn killed_with_many_waiting_none_is_lost() {
     let place = Place::new().await;
     let process = place.start().await;
     place.control().pause_execution();
+    let first = place.create(1).await;
+    place.running(&first[0]).await;
     let ids = place.create(20).await;
-    place.running(&ids[0]).await;
     drop(process);
     let _process = place.start().await;
     place.control().resume();
@@ -239,8 +241,9 @@ async fn a_stop_hands_over_and_the_next_process_adopts() {
     let place = Place::new().await;
     let mut process = place.start().await;
     place.control().pause_execution();
+    let first = place.create(1).await;
+    let prompt = place.running(&first[0]).await;
     let ids = place.create(5).await;
-    let prompt = place.running(&ids[0]).await;
     process.signal("TERM");
     assert_eq!(process.ended().await.code(), Some(0));
     let _process = place.start().await;
