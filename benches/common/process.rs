@@ -1,0 +1,171 @@
+//! The processes that are measured: the fake ComfyUI and comfyd itself.
+
+use std::{
+    env,
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use fake_comfyui::{FakeComfy, FakeConfig};
+use reqwest::{Client, StatusCode};
+use serde_json::{Value, json};
+
+use super::{PATIENCE, client};
+
+/// Tells a process started by a benchmark that it is the fake.
+const FAKE: &str = "COMFYD_BENCH_FAKE";
+
+pub fn is_fake() -> bool {
+    env::var_os(FAKE).is_some()
+}
+
+/// Serves until it is killed; says where on its first line.
+pub async fn fake() {
+    let fake = FakeComfy::start(FakeConfig::default()).await.expect("the fake starts");
+    println!("{}", fake.url());
+    std::future::pending::<()>().await;
+    drop(fake);
+}
+
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It has ended already, or ends now.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A fake ComfyUI.
+pub struct Fake {
+    pub url: String,
+    http: Client,
+    _process: Process,
+}
+
+impl Fake {
+    pub fn start() -> Self {
+        let program = env::current_exe().expect("this program");
+        let mut command = Command::new(program);
+        let mut child = command.env(FAKE, "1").stdout(Stdio::piped()).spawn().expect("a process");
+        let mut url = String::new();
+        BufReader::new(child.stdout.take().expect("its output")).read_line(&mut url).expect("its address");
+        Self { url: url.trim().to_owned(), http: client(), _process: Process(child) }
+    }
+
+    /// Gives it an order, see the fake's own page.
+    pub async fn order(&self, order: Value) {
+        let request = self.http.post(format!("{}/fake/control", self.url)).json(&order);
+        request.send().await.expect("an answer").error_for_status().expect("the order is taken");
+    }
+
+    pub async fn set_node_time(&self, time: Duration) {
+        self.order(json!({"node_time_ms": time.as_millis()})).await;
+    }
+
+    /// The part of the time between the first start and the last end in which nothing ran.
+    pub async fn idle_share(&self) -> f64 {
+        let request = self.http.get(format!("{}/fake/stats", self.url));
+        let stats: Value = request.send().await.expect("an answer").json().await.expect("counts");
+        stats["idle_share"].as_f64().expect("a number")
+    }
+}
+
+/// A running comfyd.
+pub struct Service {
+    pub url: String,
+    pub http: Client,
+    /// From the start of the process to its first good answer to `/readyz`.
+    pub ready_after: Duration,
+    process: Process,
+}
+
+impl Service {
+    /// Starts comfyd on the files in `folder`, with its default settings, and waits until it is ready.
+    pub async fn start(folder: &Path, comfyui: &str) -> Self {
+        let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr()).expect("a free port").port();
+        let url = format!("http://127.0.0.1:{port}");
+        let http = client();
+        let began = Instant::now();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_comfyd"));
+        command
+            .current_dir(folder)
+            .env("COMFYUI_URL", comfyui)
+            .env("HOST", "127.0.0.1")
+            .env("PORT", port.to_string())
+            .env("DATABASE_URL", database(folder))
+            .env("STORAGE_LOCAL_DIR", folder.join("outputs"))
+            .env("COMFYD_LOG__DIR", folder.join("logs"))
+            .stdout(Stdio::null());
+        let process = Process(command.spawn().expect("comfyd starts"));
+        let ready = async {
+            loop {
+                let answer = http.get(format!("{url}/readyz")).send().await;
+                if answer.is_ok_and(|answer| answer.status() == StatusCode::OK) {
+                    return began.elapsed();
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let ready_after = tokio::time::timeout(PATIENCE, ready).await.expect("comfyd becomes ready");
+        Self { url, http, ready_after, process }
+    }
+
+    /// Waits until its ComfyUI is connected.
+    pub async fn online(&self) {
+        while self.get("/api/status").await["backends"][0]["phase"] != "online" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        let answer = self.http.get(format!("{}{path}", self.url)).send().await.expect("an answer");
+        answer.error_for_status().expect("a good one").json().await.expect("JSON")
+    }
+
+    /// Creates a task; it is durable when this returns.
+    pub async fn create(&self, graph: &Value) -> Value {
+        self.post(graph, "respond-async").await
+    }
+
+    /// Creates a task and waits until its outputs are stored.
+    pub async fn run(&self, graph: &Value) {
+        let task = self.post(graph, "wait=60").await;
+        assert_eq!(task["status"], "completed", "{task}");
+    }
+
+    async fn post(&self, graph: &Value, prefer: &str) -> Value {
+        let body = json!({"workflow": graph});
+        let request = self.http.post(format!("{}/api/tasks/create", self.url)).header("Prefer", prefer).json(&body);
+        let answer = request.send().await.expect("an answer").error_for_status().expect("the task is taken");
+        answer.json().await.expect("a task")
+    }
+
+    /// Waits until no task is waiting or being worked on. `last` is one of the last to finish: its end is told, not asked for.
+    pub async fn drained(&self, last: &str) {
+        let request = self.http.get(format!("{}/api/tasks/{last}", self.url)).header("Prefer", "wait=60");
+        request.send().await.expect("an answer").error_for_status().expect("the task");
+        while self.get("/api/tasks?status=pending,processing&limit=1").await["tasks"] != json!([]) {}
+    }
+
+    /// The process's resident memory in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.0.id())).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+}
+
+/// The URL of the database in `folder`.
+pub fn database(folder: &Path) -> String {
+    format!("sqlite://{}", database_file(folder).display())
+}
+
+/// The database in `folder`.
+pub fn database_file(folder: &Path) -> PathBuf {
+    folder.join("comfyd.db")
+}
