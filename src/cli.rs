@@ -36,6 +36,9 @@ pub enum Command {
         /// How long one prompt runs.
         #[arg(long, default_value = "50ms", value_parser = humantime::parse_duration)]
         node_time: std::time::Duration,
+        /// Which ComfyUI it pretends to be: current, v0.3.64 or ignores-prompt-id.
+        #[arg(long, default_value = "current")]
+        generation: fake_comfyui::Generation,
     },
     /// Prints every setting, its source and its environment name, and all faults at once.
     CheckConfig,

@@ -27,9 +27,9 @@ fn main() -> ExitCode {
             Ok(false) | Err(_) => ExitCode::FAILURE,
         },
         Some(Command::Openapi) => print(&comfyd::http::document().to_pretty_json().unwrap_or_default()),
-        Some(Command::MockComfyui { host, port, node_time }) => {
+        Some(Command::MockComfyui { host, port, node_time, generation }) => {
             let addr = SocketAddr::new(host, port);
-            let fake = FakeConfig { addr, node_time, sampler_previews: true, ..FakeConfig::default() };
+            let fake = FakeConfig { addr, node_time, generation, sampler_previews: true, ..FakeConfig::default() };
             run(async move { Ok(demo::mock(fake).await?) })
         }
         Some(Command::Demo { exit, port }) => with_config(|mut config| {

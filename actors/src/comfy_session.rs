@@ -1,6 +1,6 @@
 //! ComfySessionActor: one ComfyUI server, its single WebSocket, and the tasks that run there.
 //!
-//! - **Owns** the connection's phase and a [`Flight`] per task on this backend.
+//! - **Owns** the connection's phase and a `Flight` per task on this backend.
 //! - **Talks** to the queue (demand, endings), to the uploads (finished prompts), to its server through `ComfyTransport`.
 //! - **When it dies** its successor connects afresh, announces itself, and the queue sends it the held tasks again; their prompts are looked for
 //!   on the server, not repeated.

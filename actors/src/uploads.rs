@@ -1,6 +1,6 @@
 //! UploadSupervisor: the outputs of finished prompts, from their ComfyUI server into storage, several at a time.
 //!
-//! - **Owns** the permits and a batch per task; starts an [`UploadActor`](transfer::UploadActor) per artifact and try.
+//! - **Owns** the permits and a batch per task; starts an [`UploadActor`] per artifact and try.
 //! - **Talks** to the queue (whether it takes more, endings) and to its children.
 //! - **When it dies** its children die with it; the queue sends the successor every task that is uploading, with the artifacts that
 //!   are stored already. Storing the same again is harmless, because keys are made from task and dispatch.
