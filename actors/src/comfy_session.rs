@@ -6,22 +6,21 @@
 //!   on the server, not repeated.
 //! - **Must never** send a prompt twice, believe the socket, or wait for I/O in a handler.
 
+mod connection;
 mod feed;
 mod flight;
 mod phase;
 
 use std::collections::{HashMap, VecDeque};
 
-use futures_util::StreamExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 pub use flight::Origin;
 use flight::{Act, Flight, Stop};
-use phase::{Connection, Phase};
+use phase::Phase;
 
 use crate::{
-    board::PhaseName,
     comfy_session::feed::{Feed, Word},
     domain::{
         artifact::Artifact,
@@ -35,7 +34,7 @@ use crate::{
         comfy::{ComfyError, ComfyTransport, Signals, Submission, SubmitError},
         store::{Assignment, StoreError},
     },
-    queue::{Demand, QueueMsg},
+    queue::QueueMsg,
     system::System,
     uploads::UploadsMsg,
 };
@@ -201,121 +200,6 @@ impl Actor for ComfySessionActor {
             SessionMsg::QueueIsBack => state.tell_demand(&me),
         }
         Ok(())
-    }
-}
-
-/// The connection.
-impl State {
-    fn dial(&mut self, me: &ActorRef<SessionMsg>) {
-        if !matches!(self.phase, Phase::Disconnected { .. }) {
-            return;
-        }
-        self.set_phase(Phase::dialing, None);
-        let (comfy, client) = (self.comfy.clone(), ClientId::fresh(&self.system.settings.session.client_prefix));
-        let work = async move {
-            let abilities = comfy.check().await?;
-            let signals = comfy.connect(&client).await?;
-            Ok(Dialed { abilities, client, signals })
-        };
-        self.tasks.run(me, work, SessionMsg::Dialed);
-    }
-
-    fn on_dialed(&mut self, me: &ActorRef<SessionMsg>, result: Result<Result<Dialed, ComfyError>, Panicked>) {
-        match result {
-            Ok(Ok(dialed)) => self.on_connected(me, dialed),
-            Ok(Err(error)) => self.disconnect(me, &error.to_string()),
-            Err(panicked) => self.disconnect(me, &panicked.to_string()),
-        }
-    }
-
-    fn on_connected(&mut self, me: &ActorRef<SessionMsg>, dialed: Dialed) {
-        let Dialed { abilities, client, mut signals } = dialed;
-        self.connections += 1;
-        self.status_owed_since = None;
-        let (number, feed, to) = (self.connections, self.feed.clone(), me.clone());
-        self.system.board.set_abilities(&self.backend, abilities);
-        let reading = async move {
-            while let Some(item) = signals.next().await {
-                match item {
-                    // A gone session needs no frames; its task is aborted with it.
-                    Ok(signal) => _ = feed.take(signal).map(|word| to.cast(SessionMsg::Heard(word))),
-                    Err(error) => return error.to_string(),
-                }
-            }
-            "the server closed the connection".to_owned()
-        };
-        let reader = self.tasks.run_abortable(me, reading, move |result| SessionMsg::SocketClosed {
-            connection: number,
-            reason: result.unwrap_or_else(|panicked| panicked.to_string()),
-        });
-        self.set_phase(|_| Phase::Online(Connection { number, client, _reader: reader }), None);
-        let now = self.now();
-        self.flights.values_mut().for_each(|(flight, _)| flight.on_reconnected(now));
-        self.cancel_orphans();
-        self.advance_all(me);
-        self.tell_demand(me);
-    }
-
-    fn on_socket_closed(&mut self, me: &ActorRef<SessionMsg>, connection: u64, reason: &str) {
-        if matches!(&self.phase, Phase::Online(open) if open.number == connection) {
-            self.disconnect(me, reason);
-        }
-    }
-
-    /// Not a crash: a state with a backoff. Prompts in flight are followed by asking over HTTP meanwhile.
-    fn disconnect(&mut self, me: &ActorRef<SessionMsg>, reason: &str) {
-        let now = self.now();
-        self.status_owed_since = None;
-        self.set_phase(|phase| phase.disconnected(now), Some(reason));
-        let delay = self.system.settings.session.reconnect.delay_at_least_half(self.phase.failures(), rand::random());
-        me.send_after(delay, || SessionMsg::Dial);
-        self.tell_demand(me);
-        self.give_back_unsent();
-        self.advance_all(me);
-    }
-
-    fn set_phase(&mut self, next: impl FnOnce(Phase) -> Phase, problem: Option<&str>) {
-        let before = self.phase.name();
-        let placeholder = Phase::Disconnected { failures: 0, since: self.now() };
-        let old = std::mem::replace(&mut self.phase, placeholder);
-        self.phase = next(old);
-        let (after, backend) = (self.phase.name(), &self.backend);
-        match (before, after, problem) {
-            (PhaseName::Online, PhaseName::Disconnected, reason) => {
-                warn!(%backend, reason, tasks = self.flights.len(), "lost the connection to ComfyUI; reconnecting");
-            }
-            (_, PhaseName::Disconnected, reason) => debug!(%backend, reason, "could not connect to ComfyUI"),
-            (_, PhaseName::Online, _) => info!(%backend, connection = self.connections, "connected to ComfyUI"),
-            _ => debug!(%backend, ?before, ?after, "phase"),
-        }
-        let (connections, in_flight) = (self.connections, self.flights.len());
-        self.system.board.update_backend(&self.backend, |status| {
-            status.phase = after;
-            status.connections = connections;
-            status.in_flight = in_flight;
-            if after != PhaseName::Connecting {
-                status.problem = problem.map(str::to_owned);
-            }
-        });
-    }
-
-    /// Every accepted prompt brings a `status` frame to everybody. If it does not come the socket is deaf: the server forgot our name,
-    /// though it still answers pings (PROTOCOL.md 6.7).
-    fn check_hearing(&mut self, me: &ActorRef<SessionMsg>, now: Timestamp) {
-        let Some(since) = self.status_owed_since else { return };
-        if self.phase.client().is_none() {
-            return;
-        }
-        if self.feed.last_status() >= since {
-            self.status_owed_since = None;
-        } else if now.since(since) >= self.system.settings.session.deaf_after {
-            self.disconnect(me, "the WebSocket went deaf: a prompt was accepted and no status frame came");
-        }
-    }
-
-    fn tell_demand(&self, me: &ActorRef<SessionMsg>) {
-        let demand = Demand { backend: self.backend.clone(), epoch: me.get_id(), client: self.phase.client().cloned() };
-        self.system.slots.queue.cast(QueueMsg::Demand(demand));
     }
 }
 

@@ -1,0 +1,204 @@
+//! Work for backends: who takes what, and who gives it back.
+
+use ractor::{ActorId, ActorRef};
+use tracing::{debug, error, warn};
+
+use super::{
+    Demand, Held, QueueMsg, RECALL_AFTER, State, Whereabouts,
+    matching::{Place, free_places, to_recall},
+};
+use crate::{
+    comfy_session::{Origin, SessionMsg},
+    domain::{
+        id::{BackendId, TaskId},
+        task::{Change, Intent, Release, TaskState},
+    },
+    kit::{slot::Slot, tasks::Panicked},
+    ports::store::{Assignment, Claim, StoreError},
+    uploads::UploadsMsg,
+};
+
+impl State {
+    pub(super) fn on_demand(&mut self, me: &ActorRef<QueueMsg>, demand: Demand) {
+        let backend = demand.backend.clone();
+        let before = self.sessions.insert(backend, demand.clone());
+        if before.is_none_or(|before| before.epoch != demand.epoch) {
+            // A new session knows nothing of what its predecessor had.
+            self.recover(me);
+        }
+        self.fill(me);
+    }
+
+    pub(super) fn on_uploads_open(&mut self, me: &ActorRef<QueueMsg>, epoch: ActorId, open: bool) {
+        self.uploads_open = open;
+        if self.uploads.replace(epoch) != Some(epoch) {
+            self.recover(me);
+        }
+        self.fill(me);
+    }
+
+    pub(super) fn on_moved(&mut self, me: &ActorRef<QueueMsg>, id: TaskId, to: Whereabouts) {
+        let Some(held) = self.held.get_mut(&id) else { return };
+        if held.at == Whereabouts::Backend || held.at == Whereabouts::Ran {
+            held.at = to;
+            self.fill(me);
+        }
+    }
+
+    pub(super) fn on_wake(&mut self, me: &ActorRef<QueueMsg>) {
+        self.dry = false;
+        self.woken = self.claiming;
+        self.fill(me);
+    }
+
+    /// Takes tasks for all free places, if there may be any.
+    pub(super) fn fill(&mut self, me: &ActorRef<QueueMsg>) {
+        if self.claiming {
+            return;
+        }
+        if self.dry {
+            if to_recall(&self.places()).is_some() {
+                me.send_after(RECALL_AFTER, || QueueMsg::ConsiderRecall);
+            }
+            return;
+        }
+        let slots = self.places_to_fill();
+        if slots.is_empty() {
+            return;
+        }
+        self.claiming = true;
+        let claim = self.keep(slots);
+        let kept = claim.slots.iter().map(|intent| intent.backend.clone()).collect();
+        let source = self.system.source.clone();
+        self.tasks.run(me, async move { source.claim(claim).await }, |result| QueueMsg::Claimed { kept, result });
+    }
+
+    pub(super) fn on_claimed(
+        &mut self,
+        me: &ActorRef<QueueMsg>,
+        kept: Vec<BackendId>,
+        result: Result<Result<Vec<Assignment>, StoreError>, Panicked>,
+    ) {
+        self.claiming = false;
+        let wanted = kept.len();
+        self.release_places(kept);
+        match result {
+            Ok(Ok(assignments)) => {
+                self.dry = assignments.len() < wanted && !std::mem::take(&mut self.woken);
+                self.waiting.left(assignments.len() as u64);
+                self.assign_all(me, assignments, Origin::Claimed);
+                self.fill(me);
+            }
+            // Dispatch is held; the next tick asks again.
+            Ok(Err(error)) => {
+                self.doubtful = true;
+                debug!(%error, "could not claim tasks");
+            }
+            Err(Panicked) => {
+                self.doubtful = true;
+                error!("a claim panicked");
+            }
+        }
+    }
+
+    /// Intents for every free place, best first. None while something else comes first.
+    pub(super) fn places_to_fill(&self) -> Vec<Intent> {
+        if !self.recovered || self.recovering || !self.uploads_open || !self.draining.is_empty() {
+            return Vec::new();
+        }
+        let free = free_places(&self.places(), self.system.settings.prepare_ahead);
+        free.into_iter()
+            .filter_map(|backend| {
+                let client = self.sessions.get(&backend)?.client.clone()?;
+                Some(Intent { backend, client })
+            })
+            .collect()
+    }
+
+    pub(super) fn places(&self) -> Vec<Place> {
+        self.sessions
+            .iter()
+            .map(|(backend, demand)| {
+                let there =
+                    self.held.values().filter(|held| held.at == Whereabouts::Backend && held.backend == *backend);
+                let kept = self.kept.get(backend).copied().unwrap_or(0);
+                let online = demand.client.is_some() && self.is_up(demand);
+                Place { backend: backend.clone(), online, occupied: there.count() + kept }
+            })
+            .collect()
+    }
+
+    /// Whether the session that said so still lives: one that died, perhaps for a whole quarantine, takes nothing.
+    pub(super) fn is_up(&self, demand: &Demand) -> bool {
+        let session = self.system.slots.sessions.get(&demand.backend).and_then(Slot::get);
+        session.is_some_and(|session| session.get_id() == demand.epoch)
+    }
+
+    pub(super) fn keep(&mut self, slots: Vec<Intent>) -> Claim {
+        for intent in &slots {
+            *self.kept.entry(intent.backend.clone()).or_default() += 1;
+        }
+        Claim { worker: self.system.worker.clone(), lease: self.system.settings.lease, slots }
+    }
+
+    pub(super) fn release_places(&mut self, backends: impl IntoIterator<Item = BackendId>) {
+        for backend in backends {
+            if let Some(kept) = self.kept.get_mut(&backend) {
+                *kept = kept.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Nothing waits, one backend has nothing to do, another has a prompt prepared: that one moves over.
+    pub(super) fn recall(&mut self) {
+        if !self.dry || self.claiming || !self.recovered || !self.draining.is_empty() {
+            return;
+        }
+        if let Some(backend) = to_recall(&self.places()) {
+            debug!(%backend, "recalling a prepared prompt for an idle backend");
+            self.tell_session(&backend, SessionMsg::Recall);
+        }
+    }
+
+    pub(super) fn assign_all(&mut self, me: &ActorRef<QueueMsg>, assignments: Vec<Assignment>, origin: Origin) {
+        for assignment in assignments {
+            self.assign(me, assignment, origin);
+        }
+    }
+
+    /// Hands a held task to whoever works on it in its state. Whoever has it already ignores it.
+    pub(super) fn assign(&mut self, me: &ActorRef<QueueMsg>, assignment: Assignment, origin: Origin) {
+        let task = &assignment.task;
+        let (id, fence) = (task.id, task.fence);
+        let Some(backend) = task.prompt.as_ref().map(|prompt| prompt.backend.clone()) else {
+            return self.settle(me, id, fence, Change::Release(Release::Recalled), None);
+        };
+        if !self.system.backends.contains_key(&backend) {
+            warn!(task.id = %id, %backend, "the task's backend is not configured any more; it runs elsewhere");
+            return self.settle(me, id, fence, Change::Release(Release::Recalled), None);
+        }
+        let uploading = task.state == TaskState::Uploading;
+        let known = self.held.get(&id).filter(|held| held.fence == fence);
+        let at = match known.map(|held| held.at) {
+            Some(Whereabouts::Settling) => return,
+            _ if uploading => Whereabouts::Uploads,
+            known => known.unwrap_or(Whereabouts::Backend),
+        };
+        let origin = known.and_then(|held| held.untold).unwrap_or(origin);
+        let (attempt, created_at) = (task.attempt, task.created_at);
+        let assignment = Box::new(assignment);
+        let told = if uploading {
+            self.system.slots.uploads.cast(UploadsMsg::Begin { assignment })
+        } else {
+            let unsure = self.system.settings.unclean_start && created_at < self.system.started_at;
+            let origin = if origin == Origin::Claimed && unsure { Origin::ClaimedUnsure } else { origin };
+            self.tell_session(&backend, SessionMsg::Run { assignment, origin })
+        };
+        self.held.insert(id, Held { fence, attempt, backend, at, untold: (!told).then_some(origin) });
+    }
+
+    /// False when the session is down and the message lost; its successor's first demand makes up for it.
+    pub(super) fn tell_session(&self, backend: &BackendId, message: SessionMsg) -> bool {
+        self.system.slots.sessions.get(backend).is_some_and(|slot| slot.cast(message))
+    }
+}

@@ -1,0 +1,138 @@
+//! New tasks and cancellations: what clients ask of the queue.
+
+use ractor::{ActorRef, RpcReplyPort};
+
+use super::{COUNT_EVERY, Held, QueueMsg, State, Whereabouts};
+use crate::{
+    bridge::{RequestError, TaskRequest},
+    comfy_session::{Origin, SessionMsg},
+    domain::{
+        id::{BackendId, TaskId},
+        order::sort_key,
+        task::Task,
+    },
+    kit::tasks::Panicked,
+    ports::store::{Assignment, Created, NewTask, StoreError},
+    uploads::UploadsMsg,
+};
+
+impl State {
+    pub(super) fn submit(
+        &mut self,
+        me: &ActorRef<QueueMsg>,
+        request: TaskRequest,
+        reply: RpcReplyPort<Result<Created, RequestError>>,
+    ) {
+        let limit = self.system.settings.max_pending;
+        if !self.draining.is_empty() {
+            _ = reply.send(Err(RequestError::Draining));
+        } else if let Err(retry_after) = self.waiting.admit(self.creating, limit, COUNT_EVERY) {
+            _ = reply.send(Err(RequestError::Full { pending: self.waiting.count(), limit, retry_after }));
+        } else {
+            self.create(me, request, reply);
+        }
+    }
+
+    /// Stores the task and, when a backend is free, takes the head of the order in the same commit: one disk flush, no wait.
+    pub(super) fn create(
+        &mut self,
+        me: &ActorRef<QueueMsg>,
+        request: TaskRequest,
+        reply: RpcReplyPort<Result<Created, RequestError>>,
+    ) {
+        let new = self.new_task(request);
+        let slot = self.places_to_fill().into_iter().next();
+        let claim = slot.map(|intent| self.keep(vec![intent]));
+        let kept = claim.as_ref().and_then(|claim| claim.slots.first()).map(|intent| intent.backend.clone());
+        let store = self.system.store.clone();
+        self.creating += 1;
+        self.tasks.run(me, async move { store.create(new, claim).await }, |result| QueueMsg::Stored {
+            reply,
+            kept,
+            result,
+        });
+    }
+
+    pub(super) fn new_task(&self, request: TaskRequest) -> NewTask {
+        let settings = &self.system.settings;
+        let created_at = self.system.clock.now();
+        NewTask {
+            id: TaskId::new(),
+            tenant: request.tenant,
+            lane: 0,
+            workflow: request.workflow,
+            priority: request.priority,
+            sort_key: sort_key(created_at, request.priority, settings.ordering),
+            max_attempts: request.max_attempts.unwrap_or(settings.max_attempts),
+            timeout: Some(request.timeout.unwrap_or(settings.timeout)),
+            created_at,
+            payload: request.payload,
+            idempotency: request.idempotency,
+        }
+    }
+
+    pub(super) fn on_stored(
+        &mut self,
+        me: &ActorRef<QueueMsg>,
+        reply: RpcReplyPort<Result<Created, RequestError>>,
+        kept: Option<BackendId>,
+        result: Result<Result<(Created, Vec<Assignment>), StoreError>, Panicked>,
+    ) {
+        self.creating = self.creating.saturating_sub(1);
+        self.doubtful |= kept.is_some() && !matches!(result, Ok(Ok(_)));
+        self.release_places(kept);
+        let answer = match result {
+            Ok(Ok((created, assignments))) => {
+                if matches!(created, Created::New(_)) {
+                    self.waiting.entered();
+                }
+                self.waiting.left(assignments.len() as u64);
+                self.assign_all(me, assignments, Origin::Claimed);
+                Ok(created)
+            }
+            Ok(Err(error)) => Err(RequestError::Store(error)),
+            Err(Panicked) => Err(RequestError::Store(StoreError::Unavailable(Panicked.to_string()))),
+        };
+        // A client that went away is no fault: its task is stored.
+        _ = reply.send(answer);
+    }
+
+    pub(super) fn cancel(
+        &mut self,
+        me: &ActorRef<QueueMsg>,
+        id: TaskId,
+        reply: RpcReplyPort<Result<Task, RequestError>>,
+    ) {
+        let store = self.system.store.clone();
+        self.tasks.run(me, async move { store.cancel(id).await }, |result| QueueMsg::CancelStored { reply, result });
+    }
+
+    pub(super) fn on_cancel_stored(
+        &mut self,
+        reply: RpcReplyPort<Result<Task, RequestError>>,
+        result: Result<Result<Task, StoreError>, Panicked>,
+    ) {
+        let result = result.unwrap_or_else(|panicked| Err(StoreError::Unavailable(panicked.to_string())));
+        if let Ok(task) = &result {
+            self.tell_cancelled(task.id);
+        }
+        _ = reply.send(result.map_err(RequestError::Store));
+    }
+
+    /// Whoever has the task stops it. In another process, the next renewal of its lease tells.
+    pub(super) fn tell_cancelled(&self, id: TaskId) {
+        match self.held.get(&id) {
+            Some(Held { at: Whereabouts::Backend | Whereabouts::Ran, backend, .. }) => {
+                self.tell_session(backend, SessionMsg::Cancel { id });
+            }
+            Some(Held { at: Whereabouts::Uploads, .. }) => {
+                _ = self.system.slots.uploads.cast(UploadsMsg::Cancel { id });
+            }
+            Some(Held { at: Whereabouts::Settling, .. }) | None => {}
+        }
+    }
+
+    pub(super) fn running(&self) -> Vec<TaskId> {
+        self.held.iter().filter(|(_, held)| held.at == Whereabouts::Backend).map(|(id, _)| *id).collect()
+    }
+}
