@@ -26,7 +26,7 @@ use crate::{
         artifact::Artifact,
         id::{BackendId, ClientId, PromptId, TaskId},
         prompt::{Abilities, Finished, Receipt, Sighting},
-        task::{Change, Fence, Release, Task},
+        task::{Change, Fence, Refusal, Release},
         time::Timestamp,
     },
     kit::tasks::{Panicked, Tasks},
@@ -61,8 +61,8 @@ pub enum SessionMsg {
     Cancel { id: TaskId },
     /// Another backend is free: give back a prompt that only waits here.
     Recall,
-    /// The lease is lost: stop all work on it, write nothing.
-    Drop { id: TaskId },
+    /// The lease under this fence is lost: stop all work on it, write nothing.
+    Drop { id: TaskId, fence: Fence },
     /// The task's end is recorded: its prompt may leave the server's history.
     Forget { prompt: PromptId },
     /// Connect.
@@ -117,8 +117,6 @@ pub enum Outcome {
     History(Result<Option<Finished>, ComfyError>),
     /// The server was asked to stop the prompt.
     StopAsked,
-    /// The plan was recorded, or could not be.
-    Planned { artifacts: Vec<Artifact>, result: Result<Box<Task>, StoreError> },
 }
 
 /// Start data.
@@ -189,7 +187,7 @@ impl Actor for ComfySessionActor {
             SessionMsg::Run { assignment, origin } => state.on_run(&me, *assignment, origin),
             SessionMsg::Cancel { id } => state.on_stop(&me, id, Stop::Client),
             SessionMsg::Recall => state.on_recall(&me),
-            SessionMsg::Drop { id } => state.drop_flight(id),
+            SessionMsg::Drop { id, fence } => state.drop_flight(id, fence),
             SessionMsg::Forget { prompt } => state.forgettable.push(prompt),
             SessionMsg::Dial => state.dial(&me),
             SessionMsg::Dialed(result) => state.on_dialed(&me, result),
@@ -283,7 +281,6 @@ impl State {
             Ok(Outcome::Looked { began, result }) => flight.on_looked(result, began, now),
             Ok(Outcome::History(result)) => flight.on_history(result, now),
             Ok(Outcome::StopAsked) => flight.on_stop_asked(now),
-            Ok(Outcome::Planned { artifacts, result }) => return self.on_planned(id, artifacts, result),
             Err(Panicked) => flight.on_interrupted(now),
         }
         if occupied && self.flights.get(&id).is_some_and(|(flight, _)| !flight.occupies_backend()) {
@@ -315,35 +312,27 @@ impl State {
         let (source, me) = (self.system.source.clone(), me.clone());
         self.tasks.run_unreported(async move {
             let change = Change::Accept { prompt };
-            if let Err(StoreError::Refused(crate::domain::task::Refusal::Stale)) = source.apply(id, fence, change).await
-            {
-                let _ = me.cast(SessionMsg::Drop { id });
+            if let Err(StoreError::Refused(Refusal::Stale)) = source.apply(id, fence, change).await {
+                let _ = me.cast(SessionMsg::Drop { id, fence });
             }
         });
     }
 
-    fn on_planned(&mut self, id: TaskId, artifacts: Vec<Artifact>, result: Result<Box<Task>, StoreError>) {
-        match result {
-            Ok(task) => {
-                let Some((flight, graph)) = self.remove(id) else { return };
-                // The id it went by, should its acceptance never have been recorded: it is what the server's history forgets it by.
-                let task = Task { prompt: flight.task.prompt, ..*task };
-                self.system.slots.queue.cast(QueueMsg::Uploading { id });
-                let assignment = Box::new(Assignment { task, graph, artifacts });
-                self.system.slots.uploads.cast(UploadsMsg::Begin { assignment });
-            }
-            Err(StoreError::Refused(_) | StoreError::NotFound) => self.drop_flight(id),
-            Err(StoreError::Unavailable(_) | StoreError::Corrupt(_)) => {
-                let now = self.now();
-                if let Some((flight, _)) = self.flights.get_mut(&id) {
-                    flight.on_interrupted(now);
-                }
-            }
-        }
+    /// Its files are stored while the plan is being recorded: nobody waits for that evidence, because without it a successor finds the
+    /// prompt in the server's history and stores the same files under the same keys.
+    fn hand_to_uploads(&mut self, id: TaskId, artifacts: Vec<Artifact>) {
+        let Some((flight, graph)) = self.remove(id) else { return };
+        let (task, plan) = (flight.task, Change::Plan { artifacts: artifacts.clone() });
+        let (source, fence) = (self.system.source.clone(), task.fence);
+        self.system.slots.queue.cast(QueueMsg::Uploading { id });
+        let assignment = Box::new(Assignment { task, graph, artifacts });
+        self.system.slots.uploads.cast(UploadsMsg::Begin { assignment });
+        // Should the lease be lost, the record of the end is refused as well.
+        self.tasks.run_unreported(async move { _ = source.apply(id, fence, plan).await });
     }
 
-    fn drop_flight(&mut self, id: TaskId) {
-        if self.remove(id).is_some() {
+    fn drop_flight(&mut self, id: TaskId, fence: Fence) {
+        if self.flights.get(&id).is_some_and(|(flight, _)| flight.task.fence == fence) && self.remove(id).is_some() {
             warn!(task.id = %id, "the lease is lost; the work on the task stops here");
         }
     }
@@ -414,14 +403,7 @@ impl State {
                 };
                 self.tasks.run(me, work, done);
             }
-            Act::Plan(artifacts) => {
-                let source = self.system.source.clone();
-                let work = async move {
-                    let result = source.apply(id, fence, Change::Plan { artifacts: artifacts.clone() }).await;
-                    Outcome::Planned { artifacts, result: result.map(Box::new) }
-                };
-                self.tasks.run(me, work, done);
-            }
+            Act::Plan(artifacts) => self.hand_to_uploads(id, artifacts),
             Act::Settle { change, orphan } => self.settle(id, change, orphan),
         }
     }

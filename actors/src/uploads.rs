@@ -43,8 +43,8 @@ pub enum UploadsMsg {
     Begin { assignment: Box<Assignment> },
     /// A client wants the task stopped: nothing more is stored for it.
     Cancel { id: TaskId },
-    /// The lease is lost: stop all work on it, write nothing.
-    Drop { id: TaskId },
+    /// The lease under this fence is lost: stop all work on it, write nothing.
+    Drop { id: TaskId, fence: Fence },
     /// A transfer ended.
     Transferred {
         /// The task.
@@ -103,7 +103,7 @@ impl Actor for UploadSupervisor {
         match message {
             UploadsMsg::Begin { assignment } => state.begin(&me, *assignment),
             UploadsMsg::Cancel { id } => state.cancel(&me, id),
-            UploadsMsg::Drop { id } => _ = state.remove(&me, id),
+            UploadsMsg::Drop { id, fence } => state.drop_batch(&me, id, fence),
             UploadsMsg::Transferred { id, fence, index, result } => state.on_transferred(&me, id, fence, index, result),
             UploadsMsg::Again { id, fence, index } => state.ready.push_back((id, fence, index)),
             UploadsMsg::Announce => state.announce(&me),
@@ -254,6 +254,12 @@ impl State {
         let (fence, change) = (batch.task.fence, Box::new(change));
         let prompt = batch.task.prompt.map(|prompt| prompt.id);
         self.system.slots.queue.cast(QueueMsg::Settle { id, fence, change, prompt });
+    }
+
+    fn drop_batch(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, fence: Fence) {
+        if self.batches.get(&id).is_some_and(|batch| batch.task.fence == fence) {
+            self.remove(me, id);
+        }
     }
 
     /// Forgets a task and stops its transfers; what they wrote so far is not visible to anybody.

@@ -366,8 +366,11 @@ async fn a_quarantined_backend_gets_nothing_and_the_other_goes_on() {
     world.until_status(|status| phase_of(status, &bad) == "quarantined").await;
     // While the other is busy, whatever still counted on this one would be handed tasks.
     world.fakes[1].control().pause_execution();
-    let ids: Vec<_> = stream::iter(0..TASKS).map(async |n| world.create(&task(n)).await).buffered(4).collect().await;
-    world.running(&ids[0]).await;
+    let first = world.create(&task(TASKS)).await;
+    world.running(&first).await;
+    let mut ids: Vec<_> =
+        stream::iter(0..TASKS).map(async |n| world.create(&task(n)).await).buffered(4).collect().await;
+    ids.push(first);
     world.fakes[1].control().resume();
     end_once(&world, &ids).await;
     assert_eq!(world.fakes[0].control().total_executions(), 0);

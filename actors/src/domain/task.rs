@@ -383,10 +383,13 @@ impl Task {
     }
 
     fn complete(&mut self, artifacts: Vec<Artifact>, now: Timestamp) -> Result<ArtifactEdit, Refusal> {
-        self.in_state(TaskState::Uploading, ArtifactEdit::Keep)?;
-        if artifacts.iter().any(|artifact| artifact.object.is_none()) {
+        // Whether its plan was recorded does not matter any more: the manifest says it all.
+        if self.prompt.is_none() || artifacts.iter().any(|artifact| artifact.object.is_none()) {
             return Err(Refusal::WrongState);
         }
+        self.executing_at.get_or_insert(now);
+        self.uploading_at.get_or_insert(now);
+        self.poison = 0;
         if self.cancel_requested_at.is_some() {
             return Ok(self.end(TaskState::Cancelled, None, now));
         }

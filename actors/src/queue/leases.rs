@@ -109,7 +109,7 @@ impl State {
             return;
         }
         let Some(held) = self.held.remove(&id) else { return };
-        self.tell_session(&held.backend, SessionMsg::Drop { id });
-        self.system.slots.uploads.cast(UploadsMsg::Drop { id });
+        self.tell_session(&held.backend, SessionMsg::Drop { id, fence });
+        self.system.slots.uploads.cast(UploadsMsg::Drop { id, fence });
     }
 }
