@@ -186,9 +186,13 @@ async fn a_transfer_dies() {
     world.fake().inject_times(Fault::SlowView { bytes_per_second: 1 }, 1).await.unwrap();
     let id = world.create(&task(1)).await;
     event(&world, |event| matches!(event, EventKind::Viewed { .. })).await;
-    let transfers = transfers(&world);
-    assert_eq!(transfers.len(), 1);
-    transfers[0].kill();
+    let killed = async {
+        // It asks for the file before its supervisor has it in its books.
+        while transfers(&world).iter().map(ActorCell::kill).count() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, killed).await.expect("nobody transfers");
     end_once(&world, &[id]).await;
 }
 

@@ -121,6 +121,7 @@ pub fn environment(dir: &TempDir, comfyui: &str, settings: &[(String, String)]) 
 
 impl Api {
     pub fn new(address: SocketAddr) -> Self {
+        comfyd::tls::install_crypto_provider();
         let client = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
         Self { client, base: format!("http://{address}") }
     }
