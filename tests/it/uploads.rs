@@ -7,13 +7,23 @@ use reqwest::{Method, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::{
-    support::{World, task, task_with, world},
+    support::{PATIENCE, World, task, task_with, world},
     witness::{started, until, until_level},
 };
 
 fn views(world: &World) -> usize {
     let is_view = |event: &EventKind| matches!(event, EventKind::Viewed { .. });
     world.fake().log().iter().filter(|event| is_view(&event.kind)).count()
+}
+
+/// Waits until the task shows that its files are being stored: that record is made beside the transfers.
+async fn uploading(world: &World, id: &str) {
+    let shown = async {
+        while world.now(id).await["stage"] != "uploading" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, shown).await.expect("the stage does not follow");
 }
 
 /// A graph whose nodes announce files of some length.
@@ -83,7 +93,7 @@ async fn outputs_are_stored_side_by_side_and_no_more_at_once_than_allowed() {
     world.fake().inject(Fault::SlowView { bytes_per_second: 1 }).await.unwrap();
     let id = world.create(&files(&[("1", 6)], 100_000)).await;
     until_level("four at once", || views(&world) == 4).await;
-    assert_eq!(world.now(&id).await["stage"], "uploading");
+    uploading(&world, &id).await;
     world.cancel(&id).await;
     assert_eq!(world.finished(&id).await["status"], "cancelled");
     assert_eq!(views(&world), 4);
@@ -192,7 +202,7 @@ async fn a_storage_that_is_away_is_waited_for_and_nothing_runs_again() {
     fs::write(&folder, "in the way").unwrap();
     let id = world.create(&task(1)).await;
     until_level("several tries", || views(&world) >= 6).await;
-    assert_eq!(world.now(&id).await["stage"], "uploading");
+    uploading(&world, &id).await;
 
     fs::remove_file(&folder).unwrap();
     fs::rename(&aside, &folder).unwrap();
@@ -208,7 +218,7 @@ async fn the_next_task_runs_while_files_are_stored() {
     let next = world.create(&task(2)).await;
     until(&world.fake(), started(&next)).await;
     world.ran(&next, 1).await;
-    assert_eq!(world.now(&storing).await["stage"], "uploading");
+    uploading(&world, &storing).await;
     world.cancel(&storing).await;
     assert_eq!(world.finished(&storing).await["status"], "cancelled");
 }
