@@ -204,13 +204,13 @@ impl Actor for ComfySessionActor {
 /// The flights.
 impl State {
     fn on_run(&mut self, me: &ActorRef<SessionMsg>, assignment: Assignment, origin: Origin) {
-        let Assignment { task, graph, .. } = assignment;
+        let Assignment { task, graph, options, .. } = assignment;
         let (id, fence) = (task.id, task.fence);
         if self.flights.get(&id).is_some_and(|(flight, _)| flight.task.fence >= fence) {
             return;
         }
         debug!(task.id = %id, task.dispatch = task.dispatch, ?origin, "took on the task");
-        let flight = Flight::new(task, origin, self.now(), &self.system.settings.session);
+        let flight = Flight::new(task, options, origin, self.now(), &self.system.settings.session);
         self.feed.follow(flight.prompt(), id, count_nodes(&graph));
         self.flights.insert(id, (flight, graph));
         if self.phase.client().is_none() {
@@ -322,10 +322,11 @@ impl State {
     /// prompt in the server's history and stores the same files under the same keys.
     fn hand_to_uploads(&mut self, id: TaskId, artifacts: Vec<Artifact>) {
         let Some((flight, graph)) = self.remove(id) else { return };
-        let (task, plan) = (flight.task, Change::Plan { artifacts: artifacts.clone() });
+        let (task, options) = (flight.task, flight.options);
+        let plan = Change::Plan { artifacts: artifacts.clone() };
         let (source, fence) = (self.system.source.clone(), task.fence);
         self.system.slots.queue.cast(QueueMsg::Uploading { id });
-        let assignment = Box::new(Assignment { task, graph, artifacts });
+        let assignment = Box::new(Assignment { task, graph, options, artifacts });
         self.system.slots.uploads.cast(UploadsMsg::Begin { assignment });
         // Should the lease be lost, the record of the end is refused as well.
         self.tasks.run_unreported(async move { _ = source.apply(id, fence, plan).await });

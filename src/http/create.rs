@@ -13,6 +13,7 @@ use comfyd_actors::{
     bridge::TaskRequest,
     domain::{
         graph::{self, GraphFault, escape},
+        options::TaskOptions,
         order::Priority,
         task::Task,
         workflow::{self, InputFault, type_of},
@@ -31,7 +32,7 @@ use super::{
 };
 use crate::{config::nearest, workflows::Workflows};
 
-const FIELDS: [&str; 6] = ["workflow", "inputs", "priority", "max_attempts", "timeout", "metadata"];
+const FIELDS: [&str; 7] = ["workflow", "inputs", "priority", "max_attempts", "timeout", "metadata", "allow_partial"];
 /// Metadata is for labels, not for files.
 const MAX_METADATA: usize = 64 << 10;
 const MAX_ATTEMPTS: i64 = 100;
@@ -61,6 +62,8 @@ pub struct CreateTask {
     /// Longest time one attempt may execute: "90s", "5m", "1h 30m".
     #[schema(example = "10m")]
     timeout: Option<String>,
+    /// Run what the server takes of a graph it does not take whole, instead of failing.
+    allow_partial: Option<bool>,
     /// Your own data, at most 64 KiB; comes back with the task.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Value>,
@@ -212,13 +215,19 @@ pub fn parse(body: &[u8], key: Option<&HeaderValue>, workflows: &Workflows) -> R
     let priority = reading.field("priority", priority).unwrap_or_default();
     let max_attempts = reading.field("max_attempts", max_attempts);
     let timeout = reading.field("timeout", timeout);
+    let options = reading.options();
     let inputs = reading.inputs();
     let run = reading.workflow(workflows, inputs);
     match (run, reading.faults.is_empty()) {
         (Some((workflow, graph, inputs)), true) => Ok(TaskRequest {
             tenant: 0,
             workflow,
-            payload: Payload { graph: graph.into(), inputs: inputs.into(), metadata: metadata.into() },
+            payload: Payload {
+                graph: graph.into(),
+                inputs: inputs.into(),
+                metadata: metadata.into(),
+                options: options.into(),
+            },
             priority,
             max_attempts,
             timeout,
@@ -272,6 +281,10 @@ impl<'a> Reading<'a> {
             Ok(Value::Null) => None,
             value => value.and_then(read_at).map_err(|fault| self.faults.push(fault)).ok(),
         }
+    }
+
+    fn options(&mut self) -> TaskOptions {
+        TaskOptions { allow_partial: self.field("allow_partial", truth).unwrap_or_default() }
     }
 
     /// Kept as the client wrote it.
@@ -376,6 +389,10 @@ fn priority(value: &Value) -> Result<Priority, String> {
         Value::Number(number) => number.as_i64().and_then(Priority::new).ok_or_else(|| wanted.to_owned()),
         other => Err(format!("{wanted}, found {}", type_of(other))),
     }
+}
+
+fn truth(value: &Value) -> Result<bool, String> {
+    value.as_bool().ok_or_else(|| "expected true or false".to_owned())
 }
 
 fn max_attempts(value: &Value) -> Result<i32, String> {

@@ -189,7 +189,7 @@ impl TaskView {
     /// Of a task; `base` is what the URLs of outputs begin with.
     #[must_use]
     pub fn of(record: TaskRecord, progress: Option<Progress>, base: &str) -> Self {
-        let TaskRecord { task, inputs, metadata, artifacts } = record;
+        let TaskRecord { task, inputs, metadata, artifacts, .. } = record;
         let url = format!("{base}/api/tasks/{}/outputs", task.id);
         Self {
             progress: ProgressView::of(task.state, progress),

@@ -139,6 +139,18 @@ async fn a_partly_accepted_graph_is_taken_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_partly_accepted_graph_runs_in_part_when_that_is_allowed() {
+    let world = world().start().await;
+    world.fake().inject_times(Fault::PartialAcceptance, 1).await.unwrap();
+    let mut body = task(1);
+    body["workflow"]["3"] = json!({"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}});
+    body["allow_partial"] = json!(true);
+    let id = world.create(&body).await;
+    let done = world.finished(&id).await;
+    assert_eq!((&done["status"], world.executions(&id)), (&json!("completed"), 1), "{done}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_task_is_cancelled_wherever_it_is() {
     let world = world().start().await;
     world.fake().pause_execution();

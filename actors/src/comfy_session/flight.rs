@@ -4,13 +4,14 @@
 //! one thing to do now. It is level-triggered: losing an event, getting it twice or out of order only makes the answer later,
 //! because the server is asked in the end.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     domain::{
         artifact::Artifact,
         error::{ErrorCode, TaskError},
         id::PromptId,
+        options::TaskOptions,
         prompt::{Finished, Outcome, Receipt, Sighting},
         reconcile::{Doubt, PAIR_GAP, Verdict},
         task::{Change, Release, Task},
@@ -100,6 +101,8 @@ pub enum Act {
 pub struct Flight {
     /// The task as last recorded.
     pub task: Task,
+    /// What is done differently for it.
+    pub options: Arc<TaskOptions>,
     fate: Fate,
     verify: bool,
     /// One act is being done.
@@ -122,7 +125,13 @@ pub struct Flight {
 impl Flight {
     /// A task that just arrived.
     #[must_use]
-    pub fn new(task: Task, origin: Origin, now: Timestamp, settings: &SessionSettings) -> Self {
+    pub fn new(
+        task: Task,
+        options: Arc<TaskOptions>,
+        origin: Origin,
+        now: Timestamp,
+        settings: &SessionSettings,
+    ) -> Self {
         let accepted = task.prompt.as_ref().is_some_and(|prompt| prompt.accepted);
         let fate = match origin {
             Origin::Claimed | Origin::ClaimedUnsure => Fate::Unsent,
@@ -134,6 +143,7 @@ impl Flight {
         Self {
             stop_asked_at: stop.as_ref().map(|_| now),
             task,
+            options,
             fate,
             verify: origin == Origin::ClaimedUnsure,
             busy: false,
@@ -349,7 +359,7 @@ impl Flight {
         self.accepted_as(receipt.prompt);
         // Its frames may have overtaken the answer.
         self.next_ask = if self.end_heard_at.is_some() { now } else { now.after(settings.silence) };
-        if let Some(node_errors) = receipt.node_errors {
+        if let Some(node_errors) = receipt.node_errors.filter(|_| !self.options.allow_partial) {
             let mut error = TaskError::new(
                 ErrorCode::PartiallyAccepted,
                 "the server accepted only some outputs of the graph, so the run was taken back; see node_errors",

@@ -17,6 +17,7 @@ use tokio::sync::broadcast;
 use crate::domain::{
     artifact::Artifact,
     id::{TaskId, WorkerId},
+    options::TaskOptions,
     order::Priority,
     task::{Change, Fence, Intent, Refusal, Task, TaskState},
     time::Timestamp,
@@ -91,6 +92,8 @@ pub struct Payload {
     pub inputs: Arc<str>,
     /// The client's own data, JSON text.
     pub metadata: Arc<str>,
+    /// What is done differently for this task.
+    pub options: Arc<TaskOptions>,
 }
 
 /// An `Idempotency-Key` and what it was used for.
@@ -131,6 +134,8 @@ pub struct Assignment {
     pub task: Task,
     /// Its graph.
     pub graph: Arc<str>,
+    /// What is done differently for it.
+    pub options: Arc<TaskOptions>,
     /// Its artifacts, when it is already uploading.
     pub artifacts: Vec<Artifact>,
 }
@@ -153,6 +158,8 @@ pub struct TaskRecord {
     pub inputs: Arc<str>,
     /// The client's own data, JSON text.
     pub metadata: Arc<str>,
+    /// What is done differently for it.
+    pub options: Arc<TaskOptions>,
     /// Its artifacts in order.
     pub artifacts: Vec<Artifact>,
 }

@@ -128,7 +128,12 @@ impl MemoryStore {
 
 impl Row {
     fn assignment(&self) -> Assignment {
-        Assignment { task: self.task.clone(), graph: self.payload.graph.clone(), artifacts: self.artifacts.clone() }
+        Assignment {
+            task: self.task.clone(),
+            graph: self.payload.graph.clone(),
+            options: self.payload.options.clone(),
+            artifacts: self.artifacts.clone(),
+        }
     }
 }
 
@@ -207,6 +212,7 @@ impl TaskStore for MemoryStore {
             task: row.task.clone(),
             inputs: row.payload.inputs.clone(),
             metadata: row.payload.metadata.clone(),
+            options: row.payload.options.clone(),
             artifacts: row.artifacts.clone(),
         })
     }

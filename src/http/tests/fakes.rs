@@ -214,7 +214,16 @@ impl FakeQueue {
         }
         let task = new_task(&request);
         let (inputs, metadata) = (request.payload.inputs.clone(), request.payload.metadata.clone());
-        records.insert(task.id, TaskRecord { task: task.clone(), inputs, metadata, artifacts: Vec::new() });
+        records.insert(
+            task.id,
+            TaskRecord {
+                task: task.clone(),
+                inputs,
+                metadata,
+                options: request.payload.options.clone(),
+                artifacts: Vec::new(),
+            },
+        );
         requests.push(request);
         Ok(Created::New(task))
     }

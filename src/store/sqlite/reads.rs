@@ -18,7 +18,7 @@ use super::{
 pub(super) const GET: &str = concat!(
     "SELECT ",
     task_columns!(),
-    ", p.inputs, p.metadata, ",
+    ", p.inputs, p.metadata, p.options, ",
     artifacts_column!(),
     " FROM tasks t JOIN task_payloads p ON p.task_id = t.id WHERE t.id = ?"
 );

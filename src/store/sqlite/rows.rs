@@ -5,6 +5,7 @@ use std::{fmt::Display, sync::Arc, time::Duration};
 use comfyd_actors::{
     domain::{
         id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
+        options::TaskOptions,
         order::Priority,
         task::{Fence, Lease, Prompt, Task, TaskState},
         time::{Timestamp, millis},
@@ -42,7 +43,7 @@ macro_rules! artifacts_column {
 /// What [`assignment`] reads: the task `t`, its payload `p`, its artifacts.
 macro_rules! assignment_columns {
     () => {
-        concat!(task_columns!(), ", p.graph, ", artifacts_column!())
+        concat!(task_columns!(), ", p.graph, p.options, ", artifacts_column!())
     };
 }
 
@@ -179,13 +180,23 @@ fn prompt(row: &SqliteRow) -> Result<Option<Prompt>, StoreError> {
 /// Reads [`assignment_columns`].
 pub(super) fn assignment(row: &SqliteRow) -> Result<Assignment, StoreError> {
     let artifacts = serde_json::from_str(get(row, "artifacts")?).map_err(corrupt)?;
-    Ok(Assignment { task: task(row)?, graph: text(row, "graph")?, artifacts })
+    Ok(Assignment { task: task(row)?, graph: text(row, "graph")?, options: options(row)?, artifacts })
 }
 
 /// Reads a task with what the API shows of it.
 pub(super) fn record(row: &SqliteRow) -> Result<TaskRecord, StoreError> {
     let artifacts = serde_json::from_str(get(row, "artifacts")?).map_err(corrupt)?;
-    Ok(TaskRecord { task: task(row)?, inputs: text(row, "inputs")?, metadata: text(row, "metadata")?, artifacts })
+    Ok(TaskRecord {
+        task: task(row)?,
+        inputs: text(row, "inputs")?,
+        metadata: text(row, "metadata")?,
+        options: options(row)?,
+        artifacts,
+    })
+}
+
+fn options(row: &SqliteRow) -> Result<Arc<TaskOptions>, StoreError> {
+    serde_json::from_str(get(row, "options")?).map(Arc::new).map_err(corrupt)
 }
 
 fn text(row: &SqliteRow, column: &str) -> Result<Arc<str>, StoreError> {

@@ -51,7 +51,7 @@ impl Bench {
     fn new(task: Task, origin: Origin) -> Self {
         let settings = SessionSettings::default();
         let now = Timestamp(100_000);
-        Self { flight: Flight::new(task, origin, now, &settings), now, settings }
+        Self { flight: Flight::new(task, Arc::default(), origin, now, &settings), now, settings }
     }
 
     fn accepted() -> Self {

@@ -1,6 +1,6 @@
 //! Small tasks, artifacts and requests for tests.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
@@ -32,7 +32,12 @@ pub fn new_task(sort_key: i64) -> NewTask {
         max_attempts: 3,
         timeout: None,
         created_at: Timestamp(1_700_000_000_000),
-        payload: Payload { graph: "{\"1\":{}}".into(), inputs: "{}".into(), metadata: "null".into() },
+        payload: Payload {
+            graph: "{\"1\":{}}".into(),
+            inputs: "{}".into(),
+            metadata: "null".into(),
+            options: Arc::default(),
+        },
         idempotency: None,
     }
 }

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     domain::{
         id::{PromptId, TaskId, WorkerId},
+        options::TaskOptions,
         order::Priority,
         task::{Change, Fence, Release, Task, TaskState},
         time::Timestamp,
@@ -132,7 +133,12 @@ fn new_task() -> impl Strategy<Value = NewTask> {
 }
 
 fn payload(id: u128) -> Payload {
-    Payload { graph: format!("{{\"1\":{id}}}").into(), inputs: "{\"é\":1}".into(), metadata: "\"it's\"".into() }
+    Payload {
+        graph: format!("{{\"1\":{id}}}").into(),
+        inputs: "{\"é\":1}".into(),
+        metadata: "\"it's\"".into(),
+        options: TaskOptions { allow_partial: id.is_multiple_of(2) }.into(),
+    }
 }
 
 fn some_worker() -> impl Strategy<Value = WorkerId> {

@@ -7,7 +7,7 @@ use comfyd_actors::{
 
 use crate::store::sqlite::{
     fault::Fault,
-    rows::{self, get, key},
+    rows::{self, corrupt, get, key},
     tx::Tx,
     writer::Operation,
 };
@@ -19,7 +19,7 @@ macro_rules! insert {
     () => {
         "INSERT INTO tasks (id, tenant, lane, workflow, priority, sort_key, state, generation, fence, dispatch, attempt, max_attempts,
              poison, timeout_ms, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
-         INSERT INTO task_payloads (task_id, graph, inputs, metadata) VALUES (?, ?, ?, ?)"
+         INSERT INTO task_payloads (task_id, graph, inputs, metadata, options) VALUES (?, ?, ?, ?, ?)"
     };
 }
 
@@ -100,12 +100,14 @@ async fn find_repeated(tx: &mut Tx<'_>, tenant: i64, asked: &Idempotency) -> Res
 
 async fn insert(tx: &mut Tx<'_>, new: NewTask) -> Result<Task, Fault> {
     let task = new.first_state();
+    let options = serde_json::to_string(&new.payload.options).map_err(corrupt)?;
     let sql = if new.idempotency.is_some() { INSERT_WITH_KEY } else { INSERT };
     let mut insert = rows::bind_new(sqlx::query(sql), &task)
         .bind(key(task.id))
         .bind(new.payload.graph)
         .bind(new.payload.inputs)
-        .bind(new.payload.metadata);
+        .bind(new.payload.metadata)
+        .bind(options);
     if let Some(asked) = new.idempotency {
         let body = asked.body_sha256.to_vec();
         insert = insert.bind(task.tenant).bind(asked.key).bind(body).bind(key(task.id)).bind(task.created_at.0);
