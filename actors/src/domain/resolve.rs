@@ -1,8 +1,9 @@
 //! Finds the field a short input name means, from the shape of the graph alone.
 //!
 //! `prompt` and `negative_prompt` are the texts that feed a sampler's `positive` and `negative`, through whatever stands between.
-//! Any other name is the single field of that name. When more than one field fits, that is an error that names them all:
-//! guessing would make a picture of something else.
+//! `image`, `mask`, `audio` and `video` are what a loader loads. Any other name is the single field of that name, or the value that is
+//! handed on to it. When more than one field fits, that is an error that names them all: guessing would make a picture of something
+//! else.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -18,20 +19,27 @@ type Nodes = Map<String, Value>;
 type Field<'a> = (&'a str, &'a str);
 
 /// Fields that hold a text, in nodes that encode one and in those that only pass one on.
-const TEXTS: [&str; 8] = ["text", "prompt", "value", "string", "text_g", "text_l", "clip_l", "t5xxl"];
+const TEXTS: [&str; 10] =
+    ["text", "prompt", "value", "string", "string_a", "string_b", "text_g", "text_l", "clip_l", "t5xxl"];
 /// What samplers call their seed.
 const SEEDS: [&str; 2] = ["seed", "noise_seed"];
+/// It hands a conditioning on with everything taken out: the text before it does not matter.
+const SILENCER: &str = "ConditioningZeroOut";
 
 /// The input that `name` means.
 ///
 /// # Errors
 /// That no field fits, or which do.
 pub fn by_name(nodes: &Nodes, name: &str) -> Result<Input, String> {
-    let found: BTreeSet<Field<'_>> = match name {
+    let found = match name {
         "prompt" => texts_feeding(nodes, "positive"),
         "negative_prompt" => texts_feeding(nodes, "negative"),
-        "seed" => SEEDS.iter().flat_map(|seed| fields_named(nodes, seed)).collect(),
-        _ => fields_named(nodes, name).collect(),
+        "seed" => values_of(nodes, &SEEDS),
+        "image" => files(nodes, name, Kind::Image),
+        "mask" => files(nodes, name, Kind::Mask),
+        "audio" => files(nodes, name, Kind::Audio),
+        "video" => files(nodes, name, Kind::Video),
+        _ => values_of(nodes, &[name]),
     };
     let mut fields = found.iter();
     match (fields.next(), fields.next()) {
@@ -50,15 +58,16 @@ pub fn by_name(nodes: &Nodes, name: &str) -> Result<Input, String> {
 }
 
 fn input(nodes: &Nodes, name: &str, node: &str, field: &str) -> Result<Input, String> {
-    let value = literal(nodes, node, field).and_then(Kind::of);
+    let value = nodes.get(node).and_then(|node| Kind::of_field(node, field));
     let kind = if name == "seed" { Some(Kind::Seed) } else { value };
+    let kind = kind.ok_or_else(|| format!("input {name}: {node}.{field} holds neither text, number nor boolean"))?;
     Ok(Input {
         name: name.to_owned(),
         node: node.to_owned(),
         field: field.to_owned(),
-        kind: kind.ok_or_else(|| format!("input {name}: {node}.{field} holds neither text, number nor boolean"))?,
+        kind,
         // The picture somebody else once saved with the graph is never what a client wants.
-        required: name == "prompt",
+        required: name == "prompt" || kind.is_file(),
         default: None,
         minimum: None,
         maximum: None,
@@ -67,24 +76,64 @@ fn input(nodes: &Nodes, name: &str, node: &str, field: &str) -> Result<Input, St
     })
 }
 
-/// All fields of that name that hold a value and not a link.
-fn fields_named<'a>(nodes: &'a Nodes, name: &str) -> impl Iterator<Item = Field<'a>> {
-    nodes.iter().filter_map(move |(id, node)| {
-        let (field, value) = node.get("inputs")?.as_object()?.get_key_value(name)?;
-        link_source(value).is_none().then_some((id.as_str(), field.as_str()))
-    })
+/// The fields from which loaders take files of a kind; without any, what is called so.
+fn files<'a>(nodes: &'a Nodes, name: &str, kind: Kind) -> BTreeSet<Field<'a>> {
+    let loads = |(id, node): (&'a String, &'a Value)| {
+        let fields = node.get("inputs").and_then(Value::as_object).into_iter().flatten();
+        fields.filter_map(move |(field, value)| {
+            let fits = link_source(value).is_none() && Kind::of_field(node, field) == Some(kind);
+            fits.then_some((id.as_str(), field.as_str()))
+        })
+    };
+    let found: BTreeSet<Field<'a>> = nodes.iter().flat_map(loads).collect();
+    if found.is_empty() { values_of(nodes, &[name]) } else { found }
 }
 
-/// All texts upstream of any `positive` (or `negative`). A graph whose guider has one conditioning only has no such field: its
-/// only text, if it has just one, is the prompt.
-fn texts_feeding<'a>(nodes: &'a Nodes, role: &str) -> BTreeSet<Field<'a>> {
+/// The values of all fields of these names: their own, or those that are handed on to them.
+fn values_of<'a>(nodes: &'a Nodes, names: &[&str]) -> BTreeSet<Field<'a>> {
     let mut found = BTreeSet::new();
-    let mut seen = HashSet::new();
-    let mut waiting: Vec<&str> =
-        nodes.values().filter_map(|node| link_source(node.get("inputs")?.get(role)?)).collect();
-    if waiting.is_empty() && role == "positive" {
-        return fields_named(nodes, "text").collect();
+    for (id, node) in nodes {
+        let fields = node.get("inputs").and_then(Value::as_object).into_iter().flatten();
+        for (field, value) in fields.filter(|(field, _)| names.contains(&field.as_str())) {
+            match link_source(value) {
+                None => found.extend([(id.as_str(), field.as_str())]),
+                Some(source) => found.extend(handed_on(nodes, source)),
+            }
+        }
     }
+    found
+}
+
+/// The value that a node only hands on: that of a primitive, seen through any number of reroutes. A node with more than one input
+/// computes something.
+fn handed_on<'a>(nodes: &'a Nodes, mut id: &'a str) -> Option<Field<'a>> {
+    let mut seen = HashSet::new();
+    while seen.insert(id) {
+        let inputs = nodes.get(id)?.get("inputs")?.as_object()?;
+        let (field, value) =
+            inputs.get_key_value("value").or_else(|| inputs.iter().next().filter(|_| inputs.len() == 1))?;
+        match link_source(value) {
+            None => return Some((id, field)),
+            Some(source) => id = source,
+        }
+    }
+    None
+}
+
+/// All texts upstream of any `positive` (or `negative`). A graph whose guider has one conditioning only has no such field: what feeds
+/// that one is the prompt, and in a graph without guiders its text is, if it has just one.
+fn texts_feeding<'a>(nodes: &'a Nodes, role: &str) -> BTreeSet<Field<'a>> {
+    let source = |node: &'a Value, field: &str| link_source(node.get("inputs")?.get(field)?);
+    let mut waiting: Vec<&str> = nodes.values().filter_map(|node| source(node, role)).collect();
+    if waiting.is_empty() && role == "positive" {
+        let guides =
+            |node: &&Value| node.get("class_type").and_then(Value::as_str).is_some_and(|c| c.contains("Guider"));
+        waiting = nodes.values().filter(guides).filter_map(|node| source(node, "conditioning")).collect();
+        if waiting.is_empty() {
+            return values_of(nodes, &["text"]);
+        }
+    }
+    let (mut found, mut seen) = (BTreeSet::new(), HashSet::new());
     while let Some(id) = waiting.pop() {
         if seen.insert(id) {
             visit(nodes, id, role, &mut found, &mut waiting);
@@ -95,7 +144,10 @@ fn texts_feeding<'a>(nodes: &'a Nodes, role: &str) -> BTreeSet<Field<'a>> {
 
 /// Takes a node's own texts, or else goes on to the nodes before it.
 fn visit<'a>(nodes: &'a Nodes, id: &'a str, role: &str, found: &mut BTreeSet<Field<'a>>, waiting: &mut Vec<&'a str>) {
-    let Some(inputs) = nodes.get(id).and_then(|node| node.get("inputs")?.as_object()) else { return };
+    let Some(node) = nodes.get(id).filter(|node| node.get("class_type").is_none_or(|class| class != SILENCER)) else {
+        return;
+    };
+    let Some(inputs) = node.get("inputs").and_then(Value::as_object) else { return };
     let texts = inputs.iter().filter(|(field, _)| TEXTS.contains(&field.as_str()));
     let (links, own): (Vec<_>, Vec<_>) = texts.partition(|(_, value)| link_source(value).is_some());
     found.extend(own.iter().filter(|(_, value)| value.is_string()).map(|(field, _)| (id, field.as_str())));
@@ -111,8 +163,4 @@ fn visit<'a>(nodes: &'a Nodes, id: &'a str, role: &str, found: &mut BTreeSet<Fie
         None => inputs.values().filter_map(link_source).collect(),
     };
     waiting.extend(before);
-}
-
-fn literal<'a>(nodes: &'a Nodes, node: &str, field: &str) -> Option<&'a Value> {
-    nodes.get(node)?.get("inputs")?.get(field)
 }
