@@ -6,6 +6,7 @@ pub mod comfy;
 pub mod edge;
 pub mod object_store;
 pub mod store;
+pub mod workflow_store;
 
 /// Bytes on their way through us, chunk by chunk: never a whole file in memory.
 pub type ByteStream = futures_util::stream::BoxStream<'static, std::io::Result<bytes::Bytes>>;

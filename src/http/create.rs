@@ -284,7 +284,7 @@ impl<'a> Reading<'a> {
     }
 
     fn options(&mut self) -> TaskOptions {
-        TaskOptions { allow_partial: self.field("allow_partial", truth).unwrap_or_default() }
+        TaskOptions { allow_partial: self.field("allow_partial", truth).unwrap_or_default(), ..TaskOptions::default() }
     }
 
     /// Kept as the client wrote it.

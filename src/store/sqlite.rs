@@ -45,6 +45,7 @@ mod ops;
 mod place;
 mod reads;
 mod tx;
+mod workflows;
 mod writer;
 
 pub use self::open::{OpenError, SqliteConfig};

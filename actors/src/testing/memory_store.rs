@@ -29,6 +29,8 @@ use crate::{
     },
 };
 
+mod workflows;
+
 /// Committed changes a slow listener may be behind before it loses some.
 const CHANGES_KEPT: usize = 4096;
 
@@ -44,6 +46,7 @@ pub struct MemoryStore {
 struct Shelf {
     tasks: BTreeMap<TaskId, Row>,
     keys: BTreeMap<(i64, String), Key>,
+    workflows: workflows::Workflows,
 }
 
 struct Row {

@@ -18,11 +18,13 @@ use super::{MemoryStore, TestClock};
 use crate::ports::{
     clock::Clock,
     store::{Changed, TaskStore, WorkSource},
+    workflow_store::WorkflowStore,
 };
 
 pub mod checks;
 pub mod fixtures;
 mod steps;
+pub mod workflow_checks;
 
 use steps::{Step, World};
 
@@ -32,14 +34,16 @@ pub struct Subject {
     pub tasks: Arc<dyn TaskStore>,
     /// Its consumer's side.
     pub work: Arc<dyn WorkSource>,
+    /// Its versions of workflows.
+    pub workflows: Arc<dyn WorkflowStore>,
     /// Whatever must live as long as the store: its folder, its writer.
     pub guard: Box<dyn Any + Send>,
 }
 
 impl Subject {
-    /// Both sides of one store.
-    pub fn new<S: TaskStore + WorkSource>(store: Arc<S>, guard: impl Any + Send) -> Self {
-        Self { tasks: Arc::<S>::clone(&store), work: store, guard: Box::new(guard) }
+    /// All sides of one store.
+    pub fn new<S: TaskStore + WorkSource + WorkflowStore>(store: Arc<S>, guard: impl Any + Send) -> Self {
+        Self { tasks: Arc::<S>::clone(&store), work: Arc::<S>::clone(&store), workflows: store, guard: Box::new(guard) }
     }
 }
 
@@ -101,7 +105,11 @@ macro_rules! store_conformance {
             $crate::testing::store_conformance::agrees_with_the_reference($cases, $open);
         }
 
-        $crate::store_conformance!(@checks $open:
+        $crate::store_conformance!(@checks $open, workflow_checks:
+            versions_are_never_reused
+            old_versions_are_forgotten
+        );
+        $crate::store_conformance!(@checks $open, checks:
             claims_follow_the_order
             lanes_are_one_order
             a_retry_keeps_its_place
@@ -117,10 +125,10 @@ macro_rules! store_conformance {
             pages_miss_nothing
         );
     };
-    (@checks $open:path: $($check:ident)*) => {
+    (@checks $open:path, $suite:ident: $($check:ident)*) => {
         $(#[tokio::test(flavor = "multi_thread")]
         async fn $check() {
-            $crate::testing::store_conformance::checks::$check(&$open).await;
+            $crate::testing::store_conformance::$suite::$check(&$open).await;
         })*
     };
 }

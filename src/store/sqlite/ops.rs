@@ -6,10 +6,12 @@
 mod create;
 mod hold;
 mod upkeep;
+mod workflows;
 
 pub(super) use create::{ClaimHeads, Create};
 pub(super) use hold::{AdoptExpired, Apply, Cancel, Held, Renew, TakeOver};
 pub(super) use upkeep::{Check, Promote, Prune};
+pub(super) use workflows::{Content, Publish, Record, Withdraw};
 
 /// The statements whose cost must not grow with the number of tasks, for the test that looks at their plans.
 #[cfg(test)]

@@ -20,7 +20,9 @@ use crate::{
 };
 
 /// A store without tasks, with a clock of its own.
-async fn fresh<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) -> (Subject, Arc<TestClock>) {
+pub(super) async fn fresh<F: Future<Output = Subject>>(
+    open: &impl Fn(Arc<dyn Clock>) -> F,
+) -> (Subject, Arc<TestClock>) {
     let clock = Arc::new(TestClock::default());
     (open(Arc::<TestClock>::clone(&clock)).await, clock)
 }

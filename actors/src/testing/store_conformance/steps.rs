@@ -10,6 +10,7 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 use super::{
     Subject,
     fixtures::{self, artifacts, claim, error, intent, worker},
+    workflow_checks::{WorkflowCall, workflow_call},
 };
 use crate::{
     domain::{
@@ -75,6 +76,7 @@ pub(super) enum Step {
         before: Option<usize>,
     },
     Counts,
+    Workflow(WorkflowCall),
     Advance(Duration),
 }
 
@@ -102,6 +104,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => task().prop_map(|task| Step::Get { task }),
         3 => (query(), option::of(task())).prop_map(|(query, before)| Step::List { query, before }),
         1 => Just(Step::Counts),
+        4 => workflow_call().prop_map(Step::Workflow),
         4 => seconds(40).prop_map(Step::Advance),
     ]
 }
@@ -137,7 +140,7 @@ fn payload(id: u128) -> Payload {
         graph: format!("{{\"1\":{id}}}").into(),
         inputs: "{\"é\":1}".into(),
         metadata: "\"it's\"".into(),
-        options: TaskOptions { allow_partial: id.is_multiple_of(2) }.into(),
+        options: TaskOptions { allow_partial: id.is_multiple_of(2), workflow_version: (id > 9).then_some(3) }.into(),
     }
 }
 
@@ -214,6 +217,7 @@ pub(super) enum Call {
     Get(TaskId),
     List(Query),
     Counts,
+    Workflow(WorkflowCall),
 }
 
 /// The ids in play.
@@ -255,6 +259,7 @@ impl World {
                 Call::List(query)
             }
             Step::Counts => Call::Counts,
+            Step::Workflow(call) => Call::Workflow(call),
             Step::Advance(step) => {
                 clock.advance(step);
                 return None;
@@ -265,7 +270,11 @@ impl World {
     /// The calls that show everything there is.
     pub(super) fn everything(&self) -> Vec<Call> {
         let all = Query { limit: 1000, ..Query::default() };
-        self.ids.iter().map(|id| Call::Get(*id)).chain([Call::List(all), Call::Counts, Call::NextScheduled]).collect()
+        self.ids
+            .iter()
+            .map(|id| Call::Get(*id))
+            .chain([Call::List(all), Call::Counts, Call::NextScheduled, Call::Workflow(WorkflowCall::Published)])
+            .collect()
     }
 
     fn pick(&self, place: usize) -> Option<TaskId> {
@@ -313,7 +322,7 @@ async fn current(reference: &Subject, id: TaskId) -> Option<Task> {
 
 impl Call {
     /// Makes the call; the answer as text, which is how all kinds of them are compared.
-    pub(super) async fn make(&self, Subject { tasks, work, .. }: &Subject) -> Answer {
+    pub(super) async fn make(&self, Subject { tasks, work, workflows, .. }: &Subject) -> Answer {
         match self.clone() {
             Self::Create { new, claim } => answer(tasks.create(new, claim).await),
             Self::Claim(claim) => answer(work.claim(claim).await),
@@ -329,6 +338,7 @@ impl Call {
             Self::Get(id) => answer(tasks.get(id).await),
             Self::List(query) => answer(tasks.list(query).await),
             Self::Counts => answer(tasks.counts().await),
+            Self::Workflow(call) => call.make(&**workflows).await,
         }
     }
 }
@@ -344,7 +354,7 @@ impl Debug for Answer {
 }
 
 /// The words of a `Corrupt` are the store's own.
-fn answer<T: Debug>(result: Result<T, crate::ports::store::StoreError>) -> Answer {
+pub(super) fn answer<T: Debug>(result: Result<T, crate::ports::store::StoreError>) -> Answer {
     Answer(match result {
         Err(crate::ports::store::StoreError::Corrupt(_)) => "Err(Corrupt)".into(),
         result => format!("{result:#?}"),
