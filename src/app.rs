@@ -26,6 +26,7 @@ use crate::{
     comfy::{ComfyConfig, HttpComfy},
     config::{self, Config},
     http::{AxumEdge, HttpConfig},
+    media::Studio,
     storage::local::LocalStorage,
     store::{
         node_lock::NodeLock,
@@ -116,6 +117,7 @@ impl App {
             store: store.clone(),
             source: store.clone(),
             objects,
+            media: Arc::new(Studio),
             backends,
             edge: Arc::new(edge),
             services: vec![(STORE_WRITER, Arc::new(move || Box::pin(writer.writer())))],

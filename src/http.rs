@@ -8,6 +8,7 @@ mod create;
 mod docs;
 mod frame;
 mod health;
+mod output_options;
 mod outputs;
 mod problem;
 mod server;

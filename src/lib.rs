@@ -1,7 +1,8 @@
 //! The shell of comfyd: everything that touches the outside. The core, which does not, is `comfyd_actors`.
 //!
 //! - `app` puts adapters and actors together; `lifecycle` ends them; `cli`, `config` and `telemetry` are what a process needs besides.
-//! - `http` is the API, `comfy` the ComfyUI client, `store` the task store, `storage` the place for outputs: one adapter per port.
+//! - `http` is the API, `comfy` the ComfyUI client, `store` the task store, `media` what outputs go
+//!   through, `storage` the place for them: one adapter per port.
 //! - `workflows` reads the named workflows; `demo` and `healthcheck` are commands.
 
 pub mod app;
@@ -13,6 +14,7 @@ pub mod demo;
 pub mod healthcheck;
 pub mod http;
 pub mod lifecycle;
+pub mod media;
 pub mod storage;
 pub mod store;
 pub mod telemetry;

@@ -25,11 +25,12 @@ use crate::{
         clock::Clock,
         comfy::ComfyTransport,
         edge::HttpEdge,
+        media::Media,
         object_store::ObjectStore,
         store::{Retention, TaskStore, WorkSource},
     },
     queue::QueueMsg,
-    uploads::UploadsMsg,
+    uploads::{UploadsMsg, transfer::Keeper},
 };
 
 /// One comfyd. Clones share everything.
@@ -47,6 +48,8 @@ pub struct Parts {
     pub source: Arc<dyn WorkSource>,
     /// Where outputs are kept.
     pub objects: Arc<dyn ObjectStore>,
+    /// What is done to outputs on their way there.
+    pub media: Arc<dyn Media>,
     /// The ComfyUI servers.
     pub backends: BTreeMap<BackendId, Arc<dyn ComfyTransport>>,
     /// The HTTP server.
@@ -82,6 +85,14 @@ pub struct Slots {
     pub services: BTreeMap<&'static str, Slot<ServiceMsg>>,
     /// One session per backend.
     pub sessions: BTreeMap<BackendId, Slot<SessionMsg>>,
+}
+
+impl Parts {
+    /// The way of outputs into the storage.
+    #[must_use]
+    pub fn keeper(&self) -> Keeper {
+        Keeper { media: self.media.clone(), objects: self.objects.clone() }
+    }
 }
 
 /// How the actors behave. `config/default.toml` is the manual of these.

@@ -126,7 +126,7 @@ impl Actor for UploadSupervisor {
 
 impl State {
     fn begin(&mut self, me: &ActorRef<UploadsMsg>, assignment: Assignment) {
-        let Assignment { task, artifacts, .. } = assignment;
+        let Assignment { task, options, artifacts, .. } = assignment;
         let (id, fence) = (task.id, task.fence);
         if self.batches.get(&id).is_some_and(|batch| batch.task.fence >= fence) {
             return;
@@ -134,7 +134,7 @@ impl State {
         self.remove(me, id);
         debug!(task.id = %id, outputs = artifacts.len(), "storing the task's outputs");
         let cancelling = task.is_cancelling();
-        let batch = Batch::new(task, artifacts, self.system.clock.now());
+        let batch = Batch::new(task, options, artifacts, self.system.clock.now());
         self.ready.extend(batch.missing().map(|index| (id, fence, index)));
         let finished = batch.is_finished();
         self.batches.insert(id, batch);
@@ -156,7 +156,8 @@ impl State {
 
     async fn start_transfer(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, fence: Fence, index: u32) {
         let Some(batch) = self.batches.get(&id).filter(|batch| batch.task.fence == fence) else { return };
-        let Some((artifact, key)) = batch.transfer(index) else { return };
+        let Some((artifact, stem)) = batch.transfer(index) else { return };
+        let options = batch.options.clone();
         let backend = batch.task.prompt.as_ref().and_then(|prompt| self.system.backends.get(&prompt.backend));
         let Some(comfy) = backend.cloned() else {
             return self.on_transferred(
@@ -167,8 +168,8 @@ impl State {
                 Err(Failure::Lost("its backend is not configured any more".into())),
             );
         };
-        let objects = self.system.objects.clone();
-        let args = TransferArgs { id, fence, artifact, key, comfy, objects, uploads: me.clone() };
+        let keeper = self.system.keeper();
+        let args = TransferArgs { id, fence, artifact, options, stem, comfy, keeper, uploads: me.clone() };
         match UploadActor::spawn_linked(None, UploadActor, args, me.get_cell()).await {
             Ok((actor, _)) => {
                 let cell = actor.get_cell();

@@ -7,7 +7,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use comfyd_actors::domain::{
     error::{ErrorCode, TaskError},
     id::PromptId,
-    prompt::{Finished, NodeFile, Outcome},
+    prompt::{Finished, NodeOutput, Outcome},
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -75,20 +75,24 @@ pub fn entry(text: &str, prompt: &PromptId) -> Result<Finished, Odd> {
         serde_json::from_str(text).map_err(|error| Odd::json("a history entry", &error))?;
     let names = outputs::Names::new(meta, tuple.as_ref().and_then(|tuple| tuple.get(2).copied()));
     let outcome = status.map_or_else(unclear, |status| status.outcome());
-    finished(prompt, outcome, outputs::files(outputs, &names)?)
+    Ok(finished(prompt, outcome, outputs::collect(outputs, &names)?))
 }
 
-/// Puts an end together. More files than anybody makes is an attack or a fault, and no success.
-pub(super) fn finished(prompt: &PromptId, outcome: Outcome, files: Option<Vec<NodeFile>>) -> Result<Finished, Odd> {
+/// Puts an end together. More outputs than anybody makes is an attack or a fault, and no success.
+pub(super) fn finished(
+    prompt: &PromptId,
+    outcome: Outcome,
+    outputs: Result<Vec<NodeOutput>, outputs::TooMany>,
+) -> Finished {
     let prompt = prompt.clone();
-    Ok(match files {
-        Some(files) => Finished { prompt, outcome, files },
-        None => {
-            let mut error = TaskError::new(ErrorCode::BackendError, "the run reported too many output files");
-            error.retryable = false;
-            Finished { prompt, outcome: Outcome::Failed(error), files: Vec::new() }
+    match outputs {
+        Ok(outputs) => Finished { prompt, outcome, outputs },
+        Err(too_many) => {
+            let error = TaskError::new(ErrorCode::BackendError, too_many.to_string());
+            let outcome = Outcome::Failed(TaskError { retryable: false, ..error });
+            Finished { prompt, outcome, outputs: Vec::new() }
         }
-    })
+    }
 }
 
 impl Status<'_> {

@@ -155,7 +155,7 @@ pub fn job(text: &str, prompt: &PromptId) -> Result<Sighting, Odd> {
         other => return Err(Odd(format!("a job is in the unknown state {:?}", super::redact::text(other)))),
     };
     let names = outputs::Names::new(None, job.workflow.and_then(|workflow| workflow.prompt));
-    history::finished(prompt, outcome, outputs::files(job.outputs, &names)?).map(Sighting::Ended)
+    Ok(Sighting::Ended(history::finished(prompt, outcome, outputs::collect(job.outputs, &names)?)))
 }
 
 #[cfg(test)]

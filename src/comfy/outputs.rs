@@ -1,4 +1,4 @@
-//! Collects the files a run reported. Pure.
+//! Collects the files and texts a run reported. Pure.
 //!
 //! Key names mean nothing: videos come under `images`, packs invent their own (protocol 8). So every key is walked, and
 //! each object with a `filename` is a file. The order is the same however the server or a JSON library shuffles its maps:
@@ -6,11 +6,14 @@
 
 use std::{
     borrow::Cow,
-    cmp::Ordering,
     collections::{BTreeMap, HashSet},
 };
 
-use comfyd_actors::domain::{artifact::FileRef, prompt::NodeFile};
+use comfyd_actors::domain::{
+    artifact::{FileRef, Kind, Source, media_of},
+    natural::natural,
+    prompt::NodeOutput,
+};
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
@@ -18,8 +21,10 @@ use super::history::{Odd, Raw};
 
 /// Nested this deep, nothing is looked for: real outputs have two levels.
 const MAX_DEPTH: usize = 8;
-/// Most files of one run.
+/// Most outputs of one run.
 const MAX_FILES: usize = 10_000;
+/// Most text of one run, in bytes: it is kept in the task store until it is stored.
+const MAX_TEXT: usize = 4 << 20;
 
 /// What is known about node ids: nodes that a subgraph expanded into run under ids such as `1.0.0.3`, of which the user
 /// knows only the outer `1`.
@@ -54,30 +59,58 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Every file in `outputs`, each once per node. `None` when there are too many to believe.
-pub(super) fn files(outputs: Option<Raw<'_>>, names: &Names<'_>) -> Result<Option<Vec<NodeFile>>, Odd> {
-    let Some(outputs) = outputs else { return Ok(Some(Vec::new())) };
+/// A run that reports more than this is not believed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum TooMany {
+    #[error("the run reported more than {MAX_FILES} outputs; save fewer in one task")]
+    Outputs,
+    #[error("the run reported more than {} MiB of text; save long texts to a file (SaveText)", MAX_TEXT >> 20)]
+    Text,
+}
+
+/// Everything in `outputs`, each file once per node.
+pub(super) fn collect(outputs: Option<Raw<'_>>, names: &Names<'_>) -> Result<Result<Vec<NodeOutput>, TooMany>, Odd> {
+    let Some(outputs) = outputs else { return Ok(Ok(Vec::new())) };
     let outputs: BTreeMap<String, Value> =
         serde_json::from_str(outputs.get()).map_err(|error| Odd::json("a list of outputs", &error))?;
     let mut nodes: Vec<(&str, &str, &Value)> =
         outputs.iter().map(|(node, output)| (names.shown(node), node.as_str(), output)).collect();
     nodes.sort_by(|(shown_a, a, _), (shown_b, b, _)| natural(shown_a, shown_b).then_with(|| natural(a, b)));
 
-    let mut files = Vec::new();
+    let mut collected = Vec::new();
     let mut seen = HashSet::new();
+    let mut text_bytes = 0;
     for (shown, _, output) in nodes {
         let mut found = Vec::new();
         walk(output, MAX_DEPTH, &mut found);
-        for file in found {
-            if seen.insert((shown, file.clone())) {
-                files.push(NodeFile { node_id: shown.to_owned(), file });
-            }
+        let texts = texts(output, &found);
+        text_bytes += texts.iter().map(|text| text.len()).sum::<usize>();
+        let files = found.into_iter().filter(|file| seen.insert((shown, file.clone()))).map(Source::File);
+        let texts = texts
+            .into_iter()
+            .zip(1..)
+            .map(|(text, number)| Source::Text { filename: format!("text_{number:05}.txt"), text: text.to_owned() });
+        collected.extend(files.chain(texts).map(|source| NodeOutput { node_id: shown.to_owned(), source }));
+        if collected.len() > MAX_FILES {
+            return Ok(Err(TooMany::Outputs));
         }
-        if files.len() > MAX_FILES {
-            return Ok(None);
+        if text_bytes > MAX_TEXT {
+            return Ok(Err(TooMany::Text));
         }
     }
-    Ok(Some(files))
+    Ok(Ok(collected))
+}
+
+/// The texts a node shows: strings under the key `text`, as `PreviewAny` and the packs that follow it write them. Not those of a node
+/// that also saved as many text files (`SaveText`): these are the same.
+fn texts<'v>(output: &'v Value, files: &[FileRef]) -> Vec<&'v str> {
+    let found: Vec<&str> = match output.get("text") {
+        Some(Value::String(text)) => vec![text],
+        Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).take(MAX_FILES + 1).collect(),
+        _ => Vec::new(),
+    };
+    let saved = files.iter().filter(|file| media_of(&file.filename).0 == Kind::Text).count();
+    if saved == found.len() { Vec::new() } else { found }
 }
 
 fn walk(value: &Value, depth: usize, found: &mut Vec<FileRef>) {
@@ -112,45 +145,8 @@ fn file(fields: &Map<String, Value>) -> Option<FileRef> {
     })
 }
 
-/// Orders ids as people do: `2` before `10`, `3:2` before `3:10`.
-pub(super) fn natural(a: &str, b: &str) -> Ordering {
-    let (mut left, mut right) = (a, b);
-    loop {
-        match (chunk(left), chunk(right)) {
-            (None, None) => return a.cmp(b),
-            (None, _) => return Ordering::Less,
-            (_, None) => return Ordering::Greater,
-            (Some((x, rest_x)), Some((y, rest_y))) => {
-                let order = compare_chunks(x, y);
-                if order != Ordering::Equal {
-                    return order;
-                }
-                (left, right) = (rest_x, rest_y);
-            }
-        }
-    }
-}
-
-/// Splits off the leading run of digits or of anything else.
-fn chunk(text: &str) -> Option<(&str, &str)> {
-    let digits = text.starts_with(|c: char| c.is_ascii_digit());
-    let end = text.find(|c: char| c.is_ascii_digit() != digits).unwrap_or(text.len());
-    (end > 0).then(|| text.split_at(end))
-}
-
-fn compare_chunks(x: &str, y: &str) -> Ordering {
-    let numeric = |text: &str| text.starts_with(|c: char| c.is_ascii_digit());
-    if !(numeric(x) && numeric(y)) {
-        return x.cmp(y);
-    }
-    // By value without parsing: numbers may be longer than any integer type.
-    let (x, y) = (x.trim_start_matches('0'), y.trim_start_matches('0'));
-    x.len().cmp(&y.len()).then_with(|| x.cmp(y))
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
     use serde_json::{json, value::RawValue};
 
     use super::*;
@@ -158,8 +154,8 @@ mod tests {
     fn collect(outputs: &Value, meta: &Value, graph: &Value) -> Option<Vec<(String, String)>> {
         let raw = |value: &Value| RawValue::from_string(value.to_string()).unwrap();
         let (outputs, meta, graph) = (raw(outputs), raw(meta), raw(graph));
-        let found = files(Some(&outputs), &Names::new(Some(&meta), Some(&graph))).unwrap()?;
-        Some(found.into_iter().map(|found| (found.node_id, found.file.filename)).collect())
+        let found = super::collect(Some(&outputs), &Names::new(Some(&meta), Some(&graph))).unwrap().ok()?;
+        Some(found.into_iter().map(|found| (found.node_id, found.source.filename().to_owned())).collect())
     }
 
     fn pairs(expected: &[(&str, &str)]) -> Option<Vec<(String, String)>> {
@@ -171,11 +167,32 @@ mod tests {
         let file = |name: &str| json!({"filename": name, "subfolder": "", "type": "output"});
         let outputs = json!({
             "10": {"images": [file("d")]},
-            "9": {"z": [file("c")], "gifs": [file("a"), file("b"), file("a")], "text": ["x"], "animated": [true]},
+            "9": {"z": [file("c")], "gifs": [file("a"), file("b"), file("a")], "tags": ["x"], "animated": [true]},
             "2": {"pack": {"deep": [[file("0")]]}},
         });
         let expected = pairs(&[("2", "0"), ("9", "a"), ("9", "b"), ("9", "c"), ("10", "d")]);
         assert_eq!(collect(&outputs, &Value::Null, &Value::Null), expected);
+    }
+
+    #[test]
+    fn texts_are_outputs_unless_they_were_saved_as_files_too() {
+        let outputs = json!({
+            "1": {"text": ["plain", 7, "second"]},
+            "2": {"text": ["saved"], "files": [{"filename": "t.txt", "subfolder": "", "type": "output"}]},
+            "3": {"text": "caption", "images": [{"filename": "a.png"}]},
+            "4": {"text": [], "lab_extra": [{"answer": 42}]},
+        });
+        let expected = pairs(&[
+            ("1", "text_00001.txt"),
+            ("1", "text_00002.txt"),
+            ("2", "t.txt"),
+            ("3", "a.png"),
+            ("3", "text_00001.txt"),
+        ]);
+        assert_eq!(collect(&outputs, &Value::Null, &Value::Null), expected);
+        let long = "x".repeat(MAX_TEXT);
+        assert!(collect(&json!({"1": {"text": [long]}}), &Value::Null, &Value::Null).is_some());
+        assert_eq!(collect(&json!({"1": {"text": [long]}, "2": {"text": ["x"]}}), &Value::Null, &Value::Null), None);
     }
 
     #[test]
@@ -194,24 +211,5 @@ mod tests {
         assert!(collect(&json!({"1": {"images": files}}), &Value::Null, &Value::Null).is_some());
         let many: Vec<Value> = (0..=MAX_FILES).map(|n| json!({"filename": n.to_string()})).collect();
         assert_eq!(collect(&json!({"1": {"images": many}}), &Value::Null, &Value::Null), None);
-    }
-
-    #[test]
-    fn ids_sort_by_their_numbers() {
-        let mut ids = ["10", "2", "1.0.0.10", "1.0.0.9", "1", "3:10", "3:2", "a", "007", "99999999999999999999999", ""];
-        ids.sort_by(|a, b| natural(a, b));
-        let sorted = ["", "1", "1.0.0.9", "1.0.0.10", "2", "3:2", "3:10", "007", "10", "99999999999999999999999", "a"];
-        assert_eq!(ids, sorted);
-    }
-
-    proptest! {
-        #[test]
-        fn natural_is_an_order(a in "[0-9a.:]{0,6}", b in "[0-9a.:]{0,6}", c in "[0-9a.:]{0,6}") {
-            prop_assert_eq!(natural(&a, &b), natural(&b, &a).reverse());
-            prop_assert_eq!(natural(&a, &b) == Ordering::Equal, a == b);
-            if natural(&a, &b).is_le() && natural(&b, &c).is_le() {
-                prop_assert!(natural(&a, &c).is_le());
-            }
-        }
     }
 }

@@ -1,9 +1,9 @@
 //! Makes a helpful message out of a refused prompt (protocol 3). Pure.
 
-use comfyd_actors::ports::comfy::SubmitError;
+use comfyd_actors::{domain::natural::natural, ports::comfy::SubmitError};
 use serde_json::{Map, Value};
 
-use super::{json::relaxed, outputs::natural, redact};
+use super::{json::relaxed, redact};
 
 /// Faults spelled out in the message. All of them are in `node_errors`.
 const SHOWN: usize = 5;

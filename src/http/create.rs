@@ -13,7 +13,7 @@ use comfyd_actors::{
     bridge::TaskRequest,
     domain::{
         graph::{self, GraphFault, escape},
-        options::TaskOptions,
+        options::{OutputOptions, TaskOptions},
         order::Priority,
         task::Task,
         workflow::{self, InputFault, type_of},
@@ -26,13 +26,15 @@ use utoipa::ToSchema;
 use super::{
     Service, base_url,
     body::{self, Fields},
+    output_options::{self, OutputOptionsBody},
     problem::{FieldFault, MAX_FAULTS, Problem, ProblemBody},
     tasks::{self, patience},
     view::{TaskSummary, TaskView},
 };
 use crate::{config::nearest, workflows::Workflows};
 
-const FIELDS: [&str; 7] = ["workflow", "inputs", "priority", "max_attempts", "timeout", "metadata", "allow_partial"];
+const FIELDS: [&str; 8] =
+    ["workflow", "inputs", "priority", "max_attempts", "timeout", "metadata", "allow_partial", "output_options"];
 /// Metadata is for labels, not for files.
 const MAX_METADATA: usize = 64 << 10;
 const MAX_ATTEMPTS: i64 = 100;
@@ -64,6 +66,8 @@ pub struct CreateTask {
     timeout: Option<String>,
     /// Run what the server takes of a graph it does not take whole, instead of failing.
     allow_partial: Option<bool>,
+    /// Which outputs are kept, and as what.
+    output_options: Option<OutputOptionsBody>,
     /// Your own data, at most 64 KiB; comes back with the task.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Value>,
@@ -218,6 +222,9 @@ pub fn parse(body: &[u8], key: Option<&HeaderValue>, workflows: &Workflows) -> R
     let options = reading.options();
     let inputs = reading.inputs();
     let run = reading.workflow(workflows, inputs);
+    if let Some((_, graph, _)) = &run {
+        reading.faults.extend(output_options::unknown_nodes(&options.output, graph));
+    }
     match (run, reading.faults.is_empty()) {
         (Some((workflow, graph, inputs)), true) => Ok(TaskRequest {
             tenant: 0,
@@ -284,7 +291,21 @@ impl<'a> Reading<'a> {
     }
 
     fn options(&mut self) -> TaskOptions {
-        TaskOptions { allow_partial: self.field("allow_partial", truth).unwrap_or_default(), ..TaskOptions::default() }
+        TaskOptions {
+            allow_partial: self.field("allow_partial", truth).unwrap_or_default(),
+            output: self.output_options(),
+            ..TaskOptions::default()
+        }
+    }
+
+    fn output_options(&mut self) -> OutputOptions {
+        let Some(raw) = self.raw("output_options").filter(|raw| raw.get() != "null") else {
+            return OutputOptions::default();
+        };
+        let read = body::object("/output_options", raw).map_err(|fault| vec![fault]);
+        read.and_then(|fields| output_options::read(&fields))
+            .map_err(|faults| self.faults.extend(faults))
+            .unwrap_or_default()
     }
 
     /// Kept as the client wrote it.

@@ -114,7 +114,7 @@ fn respond(artifact: &Artifact, object: &StoredObject, range: Option<ByteRange>,
     let headers = [
         (header::CONTENT_TYPE, content_type.to_owned()),
         (header::CONTENT_LENGTH, length.to_string()),
-        (header::CONTENT_DISPOSITION, disposition(inline, &artifact.source.filename)),
+        (header::CONTENT_DISPOSITION, disposition(inline, &artifact.filename())),
         (header::ETAG, etag.to_owned()),
         (header::ACCEPT_RANGES, "bytes".to_owned()),
         // An explicit retry of the task may make other bytes, so a cache must ask; asking costs a 304.

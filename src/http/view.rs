@@ -1,7 +1,7 @@
 //! A task as clients see it.
 
 use comfyd_actors::domain::{
-    artifact::Artifact,
+    artifact::{Artifact, Facts},
     error::TaskError,
     progress::Progress,
     task::{Task, TaskState},
@@ -111,7 +111,21 @@ pub struct OutputView {
     pub bytes: u64,
     /// SHA-256 of its bytes, in hex.
     pub sha256: String,
-    /// What ComfyUI called it.
+    /// Pixels from left to right; this and the next three are null where the file's header does not tell.
+    pub width: Option<u32>,
+    /// Pixels from top to bottom.
+    pub height: Option<u32>,
+    /// How long it plays.
+    pub duration_ms: Option<u64>,
+    /// Pictures in a video or an animation, 1 for a still.
+    pub frames: Option<u64>,
+    /// The whole text, when it is text of at most 16 KiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Whether the embedded prompt and workflow were taken out; only when `output_options.strip_metadata` asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata_stripped: Option<bool>,
+    /// What ComfyUI called it; with the extension of what it was converted to.
     pub filename: String,
     /// Where to get it.
     pub url: String,
@@ -240,7 +254,9 @@ impl Timings {
 
 impl OutputView {
     fn of(artifact: Artifact, url: &str) -> Option<Self> {
+        let filename = artifact.filename();
         let object = artifact.object?;
+        let Facts { width, height, duration_ms, frames, text, stripped } = object.facts;
         Some(Self {
             index: artifact.index,
             node_id: artifact.node_id,
@@ -248,7 +264,13 @@ impl OutputView {
             content_type: object.content_type,
             bytes: object.bytes,
             sha256: object.sha256,
-            filename: artifact.source.filename,
+            width,
+            height,
+            duration_ms,
+            frames,
+            text,
+            metadata_stripped: stripped,
+            filename,
             url: format!("{url}/{}", artifact.index),
         })
     }

@@ -26,7 +26,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use comfyd_actors::{
-    domain::artifact::StoredObject,
+    domain::artifact::{Facts, StoredObject},
     ports::{
         ByteStream,
         object_store::{ByteRange, ObjectError, ObjectStore, Reading},
@@ -121,7 +121,8 @@ impl ObjectStore for LocalStorage {
         let written = writer.await.unwrap_or_else(|error| Err(ObjectError::Unavailable(error.to_string())));
         fed?;
         let Written { bytes, sha256 } = written?;
-        Ok(StoredObject { key: key.to_owned(), content_type: content_type.to_owned(), bytes, sha256 })
+        let (key, content_type) = (key.to_owned(), content_type.to_owned());
+        Ok(StoredObject { key, content_type, bytes, sha256, facts: Facts::default() })
     }
 
     async fn size(&self, key: &str) -> Result<u64, ObjectError> {

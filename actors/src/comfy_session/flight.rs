@@ -285,7 +285,7 @@ impl Flight {
         let change = match (&finished.outcome, &self.stop) {
             (_, Some(Stop::Client)) => Change::Release(Release::Cancelled),
             (_, Some(Stop::Partial(error))) => Change::Fail { error: error.clone() },
-            (Outcome::Success, _) => match finished.artifacts() {
+            (Outcome::Success, _) => match finished.artifacts(&self.options.output, &[]) {
                 Ok(artifacts) => return Act::Plan(artifacts),
                 Err(error) => failure(error),
             },

@@ -27,6 +27,8 @@ pub enum ErrorCode {
     OutputMissing,
     /// An output could not be stored.
     UploadFailed,
+    /// An output cannot be made into what `output_options` ask for.
+    ConversionFailed,
     /// The run succeeded and made nothing that could be stored.
     NoOutputs,
 }
@@ -36,7 +38,12 @@ impl ErrorCode {
     #[must_use]
     pub fn is_retryable(self) -> bool {
         match self {
-            Self::InvalidPrompt | Self::PartiallyAccepted | Self::NoOutputs | Self::Timeout | Self::Poison => false,
+            Self::InvalidPrompt
+            | Self::PartiallyAccepted
+            | Self::NoOutputs
+            | Self::ConversionFailed
+            | Self::Timeout
+            | Self::Poison => false,
             Self::NodeFailed
             | Self::OutOfMemory
             | Self::BackendError

@@ -4,9 +4,11 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::{
-    artifact::{Artifact, FileRef},
+    artifact::{Artifact, Kind, Source, StoredObject, media_of},
     error::{ErrorCode, TaskError},
     id::PromptId,
+    natural::natural,
+    options::OutputOptions,
 };
 
 /// One frame of a ComfyUI WebSocket, decoded. A hint: it makes things faster and decides nothing (PROTOCOL.md 13.5).
@@ -60,8 +62,8 @@ pub struct Finished {
     pub prompt: PromptId,
     /// How it ended.
     pub outcome: Outcome,
-    /// Every file it names, in the order of node and index.
-    pub files: Vec<NodeFile>,
+    /// Every file and text it names, in the order of node and index.
+    pub outputs: Vec<NodeOutput>,
 }
 
 /// How a prompt ended.
@@ -75,49 +77,76 @@ pub enum Outcome {
     Interrupted,
 }
 
-/// A file a node reported.
+/// A file or a text that a node reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeFile {
+pub struct NodeOutput {
     /// The node, by the id the user knows (a subgraph's inner nodes are mapped to the outer one).
     pub node_id: String,
-    /// The file.
-    pub file: FileRef,
+    /// Where its bytes are.
+    pub source: Source,
+}
+
+/// A picture that a node sent over the WebSocket, in no history and stored already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// The node.
+    pub node_id: String,
+    /// What we call it.
+    pub filename: String,
+    /// What became of it.
+    pub object: StoredObject,
 }
 
 impl Finished {
-    /// The artifacts to store. What the server names unsafely is an error, never skipped: a task is not completed with less
-    /// than it made.
+    /// The artifacts to store, `frames` among them. What the server names unsafely is an error, never skipped: a task is not completed
+    /// with less than it made.
     ///
     /// # Errors
-    /// `no_outputs` when there is no file at all, `output_missing` when a name could leave the server's folders.
-    pub fn artifacts(&self) -> Result<Vec<Artifact>, TaskError> {
-        if self.files.is_empty() {
-            return Err(TaskError::new(
-                ErrorCode::NoOutputs,
-                "the run succeeded but reported no file: add a node that saves its result (SaveImage, SaveVideo ...)",
-            ));
+    /// `no_outputs` when there is nothing at all, or nothing of the nodes asked for; `output_missing` when a name could leave the
+    /// server's folders.
+    pub fn artifacts(&self, options: &OutputOptions, frames: &[Frame]) -> Result<Vec<Artifact>, TaskError> {
+        let reported = self.outputs.iter().map(|output| (&output.node_id, output.source.clone(), None));
+        let sent = frames.iter().map(|frame| {
+            (&frame.node_id, Source::Frame { filename: frame.filename.clone() }, Some(frame.object.clone()))
+        });
+        let mut taken: Vec<_> = reported.chain(sent).filter(|(node_id, ..)| options.takes(node_id)).collect();
+        // Stable: what one node reported stays in its order, its frames behind.
+        taken.sort_by(|(a, ..), (b, ..)| natural(a, b));
+        if taken.is_empty() {
+            return Err(self.nothing(options));
         }
-        let mut artifacts = Vec::with_capacity(self.files.len());
-        for (index, NodeFile { node_id, file }) in (0_u32..).zip(&self.files) {
-            if !file.is_safe() {
-                let mut error = TaskError::new(
-                    ErrorCode::OutputMissing,
-                    format!("node {node_id} reported an output file with an unsafe name; it was not fetched"),
-                );
-                error.retryable = false;
-                error.node_id = Some(node_id.clone());
-                return Err(error);
-            }
-            artifacts.push(Artifact {
-                index,
-                node_id: node_id.clone(),
-                kind: file.media().0,
-                source: file.clone(),
-                object: None,
-            });
-        }
-        Ok(artifacts)
+        (0_u32..)
+            .zip(taken)
+            .map(|(index, (node_id, source, object))| artifact(index, node_id, source, object))
+            .collect()
     }
+
+    fn nothing(&self, options: &OutputOptions) -> TaskError {
+        let message = match &options.nodes {
+            Some(nodes) if !self.outputs.is_empty() => format!(
+                "the run succeeded, but only other nodes than {} made something; ask for other nodes, or for all",
+                nodes.join(", ")
+            ),
+            _ => "the run succeeded but reported no file and no text: add a node that saves its result (SaveImage, SaveVideo ...)"
+                .to_owned(),
+        };
+        TaskError::new(ErrorCode::NoOutputs, message)
+    }
+}
+
+fn artifact(index: u32, node_id: &str, source: Source, object: Option<StoredObject>) -> Result<Artifact, TaskError> {
+    if matches!(&source, Source::File(file) if !file.is_safe()) {
+        return Err(TaskError {
+            retryable: false,
+            node_id: Some(node_id.to_owned()),
+            ..TaskError::new(
+                ErrorCode::OutputMissing,
+                format!("node {node_id} reported an output file with an unsafe name; it was not fetched"),
+            )
+        });
+    }
+    let kind = if matches!(source, Source::Text { .. }) { Kind::Text } else { media_of(source.filename()).0 };
+    Ok(Artifact { index, node_id: node_id.to_owned(), kind, source, object })
 }
 
 /// The answer to a submitted prompt (200).

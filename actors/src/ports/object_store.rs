@@ -39,10 +39,10 @@ pub struct Reading {
     pub body: ByteStream,
 }
 
-/// Object storage. Keys are ours (`domain::artifact::object_key`): ASCII letters, digits, `. _ - /`.
+/// Object storage. Keys are ours (`domain::artifact::object_stem`): ASCII letters, digits, `. _ - /`.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + 'static {
-    /// Stores `body` under `key`, all of it or nothing, durably, hashing it on the way. Storing the same again is harmless.
+    /// Stores `body` under `key` (what the bytes say about themselves is not its business: `facts` are empty), all of it or nothing, durably, hashing it on the way. Storing the same again is harmless.
     /// When `bytes` is known, a body of any other length is an error.
     ///
     /// # Errors

@@ -1,12 +1,13 @@
 //! The artifacts of one task on their way: which are stored, which are tried again, when to give up. Pure.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::transfer::Failure;
 use crate::{
     domain::{
-        artifact::{Artifact, StoredObject, object_key},
+        artifact::{Artifact, Source, StoredObject, object_stem},
         error::{ErrorCode, TaskError},
+        options::TaskOptions,
         task::Task,
         time::Timestamp,
     },
@@ -27,6 +28,8 @@ pub enum Verdict {
 pub struct Batch {
     /// The task.
     pub task: Task,
+    /// What is done differently for it.
+    pub options: Arc<TaskOptions>,
     /// Its artifacts, stored or not.
     pub artifacts: Vec<Artifact>,
     begun: Timestamp,
@@ -37,8 +40,8 @@ pub struct Batch {
 impl Batch {
     /// A task that just arrived.
     #[must_use]
-    pub fn new(task: Task, artifacts: Vec<Artifact>, now: Timestamp) -> Self {
-        Self { task, artifacts, begun: now, failures: HashMap::new() }
+    pub fn new(task: Task, options: Arc<TaskOptions>, artifacts: Vec<Artifact>, now: Timestamp) -> Self {
+        Self { task, options, artifacts, begun: now, failures: HashMap::new() }
     }
 
     /// Artifacts not stored yet.
@@ -52,18 +55,21 @@ impl Batch {
         self.missing().next().is_none()
     }
 
-    /// An artifact and the key it goes under, unless it is stored already.
+    /// An artifact and the key it goes under, without its extension, unless it is stored already.
     #[must_use]
     pub fn transfer(&self, index: u32) -> Option<(Artifact, String)> {
         let artifact = self.artifacts.iter().find(|artifact| artifact.index == index && artifact.object.is_none())?;
-        let Task { tenant, created_at, id, dispatch, .. } = self.task;
-        Some((artifact.clone(), object_key(tenant, created_at, id, dispatch, artifact)))
+        Some((artifact.clone(), object_stem(&self.task, artifact)))
     }
 
     /// An artifact is stored.
     pub fn stored(&mut self, index: u32, object: StoredObject) {
         if let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.index == index) {
             artifact.object = Some(object);
+            // The storage has it now.
+            if let Source::Text { text, .. } = &mut artifact.source {
+                text.clear();
+            }
         }
     }
 
@@ -89,6 +95,10 @@ impl Batch {
             Failure::Refused(reason) => Verdict::Fail(fatal(format!(
                 "the storage refused output {index}: {reason}. Check its credentials and settings"
             ))),
+            Failure::Unfit(reason) => Verdict::Fail(TaskError::new(
+                ErrorCode::ConversionFailed,
+                format!("output {index} cannot be made into what output_options ask for: {reason}"),
+            )),
             Failure::Missing => Verdict::Fail(TaskError::new(
                 ErrorCode::OutputMissing,
                 format!("the run reported output {index}, but the ComfyUI server does not have the file any more"),

@@ -10,13 +10,15 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use super::UploadsMsg;
 use crate::{
     domain::{
-        artifact::{Artifact, StoredObject},
+        artifact::{Artifact, Source, StoredObject},
         id::TaskId,
+        options::{OutputOptions, TaskOptions},
         task::Fence,
     },
     kit::tasks::{Panicked, Tasks},
     ports::{
         comfy::{ComfyError, ComfyTransport},
+        media::{Incoming, Media, MediaError},
         object_store::{ObjectError, ObjectStore},
     },
 };
@@ -34,6 +36,8 @@ pub enum Failure {
     Storage(String),
     /// The storage says no.
     Refused(String),
+    /// It cannot be made into what was asked for.
+    Unfit(String),
     /// The transfer itself broke.
     Crashed(String),
 }
@@ -42,9 +46,8 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing => f.write_str("the server does not have the file"),
-            Self::Source(reason) | Self::Lost(reason) | Self::Storage(reason) | Self::Refused(reason) => {
-                f.write_str(reason)
-            }
+            Self::Source(reason) | Self::Lost(reason) | Self::Storage(reason) => f.write_str(reason),
+            Self::Refused(reason) | Self::Unfit(reason) => f.write_str(reason),
             Self::Crashed(reason) => write!(f, "the transfer crashed: {reason}"),
         }
     }
@@ -58,12 +61,14 @@ pub struct TransferArgs {
     pub fence: Fence,
     /// What to store.
     pub artifact: Artifact,
-    /// Where.
-    pub key: String,
+    /// What to do with it on the way.
+    pub options: Arc<TaskOptions>,
+    /// Where: a key without its extension.
+    pub stem: String,
     /// Whence.
     pub comfy: Arc<dyn ComfyTransport>,
     /// Whither.
-    pub objects: Arc<dyn ObjectStore>,
+    pub keeper: Keeper,
     /// Whom to tell.
     pub uploads: ActorRef<UploadsMsg>,
 }
@@ -90,10 +95,14 @@ impl Actor for UploadActor {
     type Arguments = TransferArgs;
 
     async fn pre_start(&self, me: ActorRef<Ended>, args: TransferArgs) -> Result<State, ActorProcessingErr> {
-        let TransferArgs { id, fence, artifact, key, comfy, objects, uploads } = args;
+        let TransferArgs { id, fence, artifact, options, stem, comfy, keeper, uploads } = args;
         let index = artifact.index;
         let mut transfer = Tasks::default();
-        transfer.run(&me, async move { store(&artifact, &key, &*comfy, &*objects).await }, Ended);
+        let work = async move {
+            let incoming = open(artifact.source, &*comfy).await?;
+            keeper.keep(incoming, &stem, &options.output).await
+        };
+        transfer.run(&me, work, Ended);
         Ok(State { id, fence, index, uploads, _transfer: transfer })
     }
 
@@ -112,21 +121,48 @@ impl Actor for UploadActor {
     }
 }
 
-async fn store(
-    artifact: &Artifact,
-    key: &str,
-    comfy: &dyn ComfyTransport,
-    objects: &dyn ObjectStore,
-) -> Result<StoredObject, Failure> {
-    let download = comfy.view(&artifact.source).await.map_err(|error| match error {
-        ComfyError::NotFound => Failure::Missing,
-        ComfyError::Unavailable(reason) => Failure::Source(reason),
-    })?;
-    let content_type = artifact.source.media().1;
-    objects.put(key, content_type, download.bytes, download.body).await.map_err(|error| match error {
-        ObjectError::Unavailable(reason) => Failure::Storage(reason),
-        ObjectError::Source(reason) => Failure::Source(reason),
-        ObjectError::NotFound => Failure::Storage("the storage lost the object".to_owned()),
-        ObjectError::Refused(reason) => Failure::Refused(reason),
-    })
+async fn open(source: Source, comfy: &dyn ComfyTransport) -> Result<Incoming, Failure> {
+    match source {
+        Source::File(file) => {
+            let download = comfy.view(&file).await.map_err(|error| match error {
+                ComfyError::NotFound => Failure::Missing,
+                ComfyError::Unavailable(reason) => Failure::Source(reason),
+            })?;
+            Ok(Incoming { filename: file.filename, bytes: download.bytes, body: download.body })
+        }
+        Source::Text { filename, text } => Ok(Incoming::whole(filename, text.into())),
+        // Its bytes came once, and a plan holds only those that were stored.
+        Source::Frame { filename } => Err(Failure::Lost(format!("{filename} was not kept"))),
+    }
+}
+
+/// The one way of an output into the storage, wherever its bytes come from.
+#[derive(Clone)]
+pub struct Keeper {
+    /// What is done to it.
+    pub media: Arc<dyn Media>,
+    /// Where it goes.
+    pub objects: Arc<dyn ObjectStore>,
+}
+
+impl Keeper {
+    /// Stores an output under `stem` and its extension, as `options` want it.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn keep(&self, incoming: Incoming, stem: &str, options: &OutputOptions) -> Result<StoredObject, Failure> {
+        let prepared = self.media.prepare(incoming, options).await.map_err(|error| match error {
+            MediaError::Source(reason) => Failure::Source(reason),
+            MediaError::Unfit(reason) => Failure::Unfit(reason),
+        })?;
+        let key = prepared.extension.map_or_else(|| stem.to_owned(), |extension| format!("{stem}.{extension}"));
+        let stored = self.objects.put(&key, &prepared.content_type, prepared.bytes, prepared.body).await;
+        let object = stored.map_err(|error| match error {
+            ObjectError::Unavailable(reason) => Failure::Storage(reason),
+            ObjectError::Source(reason) => Failure::Source(reason),
+            ObjectError::NotFound => Failure::Storage("the storage lost the object".to_owned()),
+            ObjectError::Refused(reason) => Failure::Refused(reason),
+        })?;
+        Ok(StoredObject { facts: prepared.facts.get().cloned().unwrap_or_default(), ..object })
+    }
 }

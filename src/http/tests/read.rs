@@ -6,7 +6,7 @@ use bytes::Bytes;
 use comfyd_actors::{
     board::PhaseName,
     domain::{
-        artifact::{Artifact, FileRef, Kind, StoredObject},
+        artifact::{Artifact, Facts, FileRef, Kind, Source, StoredObject},
         error::{ErrorCode, TaskError},
         id::BackendId,
         progress::Progress,
@@ -25,8 +25,20 @@ fn complete(record: &mut TaskRecord) {
     (record.task.started_at, record.task.executing_at) = (at(3), at(15));
     (record.task.uploading_at, record.task.finished_at) = (at(1_818), at(1_913));
     let source = FileRef { filename: "bé.png".into(), subfolder: String::new(), folder_type: "output".into() };
-    let object = StoredObject { key: "k/0".into(), content_type: "image/png".into(), bytes: 10, sha256: "ab".into() };
-    let stored = Artifact { index: 0, node_id: "9".into(), kind: Kind::Image, source, object: Some(object) };
+    let object = StoredObject {
+        key: "k/0".into(),
+        content_type: "image/png".into(),
+        bytes: 10,
+        sha256: "ab".into(),
+        facts: Facts { width: Some(4), height: Some(3), frames: Some(1), ..Facts::default() },
+    };
+    let stored = Artifact {
+        index: 0,
+        node_id: "9".into(),
+        kind: Kind::Image,
+        source: Source::File(source),
+        object: Some(object),
+    };
     record.artifacts = vec![stored.clone(), Artifact { index: 1, object: None, ..stored }];
 }
 
@@ -48,7 +60,7 @@ async fn a_finished_task_is_shown_as_promised() {
     assert_eq!(
         body["outputs"][0],
         json!({"index": 0, "node_id": "9", "kind": "image", "content_type": "image/png", "bytes": 10, "sha256": "ab",
-            "filename": "bé.png", "url": format!("http://gpu.example:8000/api/tasks/{id}/outputs/0")})
+            "width": 4, "height": 3, "duration_ms": null, "frames": 1, "filename": "bé.png", "url": format!("http://gpu.example:8000/api/tasks/{id}/outputs/0")})
     );
     let public = App::with(|config| config.public_url = Some("https://pub.example".into()), Vec::new()).await;
     let id = public.task(complete).await;

@@ -33,9 +33,10 @@ macro_rules! artifacts_column {
     () => {
         "(SELECT json_group_array(json_object(
              'index', o.idx, 'node_id', o.node_id, 'kind', o.kind,
-             'source', json_object('filename', o.filename, 'subfolder', o.subfolder, 'type', o.folder_type),
+             'source', json_object('filename', o.filename, 'subfolder', o.subfolder, 'type', o.folder_type, 'text', o.text),
              'object', json(CASE WHEN o.object_key IS NOT NULL THEN json_object(
-                 'key', o.object_key, 'content_type', o.content_type, 'bytes', o.bytes, 'sha256', o.sha256) END)
+                 'key', o.object_key, 'content_type', o.content_type, 'bytes', o.bytes, 'sha256', o.sha256,
+                 'facts', json(coalesce(o.facts, '{}'))) END)
           ) ORDER BY o.idx) FROM task_outputs o WHERE o.task_id = t.id) AS artifacts"
     };
 }

@@ -34,14 +34,14 @@ const LOAD: &str = concat!("SELECT ", task_columns!(), " FROM tasks t WHERE t.id
 
 /// In a query of several statements the arguments of all of them follow one another.
 const REPLACE_ARTIFACTS: &str = "DELETE FROM task_outputs WHERE task_id = ?;
-     INSERT INTO task_outputs (task_id, idx, node_id, kind, filename, subfolder, folder_type, object_key, content_type, bytes, sha256)
+     INSERT INTO task_outputs (task_id, idx, node_id, kind, filename, subfolder, folder_type, text, object_key, content_type, bytes,
+                               sha256, facts)
      SELECT ?, value ->> 'index', value ->> 'node_id', value ->> 'kind', value ->> '$.source.filename', value ->> '$.source.subfolder',
-            value ->> '$.source.type', value ->> '$.object.key', value ->> '$.object.content_type', value ->> '$.object.bytes',
-            value ->> '$.object.sha256'
+            value ->> '$.source.type', value ->> '$.source.text', value ->> '$.object.key', value ->> '$.object.content_type', value ->> '$.object.bytes',
+            value ->> '$.object.sha256', value -> '$.object.facts'
      FROM json_each(?)";
 
-const STORE_ARTIFACT: &str =
-    "UPDATE task_outputs SET object_key = ?, content_type = ?, bytes = ?, sha256 = ? WHERE task_id = ? AND idx = ?";
+const STORE_ARTIFACT: &str = "UPDATE task_outputs SET object_key = ?, content_type = ?, bytes = ?, sha256 = ?, facts = ? WHERE task_id = ? AND idx = ?";
 
 impl<'c> Tx<'c> {
     /// Begins it, ready for the first operation. IMMEDIATE, because a transaction that starts by reading and then finds another process
@@ -120,9 +120,10 @@ impl<'c> Tx<'c> {
 
     async fn store_artifact(&mut self, id: TaskId, index: u32, object: StoredObject) -> Result<(), Fault> {
         let bytes = i64::try_from(object.bytes).map_err(corrupt)?;
+        let facts = serde_json::to_string(&object.facts).map_err(corrupt)?;
         let store =
             sqlx::query(STORE_ARTIFACT).bind(object.key).bind(object.content_type).bind(bytes).bind(object.sha256);
-        let planned = self.execute(store.bind(key(id)).bind(index)).await? > 0;
+        let planned = self.execute(store.bind(facts).bind(key(id)).bind(index)).await? > 0;
         if planned { Ok(()) } else { Err(Refusal::WrongState.into()) }
     }
 }

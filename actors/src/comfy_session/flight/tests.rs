@@ -1,9 +1,9 @@
 use super::*;
 use crate::domain::{
-    artifact::FileRef,
+    artifact::{FileRef, Source},
     id::{BackendId, ClientId, TaskId, WorkerId},
     order::Priority,
-    prompt::NodeFile,
+    prompt::NodeOutput,
     task::{Fence, Intent, TaskState},
 };
 
@@ -87,7 +87,11 @@ impl Bench {
 
     fn finished(&self, outcome: Outcome) -> Finished {
         let file = FileRef { filename: "a.png".into(), subfolder: String::new(), folder_type: "output".into() };
-        Finished { prompt: self.flight.prompt(), outcome, files: vec![NodeFile { node_id: "9".into(), file }] }
+        Finished {
+            prompt: self.flight.prompt(),
+            outcome,
+            outputs: vec![NodeOutput { node_id: "9".into(), source: Source::File(file) }],
+        }
     }
 
     /// Looks until the prompt is concluded to be gone; returns what the task gets.

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::{
-    artifact::{FileRef, Kind},
+    artifact::{Facts, Kind, Source},
     order::{Ordering, sort_key},
 };
 
@@ -45,12 +45,18 @@ fn claim() -> Change {
 }
 
 fn artifact(stored: bool) -> Artifact {
-    let object = StoredObject { key: "k".into(), content_type: "image/png".into(), bytes: 1, sha256: "00".into() };
+    let object = StoredObject {
+        key: "k".into(),
+        content_type: "image/png".into(),
+        bytes: 1,
+        sha256: "00".into(),
+        facts: Facts::default(),
+    };
     Artifact {
         index: 0,
         node_id: "9".into(),
         kind: Kind::Image,
-        source: FileRef { filename: "a.png".into(), subfolder: String::new(), folder_type: "output".into() },
+        source: Source::Text { filename: "a.txt".into(), text: "a".into() },
         object: stored.then_some(object),
     }
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
-        artifact::{Artifact, FileRef, Kind, StoredObject},
+        artifact::{Artifact, Facts, FileRef, Kind, Source, StoredObject},
         error::{ErrorCode, TaskError},
         id::{BackendId, ClientId, TaskId, WorkerId},
         order::Priority,
@@ -75,6 +75,33 @@ pub fn object(index: u32) -> StoredObject {
         content_type: "image/png".into(),
         bytes: 1 << 40,
         sha256: "ab".repeat(32),
+        facts: facts(index),
+    }
+}
+
+/// What a file says of itself: everything, nothing, or the awkward.
+fn facts(index: u32) -> Facts {
+    match index % 3 {
+        0 => Facts::default(),
+        1 => Facts {
+            width: Some(u32::MAX),
+            height: Some(1),
+            duration_ms: Some(1 << 40),
+            frames: Some(0),
+            text: None,
+            stripped: Some(false),
+        },
+        _ => Facts { text: Some("it's \"\u{1f5bc}\"\n".into()), stripped: Some(true), ..Facts::default() },
+    }
+}
+
+/// Where an artifact's bytes come from: a file, a text, a frame.
+fn source(index: u32) -> Source {
+    let filename = format!("it's \"{index}\" é\u{1f5bc}.png");
+    match index % 3 {
+        0 => Source::File(FileRef { filename, subfolder: "a/b".into(), folder_type: "output".into() }),
+        1 => Source::Text { filename, text: format!("\"{index}\"\n\u{1f5bc}") },
+        _ => Source::Frame { filename },
     }
 }
 
@@ -85,11 +112,7 @@ pub fn artifacts(count: u32, stored: bool) -> Vec<Artifact> {
         index,
         node_id: format!("{index}:9"),
         kind: if index == 0 { Kind::Image } else { Kind::Video },
-        source: FileRef {
-            filename: format!("it's \"{index}\" é\u{1f5bc}.png"),
-            subfolder: "a/b".into(),
-            folder_type: "output".into(),
-        },
+        source: source(index),
         object: stored.then(|| object(index)),
     };
     (0..count).map(artifact).collect()

@@ -140,7 +140,12 @@ fn payload(id: u128) -> Payload {
         graph: format!("{{\"1\":{id}}}").into(),
         inputs: "{\"é\":1}".into(),
         metadata: "\"it's\"".into(),
-        options: TaskOptions { allow_partial: id.is_multiple_of(2), workflow_version: (id > 9).then_some(3) }.into(),
+        options: TaskOptions {
+            allow_partial: id.is_multiple_of(2),
+            workflow_version: (id > 9).then_some(3),
+            ..TaskOptions::default()
+        }
+        .into(),
     }
 }
 
