@@ -11,9 +11,10 @@ use comfyd::store::sqlite::SqliteStore;
 use comfyd_actors::{
     domain::{
         id::{BackendId, ClientId, TaskId, WorkerId},
+        lane::Lanes,
         task::Intent,
     },
-    ports::store::{Claim, TaskStore, WorkSource},
+    ports::store::{Claim, ClaimSlot, TaskStore, WorkSource},
 };
 use common::{ROUNDS, Report, folder, median, prefill, store, timed};
 use sqlx::{Row, SqliteConnection};
@@ -89,7 +90,8 @@ impl Queue {
 
     async fn claim(&self) -> Duration {
         let intent = Intent { backend: BackendId::new("http://backend"), client: ClientId::new("bench") };
-        let claim = Claim { worker: self.worker.clone(), lease: Duration::from_secs(3600), slots: vec![intent] };
+        let slot = ClaimSlot { intent, lanes: Lanes::only([0]) };
+        let claim = Claim { worker: self.worker.clone(), lease: Duration::from_secs(3600), slots: vec![slot] };
         let (time, claimed) = timed(self.store.claim(claim)).await;
         assert_eq!(claimed.expect("an answer").len(), 1);
         time

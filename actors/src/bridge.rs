@@ -8,6 +8,7 @@ use crate::{
     board::{BackendStatus, Board},
     domain::{
         id::{BackendId, TaskId},
+        lane::Lane,
         order::Priority,
         progress::Progress,
         task::{Task, TaskState},
@@ -36,6 +37,8 @@ pub struct TaskRequest {
     pub workflow: Option<String>,
     /// Graph, inputs and metadata.
     pub payload: Payload,
+    /// Which backends can run it.
+    pub lane: Lane,
     /// Urgency.
     pub priority: Priority,
     /// Attempts allowed; `None` = as configured.

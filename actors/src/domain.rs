@@ -7,6 +7,7 @@ pub mod artifact;
 pub mod error;
 pub mod graph;
 pub mod id;
+pub mod lane;
 pub mod natural;
 pub mod options;
 pub mod order;

@@ -13,6 +13,7 @@ use comfyd_actors::{
     bridge::TaskRequest,
     domain::{
         graph::{self, GraphFault, escape},
+        lane::Lane,
         options::{OutputOptions, TaskOptions},
         order::Priority,
         task::Task,
@@ -235,6 +236,7 @@ pub fn parse(body: &[u8], key: Option<&HeaderValue>, workflows: &Workflows) -> R
                 metadata: metadata.into(),
                 options: options.into(),
             },
+            lane: Lane::default(),
             priority,
             max_attempts,
             timeout,

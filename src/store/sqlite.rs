@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use comfyd_actors::{
     domain::{
         id::{TaskId, WorkerId},
+        lane::Lane,
         task::{Change, Fence, Task},
         time::Timestamp,
     },
@@ -150,6 +151,10 @@ impl TaskStore for SqliteStore {
         self.readers.counts().await
     }
 
+    async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError> {
+        self.readers.waiting().await
+    }
+
     async fn check(&self) -> Result<(), StoreError> {
         self.write(Check).await
     }
@@ -176,6 +181,10 @@ impl WorkSource for SqliteStore {
         held: &[(TaskId, Fence)],
     ) -> Result<Vec<Renewed>, StoreError> {
         self.write(Renew { worker: worker.clone(), lease, held: held.to_vec() }).await
+    }
+
+    async fn lanes(&self) -> Result<Vec<Lane>, StoreError> {
+        self.readers.lanes().await
     }
 
     async fn held(&self, worker: &WorkerId) -> Result<Vec<Assignment>, StoreError> {

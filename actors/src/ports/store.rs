@@ -17,6 +17,7 @@ use tokio::sync::broadcast;
 use crate::domain::{
     artifact::Artifact,
     id::{TaskId, WorkerId},
+    lane::{Lane, Lanes, Needs},
     options::TaskOptions,
     order::Priority,
     task::{Change, Fence, Intent, Refusal, Task, TaskState},
@@ -31,7 +32,7 @@ pub struct NewTask {
     /// Whose it is.
     pub tenant: i64,
     /// The lane it waits in.
-    pub lane: i64,
+    pub lane: Lane,
     /// The named workflow it is made from.
     pub workflow: Option<String>,
     /// As asked for.
@@ -57,7 +58,7 @@ impl NewTask {
         Task {
             id: self.id,
             tenant: self.tenant,
-            lane: self.lane,
+            lane: self.lane.id,
             workflow: self.workflow.clone(),
             priority: self.priority,
             sort_key: self.sort_key,
@@ -123,8 +124,17 @@ pub struct Claim {
     pub worker: WorkerId,
     /// How long the leases last.
     pub lease: Duration,
-    /// One entry per task wanted, filled in order; each says where its task would run.
-    pub slots: Vec<Intent>,
+    /// One entry per task wanted, filled in order.
+    pub slots: Vec<ClaimSlot>,
+}
+
+/// A place for one task.
+#[derive(Debug, Clone)]
+pub struct ClaimSlot {
+    /// Where its task would run.
+    pub intent: Intent,
+    /// Which tasks can run there.
+    pub lanes: Lanes,
 }
 
 /// A held task with all that is needed to run it.
@@ -160,6 +170,8 @@ pub struct TaskRecord {
     pub metadata: Arc<str>,
     /// What is done differently for it.
     pub options: Arc<TaskOptions>,
+    /// What it needs that not every backend has.
+    pub needs: Arc<Needs>,
     /// Its artifacts in order.
     pub artifacts: Vec<Artifact>,
 }
@@ -264,6 +276,12 @@ pub trait TaskStore: Send + Sync + 'static {
     /// `Unavailable`.
     async fn counts(&self) -> Result<Counts, StoreError>;
 
+    /// How many tasks wait in each lane that has any, but for lane 0; by id. Costs a walk, as [`counts`](Self::counts).
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError>;
+
     /// Whether a write would be taken now.
     ///
     /// # Errors
@@ -277,7 +295,8 @@ pub trait TaskStore: Send + Sync + 'static {
 /// What a consumer needs.
 #[async_trait]
 pub trait WorkSource: Send + Sync + 'static {
-    /// Takes tasks from the head of the order, at most one per slot, in order.
+    /// Takes tasks from the heads of the lanes that the slots serve, at most one per slot, as [`allot`](crate::domain::lane::allot)
+    /// says; answers in the order of the queue.
     ///
     /// # Errors
     /// `Unavailable`: nothing was taken, or it will be seen as held.
@@ -299,6 +318,12 @@ pub trait WorkSource: Send + Sync + 'static {
         lease: Duration,
         held: &[(TaskId, Fence)],
     ) -> Result<Vec<Renewed>, StoreError>;
+
+    /// The lanes of all tasks that are not over, but for lane 0, by id.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn lanes(&self) -> Result<Vec<Lane>, StoreError>;
 
     /// All tasks this incarnation holds: what a restarted actor works from.
     ///

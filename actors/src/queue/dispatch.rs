@@ -11,10 +11,11 @@ use crate::{
     comfy_session::{Origin, SessionMsg},
     domain::{
         id::{BackendId, TaskId},
+        lane::Lanes,
         task::{Change, Intent, Release, TaskState},
     },
     kit::{slot::Slot, tasks::Panicked},
-    ports::store::{Assignment, Claim, StoreError},
+    ports::store::{Assignment, Claim, ClaimSlot, StoreError},
     uploads::UploadsMsg,
 };
 
@@ -68,7 +69,7 @@ impl State {
         }
         self.claiming = true;
         let claim = self.keep(slots);
-        let kept = claim.slots.iter().map(|intent| intent.backend.clone()).collect();
+        let kept = claim.slots.iter().map(|slot| slot.intent.backend.clone()).collect();
         let source = self.system.source.clone();
         self.tasks.run(me, async move { source.claim(claim).await }, |result| QueueMsg::Claimed { kept, result });
     }
@@ -101,8 +102,8 @@ impl State {
         }
     }
 
-    /// Intents for every free place, best first. None while something else comes first.
-    pub(super) fn places_to_fill(&self) -> Vec<Intent> {
+    /// Slots for every free place, best first. None while something else comes first.
+    pub(super) fn places_to_fill(&self) -> Vec<ClaimSlot> {
         if !self.recovered || self.recovering || !self.uploads_open || !self.draining.is_empty() {
             return Vec::new();
         }
@@ -110,7 +111,7 @@ impl State {
         free.into_iter()
             .filter_map(|backend| {
                 let client = self.sessions.get(&backend)?.client.clone()?;
-                Some(Intent { backend, client })
+                Some(ClaimSlot { intent: Intent { backend, client }, lanes: Lanes::All })
             })
             .collect()
     }
@@ -134,9 +135,9 @@ impl State {
         session.is_some_and(|session| session.get_id() == demand.epoch)
     }
 
-    pub(super) fn keep(&mut self, slots: Vec<Intent>) -> Claim {
-        for intent in &slots {
-            *self.kept.entry(intent.backend.clone()).or_default() += 1;
+    pub(super) fn keep(&mut self, slots: Vec<ClaimSlot>) -> Claim {
+        for slot in &slots {
+            *self.kept.entry(slot.intent.backend.clone()).or_default() += 1;
         }
         Claim { worker: self.system.worker.clone(), lease: self.system.settings.lease, slots }
     }

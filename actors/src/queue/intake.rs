@@ -42,8 +42,8 @@ impl State {
     ) {
         let new = self.new_task(request);
         let slot = self.places_to_fill().into_iter().next();
-        let claim = slot.map(|intent| self.keep(vec![intent]));
-        let kept = claim.as_ref().and_then(|claim| claim.slots.first()).map(|intent| intent.backend.clone());
+        let claim = slot.map(|slot| self.keep(vec![slot]));
+        let kept = claim.as_ref().and_then(|claim| claim.slots.first()).map(|slot| slot.intent.backend.clone());
         let store = self.system.store.clone();
         self.creating += 1;
         self.tasks.run(me, async move { store.create(new, claim).await }, |result| QueueMsg::Stored {
@@ -59,7 +59,7 @@ impl State {
         NewTask {
             id: TaskId::new(),
             tenant: request.tenant,
-            lane: 0,
+            lane: request.lane,
             workflow: request.workflow,
             priority: request.priority,
             sort_key: sort_key(created_at, request.priority, settings.ordering),

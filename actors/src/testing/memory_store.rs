@@ -2,7 +2,7 @@
 //! real stores with it, and tests of the actors use it instead of a database. Everything is lost with the process.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -17,7 +17,8 @@ use crate::{
     domain::{
         artifact::Artifact,
         id::{TaskId, WorkerId},
-        task::{ArtifactEdit, Change, Fence, Intent, Refusal, Task, TaskState},
+        lane::{ANYBODY, Lane, Lanes, Needs, allot},
+        task::{ArtifactEdit, Change, Fence, Refusal, Task, TaskState},
         time::Timestamp,
     },
     ports::{
@@ -47,6 +48,7 @@ struct Shelf {
     tasks: BTreeMap<TaskId, Row>,
     keys: BTreeMap<(i64, String), Key>,
     workflows: workflows::Workflows,
+    lanes: BTreeMap<i64, Arc<Needs>>,
 }
 
 struct Row {
@@ -121,11 +123,15 @@ impl MemoryStore {
     fn claim_from(&self, shelf: &mut Shelf, claim: Claim) -> Result<Vec<Assignment>, StoreError> {
         let until = self.clock.now().after(claim.lease);
         let heads = shelf.sorted(|task| task.state == TaskState::Pending, |task| (task.sort_key, task.id));
-        let take = |(id, intent): (TaskId, Intent)| {
+        let lanes: Vec<i64> = heads.iter().map(|id| shelf.lane_of(*id)).collect();
+        let slots: Vec<Lanes> = claim.slots.iter().map(|slot| slot.lanes.clone()).collect();
+        let allotted = heads.into_iter().zip(allot(&lanes, &slots));
+        let take = |(id, slot): (TaskId, Option<usize>)| {
+            let intent = claim.slots.get(slot?)?.intent.clone();
             let change = Change::Claim { worker: claim.worker.clone(), until, intent };
-            self.change(shelf, id, None, change)
+            Some(self.change(shelf, id, None, change))
         };
-        heads.into_iter().zip(claim.slots).map(take).collect()
+        allotted.filter_map(take).collect()
     }
 }
 
@@ -148,6 +154,17 @@ impl Shelf {
         tasks.into_iter().map(|task| task.id).collect()
     }
 
+    fn lane_of(&self, id: TaskId) -> i64 {
+        self.tasks.get(&id).map_or(ANYBODY, |row| row.task.lane)
+    }
+
+    /// How many tasks there are of each lane that has any such, but for lane 0.
+    fn lanes(&self, fits: impl Fn(&Task) -> bool) -> Vec<(Lane, u64)> {
+        let count = |id: i64| self.tasks.values().filter(|row| row.task.lane == id && fits(&row.task)).count() as u64;
+        let counted = self.lanes.iter().map(|(id, needs)| (Lane { id: *id, needs: needs.clone() }, count(*id)));
+        counted.filter(|(_, tasks)| *tasks > 0).collect()
+    }
+
     /// What an idempotency key that was seen before leads to.
     fn repeated(&self, new: &NewTask) -> Option<Created> {
         let idempotency = new.idempotency.as_ref()?;
@@ -167,6 +184,9 @@ impl Shelf {
             self.keys.insert((new.tenant, idempotency.key), key);
         }
         let task = new.first_state();
+        if task.lane != ANYBODY {
+            self.lanes.entry(task.lane).or_insert(new.lane.needs);
+        }
         self.tasks.insert(task.id, Row { task: task.clone(), payload: new.payload, artifacts: Vec::new() });
         Ok(task)
     }
@@ -216,6 +236,7 @@ impl TaskStore for MemoryStore {
             inputs: row.payload.inputs.clone(),
             metadata: row.payload.metadata.clone(),
             options: row.payload.options.clone(),
+            needs: shelf.lanes.get(&row.task.lane).cloned().unwrap_or_default(),
             artifacts: row.artifacts.clone(),
         })
     }
@@ -243,6 +264,10 @@ impl TaskStore for MemoryStore {
             }
         }
         Ok(counts)
+    }
+
+    async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError> {
+        Ok(self.open()?.lanes(|task| task.state == TaskState::Pending))
     }
 
     async fn check(&self) -> Result<(), StoreError> {
@@ -286,6 +311,10 @@ impl WorkSource for MemoryStore {
             }
         }
         Ok(renewed)
+    }
+
+    async fn lanes(&self) -> Result<Vec<Lane>, StoreError> {
+        Ok(self.open()?.lanes(|task| !task.state.is_final()).into_iter().map(|(lane, _)| lane).collect())
     }
 
     async fn held(&self, worker: &WorkerId) -> Result<Vec<Assignment>, StoreError> {
@@ -345,6 +374,8 @@ impl WorkSource for MemoryStore {
             shelf.tasks.remove(id);
             shelf.keys.retain(|_, key| key.task != *id);
         }
+        let inhabited: BTreeSet<i64> = shelf.tasks.values().map(|row| row.task.lane).collect();
+        shelf.lanes.retain(|id, _| inhabited.contains(id));
         let old = shelf.keys.iter().filter(|(_, key)| past(key.created_at, retention.idempotency));
         let mut old: Vec<_> = old.map(|(name, key)| (key.created_at, name.clone())).collect();
         old.sort();

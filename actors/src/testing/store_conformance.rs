@@ -112,6 +112,8 @@ macro_rules! store_conformance {
         $crate::store_conformance!(@checks $open, checks:
             claims_follow_the_order
             lanes_are_one_order
+            a_slot_takes_what_it_serves
+            a_lane_goes_with_its_last_task
             a_retry_keeps_its_place
             create_can_claim_at_once
             an_expired_lease_is_not_renewed

@@ -19,6 +19,7 @@ use comfyd_actors::{
     domain::{
         artifact::{FileRef, StoredObject},
         id::{BackendId, ClientId, PromptId, TaskId},
+        lane::Lane,
         prompt::{Abilities, Finished, Receipt, Sighting},
         task::{Change, Fence, Task, TaskState},
         time::Timestamp,
@@ -170,7 +171,7 @@ fn new_task(request: &TaskRequest) -> Task {
     Task {
         id: TaskId::new(),
         tenant: request.tenant,
-        lane: 0,
+        lane: request.lane.id,
         workflow: request.workflow.clone(),
         priority: request.priority,
         sort_key: 0,
@@ -221,6 +222,7 @@ impl FakeQueue {
                 inputs,
                 metadata,
                 options: request.payload.options.clone(),
+                needs: request.lane.needs.clone(),
                 artifacts: Vec::new(),
             },
         );
@@ -299,6 +301,10 @@ impl TaskStore for FakeStore {
     async fn counts(&self) -> Result<Counts, StoreError> {
         let pending = self.0.records.lock().unwrap().len() as u64;
         Ok(Counts { scheduled: 0, pending, held: 0 })
+    }
+
+    async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError> {
+        Ok(Vec::new())
     }
 
     async fn check(&self) -> Result<(), StoreError> {

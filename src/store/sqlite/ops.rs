@@ -15,10 +15,12 @@ pub(super) use workflows::{Content, Publish, Record, Withdraw};
 
 /// The statements whose cost must not grow with the number of tasks, for the test that looks at their plans.
 #[cfg(test)]
-pub(super) const SEEKING: [(&str, &str); 5] = [
+pub(super) const SEEKING: [(&str, &str); 7] = [
     ("claim", create::HEADS),
+    ("claim for slots that differ", create::NAMES),
     ("adopt_expired", hold::EXPIRED),
     ("promote", upkeep::DUE),
     ("prune tasks", upkeep::FINISHED),
     ("prune keys", upkeep::DELETE_KEYS),
+    ("prune lanes", upkeep::DELETE_LANES),
 ];

@@ -3,6 +3,7 @@
 use comfyd_actors::{
     domain::{
         id::TaskId,
+        lane::Lane,
         task::{Task, TaskState},
         time::Timestamp,
     },
@@ -18,10 +19,20 @@ use super::{
 pub(super) const GET: &str = concat!(
     "SELECT ",
     task_columns!(),
-    ", p.inputs, p.metadata, p.options, ",
+    ", p.inputs, p.metadata, p.options, (SELECT l.needs FROM lanes l WHERE l.id = t.lane) AS needs, ",
     artifacts_column!(),
     " FROM tasks t JOIN task_payloads p ON p.task_id = t.id WHERE t.id = ?"
 );
+
+/// A walk over the lanes there are, and a few seeks for each.
+const LANES: &str = "SELECT l.id, l.needs FROM lanes l
+     WHERE EXISTS (SELECT 1 FROM tasks t INDEXED BY tasks_lane WHERE t.lane = l.id AND t.lane <> 0
+                   AND t.state IN ('scheduled', 'pending', 'dispatching', 'executing', 'uploading'))
+     ORDER BY l.id";
+
+const WAITING: &str = "SELECT l.id, l.needs, count(*) AS tasks
+     FROM lanes l CROSS JOIN tasks t INDEXED BY tasks_lane
+     WHERE t.lane = l.id AND t.lane <> 0 AND t.state = 'pending' GROUP BY l.id ORDER BY l.id";
 
 const COUNTS: &str = "SELECT
     (SELECT count(*) FROM tasks WHERE state = 'scheduled') AS scheduled,
@@ -50,6 +61,17 @@ impl Readers {
         let row = sqlx::query(COUNTS).fetch_one(&self.0).await.map_err(|error| store_error(&error))?;
         let count = |column| u64::try_from(get::<i64>(&row, column)?).map_err(corrupt);
         Ok(Counts { scheduled: count("scheduled")?, pending: count("pending")?, held: count("held")? })
+    }
+
+    pub(super) async fn lanes(&self) -> Result<Vec<Lane>, StoreError> {
+        let found = sqlx::query(LANES).fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
+        found.iter().map(rows::lane).collect()
+    }
+
+    pub(super) async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError> {
+        let found = sqlx::query(WAITING).fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
+        let tasks = |row| u64::try_from(get::<i64>(row, "tasks")?).map_err(corrupt);
+        found.iter().map(|row| Ok((rows::lane(row)?, tasks(row)?))).collect()
     }
 
     pub(super) async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {

@@ -5,6 +5,7 @@ use std::{fmt::Display, sync::Arc, time::Duration};
 use comfyd_actors::{
     domain::{
         id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
+        lane::{Lane, Needs},
         options::TaskOptions,
         order::Priority,
         task::{Fence, Lease, Prompt, Task, TaskState},
@@ -192,8 +193,18 @@ pub(super) fn record(row: &SqliteRow) -> Result<TaskRecord, StoreError> {
         inputs: text(row, "inputs")?,
         metadata: text(row, "metadata")?,
         options: options(row)?,
+        needs: needs(get(row, "needs")?)?,
         artifacts,
     })
+}
+
+/// Reads a row of `lanes`.
+pub(super) fn lane(row: &SqliteRow) -> Result<Lane, StoreError> {
+    Ok(Lane { id: get(row, "id")?, needs: needs(get(row, "needs")?)? })
+}
+
+fn needs(text: Option<&str>) -> Result<Arc<Needs>, StoreError> {
+    text.map_or_else(|| Ok(Arc::default()), |text| serde_json::from_str(text).map(Arc::new).map_err(corrupt))
 }
 
 fn options(row: &SqliteRow) -> Result<Arc<TaskOptions>, StoreError> {

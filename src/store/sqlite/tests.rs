@@ -289,7 +289,7 @@ async fn queries_seek_and_never_scan() {
 
 /// What a query makes itself: the lanes, a list of ids, the rows of a page.
 fn is_small(detail: &str) -> bool {
-    ["lanes", "(subquery", "o ", "json_each"].iter().any(|small| detail["SCAN ".len()..].starts_with(small))
+    ["lanes", "present", "(subquery", "o ", "json_each"].iter().any(|small| detail["SCAN ".len()..].starts_with(small))
 }
 
 async fn plan(conn: &mut SqliteConnection, sql: &str) -> Vec<String> {
@@ -309,10 +309,10 @@ async fn a_claim_costs_the_same_however_many_wait() {
             sqlx::query_scalar("SELECT id FROM tasks LIMIT 1 OFFSET 50").fetch_one(&mut conn).await.unwrap();
         // Once beforehand: what a statement costs to prepare is not what it costs.
         for sql in [SEEKING[0].1, reads::GET] {
-            sqlx::query(sql).bind(0).bind(0).fetch_all(&mut conn).await.unwrap();
+            sqlx::query(sql).bind("[0]").bind(0).fetch_all(&mut conn).await.unwrap();
         }
         let steps = count_steps(&mut conn).await;
-        let heads = sqlx::query(SEEKING[0].1).bind(1).bind(1).fetch_all(&mut conn).await.unwrap();
+        let heads = sqlx::query(SEEKING[0].1).bind("[0]").bind(1).fetch_all(&mut conn).await.unwrap();
         let claim = steps.swap(0, Ordering::SeqCst);
         let found = sqlx::query(reads::GET).bind(id).fetch_all(&mut conn).await.unwrap();
         let get = steps.swap(0, Ordering::SeqCst);

@@ -4,11 +4,12 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use super::{
     Subject,
-    fixtures::{LEASE, artifacts, claim, error, keyed_task, new_task, worker},
+    fixtures::{LEASE, artifacts, claim, claim_of, error, keyed_task, lane, new_task, worker},
 };
 use crate::{
     domain::{
         id::{PromptId, TaskId},
+        lane::Lanes,
         task::{Change, Fence, Refusal, Task, TaskState},
         time::Timestamp,
     },
@@ -76,12 +77,52 @@ pub async fn lanes_are_one_order<F: Future<Output = Subject>>(open: &impl Fn(Arc
     let (store, _) = fresh(open).await;
     let mut expected = Vec::new();
     for (sort_key, lane) in [(1, 7), (2, i64::MIN), (3, 7), (4, 0), (5, i64::MAX), (6, 0)] {
-        expected.push(store.add(NewTask { lane, ..new_task(sort_key) }).await);
+        expected.push(store.add(NewTask { lane: super::fixtures::lane(lane), ..new_task(sort_key) }).await);
     }
     let mut claimed = ids(&store.take(1).await);
     claimed.extend(ids(&store.take(4).await));
     claimed.extend(ids(&store.take(4).await));
     assert_eq!(claimed, expected);
+}
+
+/// A slot takes tasks of its lanes only, however long others wait; a slot that fits many gives way to a task that only it fits.
+pub async fn a_slot_takes_what_it_serves<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, _) = fresh(open).await;
+    let in_lane = |id, sort_key| NewTask { lane: lane(id), ..new_task(sort_key) };
+    let nobodys = store.add(in_lane(9, 1)).await;
+    let common = store.add(in_lane(0, 2)).await;
+    let special = store.add(in_lane(7, 3)).await;
+    let take = |slots| store.work.claim(claim_of(&worker("node", 1), slots));
+    assert!(take(vec![Lanes::only([])]).await.unwrap().is_empty());
+    assert!(take(vec![Lanes::only([5, 8])]).await.unwrap().is_empty());
+    let claimed = take(vec![Lanes::only([0, 7]), Lanes::only([0])]).await.unwrap();
+    let place = |held: &Assignment| (held.task.id, held.task.prompt.clone().unwrap().backend.to_string());
+    let got: Vec<_> = claimed.iter().map(place).collect();
+    assert_eq!(got, [(common, "http://gpu-1:8188".to_owned()), (special, "http://gpu-0:8188".to_owned())]);
+    let waits: Vec<_> = store.tasks.waiting().await.unwrap().into_iter().collect();
+    assert_eq!(waits, [(lane(9), 1)]);
+    assert_eq!(store.work.lanes().await.unwrap(), [lane(7), lane(9)]);
+    assert_eq!(store.tasks.get(nobodys).await.unwrap().needs, lane(9).needs);
+    assert_eq!(store.tasks.get(common).await.unwrap().needs, lane(0).needs);
+    assert_eq!(ids(&take(vec![Lanes::All]).await.unwrap()), [nobodys]);
+}
+
+/// A lane is known for as long as there are tasks of it.
+pub async fn a_lane_goes_with_its_last_task<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, clock) = fresh(open).await;
+    let hour = Duration::from_secs(3600);
+    let retention = Retention { completed: hour, failed: hour, idempotency: hour };
+    let id = store.add(NewTask { lane: lane(7), ..new_task(1) }).await;
+    store.tasks.cancel(id).await.unwrap();
+    assert!(store.work.lanes().await.unwrap().is_empty(), "of tasks that are not over");
+    assert_eq!(store.tasks.get(id).await.unwrap().needs, lane(7).needs);
+    clock.advance(hour);
+    assert_eq!(store.work.prune(retention, 9).await.unwrap(), 1);
+    // Another meaning of the same number shows that the first is forgotten.
+    let other = lane(8).needs;
+    let again = NewTask { lane: crate::domain::lane::Lane { id: 7, needs: other.clone() }, ..new_task(2) };
+    let id = store.add(again).await;
+    assert_eq!(store.tasks.get(id).await.unwrap().needs, other);
 }
 
 /// A task that comes back is not sent to the end of the queue.

@@ -9,11 +9,12 @@ use crate::{
         artifact::{Artifact, Facts, FileRef, Kind, Source, StoredObject},
         error::{ErrorCode, TaskError},
         id::{BackendId, ClientId, TaskId, WorkerId},
+        lane::{Lane, Lanes, ListValue, Needs},
         order::Priority,
         task::Intent,
         time::Timestamp,
     },
-    ports::store::{Claim, Idempotency, NewTask, Payload},
+    ports::store::{Claim, ClaimSlot, Idempotency, NewTask, Payload},
 };
 
 /// How long leases last here.
@@ -25,7 +26,7 @@ pub fn new_task(sort_key: i64) -> NewTask {
     NewTask {
         id: TaskId::new(),
         tenant: 0,
-        lane: 0,
+        lane: Lane::default(),
         workflow: None,
         priority: Priority::default(),
         sort_key,
@@ -60,11 +61,28 @@ pub fn intent(backend: &str) -> Intent {
     Intent { backend: BackendId::new(backend), client: ClientId::new("client-1") }
 }
 
-/// A request for `slots` tasks.
+/// A request for `slots` tasks of any lane.
 #[must_use]
 pub fn claim(worker: &WorkerId, slots: usize) -> Claim {
-    let slots = (0..slots).map(|slot| intent(&format!("http://gpu-{slot}:8188"))).collect();
-    Claim { worker: worker.clone(), lease: LEASE, slots }
+    claim_of(worker, vec![Lanes::All; slots])
+}
+
+/// A request for a task for each slot, which serves these lanes.
+#[must_use]
+pub fn claim_of(worker: &WorkerId, slots: Vec<Lanes>) -> Claim {
+    let slot = |(place, lanes)| ClaimSlot { intent: intent(&format!("http://gpu-{place}:8188")), lanes };
+    Claim { worker: worker.clone(), lease: LEASE, slots: slots.into_iter().enumerate().map(slot).collect() }
+}
+
+/// A lane of a given number, and needs of its own.
+#[must_use]
+pub fn lane(id: i64) -> Lane {
+    if id == 0 {
+        return Lane::default();
+    }
+    let value = ListValue { class: "it's".into(), input: "\"name\"".into(), value: format!("é{id}.ckpt") };
+    let needs = Needs { values: [value].into(), backends: [BackendId::new("http://a")].into(), ..Needs::default() };
+    Lane { id, needs: Arc::new(needs) }
 }
 
 /// The object an artifact becomes.

@@ -9,12 +9,13 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::{
     Subject,
-    fixtures::{self, artifacts, claim, error, intent, worker},
+    fixtures::{self, artifacts, claim, claim_of, error, intent, worker},
     workflow_checks::{WorkflowCall, workflow_call},
 };
 use crate::{
     domain::{
         id::{PromptId, TaskId, WorkerId},
+        lane::Lanes,
         options::TaskOptions,
         order::Priority,
         task::{Change, Fence, Release, Task, TaskState},
@@ -77,6 +78,7 @@ pub(super) enum Step {
     },
     Counts,
     Workflow(WorkflowCall),
+    Lanes,
     Advance(Duration),
 }
 
@@ -105,6 +107,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (query(), option::of(task())).prop_map(|(query, before)| Step::List { query, before }),
         1 => Just(Step::Counts),
         4 => workflow_call().prop_map(Step::Workflow),
+        1 => Just(Step::Lanes),
         4 => seconds(40).prop_map(Step::Advance),
     ]
 }
@@ -122,7 +125,7 @@ fn new_task() -> impl Strategy<Value = NewTask> {
         NewTask {
             id: fixtures::id(id),
             tenant,
-            lane,
+            lane: fixtures::lane(lane),
             workflow: workflow.map(str::to_owned),
             priority: Priority::new(priority).unwrap_or_default(),
             sort_key,
@@ -154,7 +157,12 @@ fn some_worker() -> impl Strategy<Value = WorkerId> {
 }
 
 fn some_claim() -> impl Strategy<Value = Claim> {
-    (some_worker(), 0..4_usize).prop_map(|(worker, slots)| claim(&worker, slots))
+    let lanes = prop_oneof![
+        1 => Just(Lanes::All),
+        2 => prop::collection::btree_set(0_i64..3, 0..4).prop_map(Lanes::only),
+    ];
+    let alike = (lanes.clone(), 0..4_usize).prop_map(|(lanes, slots)| vec![lanes; slots]);
+    (some_worker(), prop_oneof![alike, vec(lanes, 0..4)]).prop_map(|(worker, slots)| claim_of(&worker, slots))
 }
 
 fn seconds(most: u64) -> impl Strategy<Value = Duration> {
@@ -223,6 +231,8 @@ pub(super) enum Call {
     List(Query),
     Counts,
     Workflow(WorkflowCall),
+    Waiting,
+    Lanes,
 }
 
 /// The ids in play.
@@ -265,6 +275,7 @@ impl World {
             }
             Step::Counts => Call::Counts,
             Step::Workflow(call) => Call::Workflow(call),
+            Step::Lanes => Call::Lanes,
             Step::Advance(step) => {
                 clock.advance(step);
                 return None;
@@ -275,11 +286,15 @@ impl World {
     /// The calls that show everything there is.
     pub(super) fn everything(&self) -> Vec<Call> {
         let all = Query { limit: 1000, ..Query::default() };
-        self.ids
-            .iter()
-            .map(|id| Call::Get(*id))
-            .chain([Call::List(all), Call::Counts, Call::NextScheduled, Call::Workflow(WorkflowCall::Published)])
-            .collect()
+        let last = [
+            Call::List(all),
+            Call::Counts,
+            Call::Waiting,
+            Call::Lanes,
+            Call::NextScheduled,
+            Call::Workflow(WorkflowCall::Published),
+        ];
+        self.ids.iter().map(|id| Call::Get(*id)).chain(last).collect()
     }
 
     fn pick(&self, place: usize) -> Option<TaskId> {
@@ -344,6 +359,8 @@ impl Call {
             Self::List(query) => answer(tasks.list(query).await),
             Self::Counts => answer(tasks.counts().await),
             Self::Workflow(call) => call.make(&**workflows).await,
+            Self::Waiting => answer(tasks.waiting().await),
+            Self::Lanes => answer(work.lanes().await),
         }
     }
 }

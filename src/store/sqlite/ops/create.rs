@@ -1,13 +1,19 @@
 //! Tasks come in and are taken from the head of the order.
 
+use std::collections::BTreeSet;
+
 use comfyd_actors::{
-    domain::task::{Change, Task},
-    ports::store::{Assignment, Claim, Created, Idempotency, NewTask},
+    domain::{
+        id::TaskId,
+        lane::{ANYBODY, Lanes, allot},
+        task::{Change, Intent, Task},
+    },
+    ports::store::{Assignment, Claim, ClaimSlot, Created, Idempotency, NewTask, StoreError},
 };
 
 use crate::store::sqlite::{
     fault::Fault,
-    rows::{self, corrupt, get, key},
+    rows::{self, Statement, corrupt, get, key, keys},
     tx::Tx,
     writer::Operation,
 };
@@ -29,22 +35,53 @@ const INSERT_WITH_KEY: &str = concat!(
     "; INSERT INTO idempotency (tenant, key, body_sha256, task_id, created_at) VALUES (?, ?, ?, ?, ?)"
 );
 
-/// The least heads of all lanes, in order. Each step through the lanes and each lane's head is a seek in `tasks_claim`, so with one
-/// lane the cost is that of a seek, whatever waits behind. CROSS JOIN keeps the lanes outermost.
+const NEW_LANE: &str = "INSERT OR IGNORE INTO lanes (id, needs) VALUES (?, ?)";
+
+/// The lanes to look into: those of a JSON list, or, when it is null, all that have waiting tasks. Each step from one of these to the
+/// next is a seek in `tasks_claim`.
+macro_rules! lanes {
+    () => {
+        "WITH RECURSIVE present (lane) AS (
+             SELECT min(lane) FROM tasks INDEXED BY tasks_claim WHERE state = 'pending' AND ?1 IS NULL
+             UNION ALL
+             SELECT (SELECT min(n.lane) FROM tasks n INDEXED BY tasks_claim WHERE n.state = 'pending' AND n.lane > present.lane)
+             FROM present WHERE present.lane IS NOT NULL
+         ), lanes (lane) AS (SELECT value FROM json_each(?1) UNION ALL SELECT lane FROM present)"
+    };
+}
+
+/// The heads of `lanes`, as many of each as there are slots: a seek in `tasks_claim` per lane, whatever waits behind.
+macro_rules! heads_of_lane {
+    () => {
+        "(SELECT h.id FROM tasks h INDEXED BY tasks_claim
+          WHERE h.state = 'pending' AND h.lane = lanes.lane ORDER BY h.sort_key, h.id LIMIT 0 + ?2)"
+    };
+}
+
+/// The least heads of some lanes, in order: for slots that are all alike. CROSS JOIN keeps the lanes outermost.
 pub(in crate::store::sqlite) const HEADS: &str = concat!(
-    "WITH RECURSIVE lanes (lane) AS (
-         SELECT min(lane) FROM tasks INDEXED BY tasks_claim WHERE state = 'pending'
-         UNION ALL
-         SELECT (SELECT min(n.lane) FROM tasks n INDEXED BY tasks_claim WHERE n.state = 'pending' AND n.lane > lanes.lane)
-         FROM lanes WHERE lanes.lane IS NOT NULL
-     )
-     SELECT ",
+    lanes!(),
+    " SELECT ",
     assignment_columns!(),
     " FROM lanes CROSS JOIN tasks t CROSS JOIN task_payloads p
-     WHERE t.id IN (SELECT h.id FROM tasks h INDEXED BY tasks_claim
-                    WHERE h.state = 'pending' AND h.lane = lanes.lane ORDER BY h.sort_key, h.id LIMIT 0 + ?)
-       AND p.task_id = t.id
-     ORDER BY t.sort_key, t.id LIMIT 0 + ?"
+     WHERE t.id IN ",
+    heads_of_lane!(),
+    " AND p.task_id = t.id ORDER BY t.sort_key, t.id LIMIT 0 + ?2"
+);
+
+/// The heads of each lane, in order, by name only: for slots that differ, which of them are taken is found out in between.
+pub(in crate::store::sqlite) const NAMES: &str = concat!(
+    lanes!(),
+    " SELECT t.id, t.lane FROM lanes CROSS JOIN tasks t WHERE t.id IN ",
+    heads_of_lane!(),
+    " ORDER BY t.sort_key, t.id"
+);
+
+const TAKE: &str = concat!(
+    "SELECT ",
+    assignment_columns!(),
+    " FROM tasks t CROSS JOIN task_payloads p WHERE t.id IN (SELECT unhex(value) FROM json_each(?)) AND p.task_id = t.id
+     ORDER BY t.sort_key, t.id"
 );
 
 /// `TaskStore::create`.
@@ -100,6 +137,10 @@ async fn find_repeated(tx: &mut Tx<'_>, tenant: i64, asked: &Idempotency) -> Res
 
 async fn insert(tx: &mut Tx<'_>, new: NewTask) -> Result<Task, Fault> {
     let task = new.first_state();
+    if task.lane != ANYBODY {
+        let needs = serde_json::to_string(&new.lane.needs).map_err(corrupt)?;
+        tx.execute(sqlx::query(NEW_LANE).bind(task.lane).bind(needs)).await?;
+    }
     let options = serde_json::to_string(&new.payload.options).map_err(corrupt)?;
     let sql = if new.idempotency.is_some() { INSERT_WITH_KEY } else { INSERT };
     let mut insert = rows::bind_new(sqlx::query(sql), &task)
@@ -122,11 +163,42 @@ async fn claim_heads(tx: &mut Tx<'_>, claim: Claim) -> Result<Vec<Assignment>, F
     if slots.is_empty() {
         return Ok(Vec::new());
     }
-    let wanted = i64::try_from(slots.len()).unwrap_or(i64::MAX);
-    let mut heads = tx.assignments(sqlx::query(HEADS).bind(wanted).bind(wanted)).await?;
+    let (mut heads, intents) = if slots.windows(2).all(|pair| pair[0].lanes == pair[1].lanes) {
+        (tx.assignments(bind_lanes(HEADS, &slots)?).await?, slots.into_iter().map(|slot| slot.intent).collect())
+    } else {
+        allotted(tx, slots).await?
+    };
     let until = tx.now.after(lease);
-    for (Assignment { task, .. }, intent) in heads.iter_mut().zip(slots) {
+    for (Assignment { task, .. }, intent) in heads.iter_mut().zip(intents) {
         tx.change(task, None, Change::Claim { worker: worker.clone(), until, intent }).await?;
     }
     Ok(heads)
+}
+
+/// The tasks for slots that serve different lanes, and where each of them goes.
+async fn allotted(tx: &mut Tx<'_>, slots: Vec<ClaimSlot>) -> Result<(Vec<Assignment>, Vec<Intent>), Fault> {
+    let rows = tx.fetch(bind_lanes(NAMES, &slots)?).await?;
+    let named = rows.iter().map(|row| Ok((rows::id(row, "id")?, get::<i64>(row, "lane")?)));
+    let (ids, lanes): (Vec<TaskId>, Vec<i64>) = named.collect::<Result<Vec<_>, StoreError>>()?.into_iter().unzip();
+    let served: Vec<Lanes> = slots.iter().map(|slot| slot.lanes.clone()).collect();
+    let taken = ids.into_iter().zip(allot(&lanes, &served));
+    let taken: Vec<_> = taken.filter_map(|(id, slot)| Some((id, slots.get(slot?)?.intent.clone()))).collect();
+    let (ids, intents): (Vec<TaskId>, Vec<Intent>) = taken.into_iter().unzip();
+    let heads = tx.assignments(sqlx::query(TAKE).bind(keys(ids.into_iter()))).await?;
+    Ok((heads, intents))
+}
+
+/// Binds every lane that any of the slots serves, and how many slots there are.
+fn bind_lanes<'q>(sql: &'static str, slots: &[ClaimSlot]) -> Result<Statement<'q>, Fault> {
+    let lists: Option<Vec<&BTreeSet<i64>>> = slots
+        .iter()
+        .map(|slot| match &slot.lanes {
+            Lanes::All => None,
+            Lanes::Only(lanes) => Some(&**lanes),
+        })
+        .collect();
+    let all: Option<BTreeSet<i64>> = lists.map(|lists| lists.into_iter().flatten().copied().collect());
+    let list = all.map(|lanes| serde_json::to_string(&lanes)).transpose().map_err(corrupt)?;
+    let wanted = i64::try_from(slots.len()).unwrap_or(i64::MAX);
+    Ok(sqlx::query(sql).bind(list).bind(wanted))
 }

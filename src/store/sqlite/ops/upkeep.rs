@@ -36,6 +36,9 @@ pub(super) const DELETE_KEYS: &str = "DELETE FROM idempotency WHERE rowid IN (
         SELECT rowid FROM idempotency INDEXED BY idempotency_age
         WHERE created_at <= ? ORDER BY created_at, tenant, key LIMIT 0 + ?)";
 
+pub(super) const DELETE_LANES: &str = "DELETE FROM lanes
+     WHERE NOT EXISTS (SELECT 1 FROM tasks t INDEXED BY tasks_lane WHERE t.lane = lanes.id AND t.lane <> 0)";
+
 /// Only a write shows that a write is possible: a full disk lets everything else pass.
 const CHECK: &str =
     "INSERT INTO meta (name, value) VALUES ('checked_at', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
@@ -82,6 +85,7 @@ impl Operation for Prune {
         let mut gone = 0;
         if !due.is_empty() {
             gone = tx.execute(sqlx::query(DELETE_TASKS).bind(keys(due.into_iter()))).await?;
+            tx.execute(sqlx::query(DELETE_LANES)).await?;
         }
         let gone = u32::try_from(gone).unwrap_or(limit);
         let keys = tx.execute(sqlx::query(DELETE_KEYS).bind(idempotency).bind(limit.saturating_sub(gone))).await?;
