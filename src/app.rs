@@ -99,14 +99,16 @@ impl App {
         let objects =
             LocalStorage::new(&config.storage.local_dir).map_err(|error| AppError::Storage(error.to_string()))?;
         let objects = Arc::new(objects);
-        let backends = backends(config)?;
+        let in_order = backends(config)?;
+        let backends: BTreeMap<BackendId, _> =
+            in_order.iter().map(|backend| (backend.id().clone(), backend.clone())).collect();
         let slots = Slots::new(backends.keys(), [STORE_WRITER]);
         let board = Board::default();
         let bridge = Bridge::new(bridge::Parts {
             queue: slots.queue.clone(),
             store: store.clone(),
             objects: objects.clone(),
-            backends: backends.values().cloned().collect(),
+            backends: in_order,
             board: board.clone(),
         });
         let settings = settings(config, lock.is_some(), !store.was_clean());
@@ -185,7 +187,7 @@ fn listen(config: &Config, workflows: Arc<Workflows>) -> Result<(AxumEdge, Socke
     let bind = || {
         let listener = TcpListener::bind(address)?;
         let bound = listener.local_addr()?;
-        let edge = AxumEdge::new(listener, HttpConfig::from(&config.server), workflows, config.server.drain_grace)?;
+        let edge = AxumEdge::new(listener, HttpConfig::from(config), workflows, config.server.drain_grace)?;
         Ok((edge, bound))
     };
     bind().map_err(|source| AppError::Listen { address, source })
@@ -205,20 +207,21 @@ fn lock_node(database: &Path) -> Result<Option<NodeLock>, AppError> {
     Ok(lock)
 }
 
-fn backends(config: &Config) -> Result<BTreeMap<BackendId, Arc<dyn ComfyTransport>>, AppError> {
+fn backends(config: &Config) -> Result<Vec<Arc<dyn ComfyTransport>>, AppError> {
     let headers: Vec<_> =
         config.comfyui.headers.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())).collect();
-    let mut backends: BTreeMap<BackendId, Arc<dyn ComfyTransport>> = BTreeMap::new();
+    let mut backends: Vec<Arc<dyn ComfyTransport>> = Vec::new();
     for url in &config.comfyui.urls {
         let comfy = HttpComfy::new(ComfyConfig {
             headers: headers.clone(),
             connect_timeout: config.comfyui.connect_timeout,
             request_timeout: config.comfyui.request_timeout,
             post_timeout: config.comfyui.post_timeout,
+            relay_idle_timeout: config.passthrough.idle_timeout,
             ping_interval: config.comfyui.ping_interval,
             ..ComfyConfig::new(url.expose())
         })?;
-        backends.insert(comfy.id().clone(), Arc::new(comfy));
+        backends.push(Arc::new(comfy));
     }
     Ok(backends)
 }

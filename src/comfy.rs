@@ -18,6 +18,7 @@ pub mod lookup;
 mod outputs;
 pub mod redact;
 pub mod refusal;
+mod relay;
 mod socket;
 mod view;
 
@@ -50,6 +51,8 @@ pub struct ComfyConfig {
     pub post_timeout: Duration,
     /// Longest silence within a download.
     pub view_idle_timeout: Duration,
+    /// Longest silence of either side of a client's own request.
+    pub relay_idle_timeout: Duration,
     /// How often the WebSocket is pinged. It is given up after two and a half intervals without a sign of life.
     pub ping_interval: Duration,
     /// Largest JSON answer read, in bytes. `/queue` and `/history` repeat whole graphs.
@@ -66,6 +69,7 @@ impl ComfyConfig {
             request_timeout: Duration::from_secs(15),
             post_timeout: Duration::from_secs(30),
             view_idle_timeout: Duration::from_secs(30),
+            relay_idle_timeout: Duration::from_secs(60),
             ping_interval: Duration::from_secs(10),
             max_json_bytes: 64 << 20,
         }
@@ -82,6 +86,7 @@ impl fmt::Debug for ComfyConfig {
             .field("request_timeout", &self.request_timeout)
             .field("post_timeout", &self.post_timeout)
             .field("view_idle_timeout", &self.view_idle_timeout)
+            .field("relay_idle_timeout", &self.relay_idle_timeout)
             .field("ping_interval", &self.ping_interval)
             .field("max_json_bytes", &self.max_json_bytes)
             .finish()

@@ -17,7 +17,9 @@ pub use self::values::SecretUrl;
 pub use self::{
     check::check,
     fault::{Fault, Faults, nearest},
-    sections::{App, ComfyUi, Env, Format, Log, Queue, Server, Storage, Store, Supervision, Tasks, WorkflowFiles},
+    sections::{
+        App, ComfyUi, Env, Format, Log, Passthrough, Queue, Server, Storage, Store, Supervision, Tasks, WorkflowFiles,
+    },
     sources::{Layers, Sources},
 };
 
@@ -30,6 +32,8 @@ pub struct Config {
     pub server: Server,
     /// The `ComfyUI` servers.
     pub comfyui: ComfyUi,
+    /// ComfyUI's own API through us.
+    pub passthrough: Passthrough,
     /// The queue.
     pub queue: Queue,
     /// What tasks get that do not say.
@@ -89,6 +93,7 @@ fn read_sections(r: &mut Reader) -> Config {
     Config {
         server: sections::server(r),
         comfyui: sections::comfyui(r),
+        passthrough: sections::passthrough(r),
         queue: sections::queue(r),
         tasks: sections::tasks(r),
         retention: sections::retention(r),

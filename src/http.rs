@@ -10,6 +10,7 @@ mod frame;
 mod health;
 mod output_options;
 mod outputs;
+mod passthrough;
 mod problem;
 mod server;
 mod tasks;
@@ -23,7 +24,7 @@ use axum::{
     middleware,
 };
 use comfyd_actors::bridge::Bridge;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa::OpenApi;
@@ -31,7 +32,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{docs::Intro, health::Checks};
 pub use self::{docs::document, server::AxumEdge};
-use crate::{config, workflows::Workflows};
+use crate::{
+    config::{self, Config},
+    workflows::Workflows,
+};
 
 /// What the edge needs of the configuration.
 #[derive(Debug, Clone)]
@@ -42,14 +46,21 @@ pub struct HttpConfig {
     pub public_url: Option<String>,
     /// Web origins that may call us.
     pub cors_origins: Vec<String>,
+    /// What goes through to ComfyUI as it is.
+    pub passthrough: config::Passthrough,
+    /// What the names of our own connections to ComfyUI begin with.
+    pub client_prefix: String,
 }
 
-impl From<&config::Server> for HttpConfig {
-    fn from(server: &config::Server) -> Self {
+impl From<&Config> for HttpConfig {
+    fn from(config: &Config) -> Self {
+        let server = &config.server;
         Self {
             body_limit: usize::try_from(server.body_limit).unwrap_or(usize::MAX),
             public_url: server.public_url.clone(),
             cors_origins: server.cors_origins.clone(),
+            passthrough: config.passthrough.clone(),
+            client_prefix: config.comfyui.client_id.clone(),
         }
     }
 }
@@ -60,6 +71,8 @@ struct Service {
     config: Arc<HttpConfig>,
     workflows: Arc<Workflows>,
     stop: CancellationToken,
+    /// Places for WebSockets that go through to ComfyUI.
+    sockets: Arc<Semaphore>,
     checks: Checks,
     started: Instant,
 }
@@ -74,7 +87,9 @@ impl Service {
 pub fn router(bridge: Bridge, config: Arc<HttpConfig>, workflows: Arc<Workflows>, stop: CancellationToken) -> Router {
     let cors = cors(&config);
     let framed = middleware::from_fn_with_state(config.clone(), frame::frame);
-    let service = Service { bridge, config, workflows, stop, checks: Checks::default(), started: Instant::now() };
+    let sockets = Arc::new(Semaphore::new(config.passthrough.max_sockets));
+    let service =
+        Service { bridge, config, workflows, stop, sockets, checks: Checks::default(), started: Instant::now() };
     let (api, _) = routes().split_for_parts();
     let app = api.merge(docs::pages()).with_state(Arc::new(service));
     match cors {
@@ -98,17 +113,21 @@ fn routes() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(health::status))
         .routes(routes!(health::livez))
         .routes(routes!(health::readyz))
+        .layer(middleware::from_fn(frame::patience))
+        // From here on, those that may take as long as a client needs to send.
+        .routes(routes!(passthrough::pass))
 }
 
 /// Off unless origins are named.
 fn cors(config: &HttpConfig) -> Option<CorsLayer> {
     let origins: Vec<HeaderValue> = config.cors_origins.iter().filter_map(|origin| origin.parse().ok()).collect();
-    let ours = ["idempotency-key", "prefer", "x-request-id"].map(HeaderName::from_static);
+    let ours =
+        ["idempotency-key", "prefer", "x-request-id", "comfyd-backend", "comfy-user"].map(HeaderName::from_static);
     let shown = ["x-request-id", "idempotent-replayed", "preference-applied"].map(HeaderName::from_static);
     (!origins.is_empty()).then(|| {
         CorsLayer::new()
             .allow_origin(AllowOrigin::list(origins))
-            .allow_methods([Method::GET, Method::HEAD, Method::POST])
+            .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
             .allow_headers(
                 [header::CONTENT_TYPE, header::RANGE, header::IF_NONE_MATCH]
                     .into_iter()

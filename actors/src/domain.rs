@@ -11,6 +11,7 @@ pub mod lane;
 pub mod natural;
 pub mod options;
 pub mod order;
+pub mod passthrough;
 pub mod progress;
 pub mod prompt;
 pub mod reconcile;

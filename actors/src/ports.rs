@@ -6,6 +6,7 @@ pub mod comfy;
 pub mod edge;
 pub mod media;
 pub mod object_store;
+pub mod passthrough;
 pub mod store;
 pub mod workflow_store;
 

@@ -21,6 +21,8 @@ const DEPENDENCIES: &[&str] = &[
     "async-trait",
     "bytes",
     "futures-util",
+    // Names, headers and statuses; no protocol.
+    "http",
     "humantime",
     "proptest",
     "ractor",

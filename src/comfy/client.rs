@@ -12,7 +12,10 @@ use comfyd_actors::{
         id::{BackendId, ClientId, PromptId},
         prompt::{Abilities, Finished, Receipt, Sighting},
     },
-    ports::comfy::{ComfyError, ComfyTransport, Download, Signals, Submission, SubmitError, Wanted},
+    ports::{
+        comfy::{ComfyError, ComfyTransport, Download, Signals, Submission, SubmitError, Wanted},
+        passthrough::{FromClient, FromServer, Relay, RelayError, Relayed},
+    },
 };
 use reqwest::{Method, StatusCode, header::ACCEPT_ENCODING};
 use serde::{Deserialize, Serialize};
@@ -24,7 +27,7 @@ use super::{
     http::{Answer, Fault, Http, fault},
     json::relaxed,
     lookup::{self, Marker},
-    refusal, socket, view,
+    refusal, relay, socket, view,
 };
 
 /// How many of the newest history entries are searched for our marker. Each holds a whole graph; when so many are too
@@ -237,6 +240,21 @@ impl ComfyTransport for HttpComfy {
 
     async fn system_stats(&self) -> Result<Value, ComfyError> {
         as_value(&self.http.json(&["system_stats"], &[]).await?)
+    }
+
+    async fn relay(&self, request: Relay) -> Result<Relayed, RelayError> {
+        relay::relay(&self.http, request, self.config.relay_idle_timeout).await
+    }
+
+    async fn tunnel(&self, request: Relay, from_client: FromClient) -> Result<FromServer, RelayError> {
+        let url = self.http.below(&request.target, request.query.as_deref());
+        let mut headers = request.headers;
+        for name in self.http.headers().keys() {
+            headers.remove(name);
+        }
+        headers.extend(self.http.headers().clone());
+        let socket = socket::dial(url, &headers).await?;
+        Ok(socket::messages(socket, self.config.ping_interval, from_client))
     }
 }
 

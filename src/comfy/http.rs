@@ -2,7 +2,10 @@
 
 use std::{error::Error as _, time::Duration};
 
-use comfyd_actors::{domain::id::BackendId, ports::comfy::ComfyError};
+use comfyd_actors::{
+    domain::{id::BackendId, passthrough::Target},
+    ports::comfy::ComfyError,
+};
 use reqwest::{
     Client, Method, RequestBuilder, Response, StatusCode,
     header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue},
@@ -92,8 +95,23 @@ impl Http {
         url
     }
 
+    /// The address of a client's own target.
+    pub fn below(&self, target: &Target, query: Option<&str>) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(target.parts());
+        }
+        url.set_query(query);
+        url
+    }
+
     pub fn request(&self, method: Method, url: Url) -> RequestBuilder {
-        self.client.request(method, url).headers(self.headers.clone())
+        self.request_with(method, url, HeaderMap::new())
+    }
+
+    /// Ours win over `headers`.
+    pub fn request_with(&self, method: Method, url: Url, headers: HeaderMap) -> RequestBuilder {
+        self.client.request(method, url).headers(headers).headers(self.headers.clone())
     }
 
     pub async fn get(&self, parts: &[&str], query: &[(&str, &str)]) -> Result<Answer, Fault> {

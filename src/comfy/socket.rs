@@ -7,9 +7,9 @@
 
 use std::time::Duration;
 
-use comfyd_actors::{
-    domain::prompt::Signal,
-    ports::comfy::{ComfyError, Signals},
+use comfyd_actors::ports::{
+    comfy::{ComfyError, Signals},
+    passthrough::{self, FromClient, FromServer, RelayError},
 };
 use futures_util::{SinkExt, StreamExt, stream};
 use reqwest::header::HeaderMap;
@@ -19,7 +19,11 @@ use tokio::{
 };
 use tokio_tungstenite::{
     Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
-    tungstenite::{Error, Message, Utf8Bytes, client::IntoClientRequest, protocol::WebSocketConfig},
+    tungstenite::{
+        Error, Message, Utf8Bytes,
+        client::IntoClientRequest,
+        protocol::{CloseFrame, WebSocketConfig},
+    },
 };
 use url::Url;
 
@@ -30,8 +34,8 @@ use crate::tls;
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 /// Largest message. Final pictures come as previews of full size, and single state frames exceed 100 KB (protocol 7, 12.6).
 const MAX_MESSAGE: usize = 64 << 20;
-/// Our own frames are tiny; more than this unsent means that the server does not read.
-const MAX_UNSENT: usize = 1 << 20;
+/// Our own frames are tiny, and ComfyUI takes none over 4 MiB from anybody; more than this unsent means that it does not read.
+const MAX_UNSENT: usize = 8 << 20;
 /// Must be the very first text frame, or it is ignored (protocol 6.2). Without it previews name no prompt.
 const FEATURE_FLAGS: Utf8Bytes =
     Utf8Bytes::from_static(r#"{"type":"feature_flags","data":{"supports_preview_metadata":true}}"#);
@@ -40,10 +44,26 @@ pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// Opens a connection to `url` (`http` or `https`) and sends the feature flags.
 pub(super) async fn open(url: Url, headers: &HeaderMap) -> Result<Socket, ComfyError> {
+    let failed =
+        |error: &Error| ComfyError::Unavailable(format!("the WebSocket could not be opened: {}", words(error)));
+    let opening = async {
+        let mut socket = handshake(url, headers).await?;
+        socket.send(Message::Text(FEATURE_FLAGS)).await?;
+        Ok(socket)
+    };
+    match timeout(OPEN_LIMIT, opening).await {
+        Ok(opened) => opened.map_err(|error| failed(&error)),
+        Err(_) => Err(ComfyError::Unavailable("the WebSocket could not be opened in time".to_owned())),
+    }
+}
+
+/// Opens a connection to `url` for a client, who says by itself what it wants.
+pub(super) async fn dial(url: Url, headers: &HeaderMap) -> Result<Socket, RelayError> {
     match timeout(OPEN_LIMIT, handshake(url, headers)).await {
         Ok(Ok(socket)) => Ok(socket),
-        Ok(Err(error)) => Err(ComfyError::Unavailable(format!("the WebSocket could not be opened: {}", words(&error)))),
-        Err(_) => Err(ComfyError::Unavailable("the WebSocket could not be opened in time".to_owned())),
+        Ok(Err(Error::Http(response))) => Err(RelayError::NotASocket(response.status())),
+        Ok(Err(error)) => Err(RelayError::NotConnected(words(&error))),
+        Err(_) => Err(RelayError::TimedOut),
     }
 }
 
@@ -62,21 +82,51 @@ async fn handshake(mut url: Url, headers: &HeaderMap) -> Result<Socket, Error> {
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE))
         .max_write_buffer_size(MAX_UNSENT);
-    let (mut socket, _) = connect_async_tls_with_config(request, Some(limits), true, Some(connector)).await?;
-    socket.send(Message::Text(FEATURE_FLAGS)).await?;
+    let (socket, _) = connect_async_tls_with_config(request, Some(limits), true, Some(connector)).await?;
     Ok(socket)
 }
 
 /// The frames of a connection as signals, pinging the server every `interval`.
 pub(super) fn signals(socket: Socket, interval: Duration) -> Signals {
-    let mut ticks = interval_at(Instant::now() + interval, interval);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let reader = Reader { socket, interval, ticks, heard: Instant::now() };
+    let reader = Reader::new(socket, interval, stream::pending().boxed());
     stream::unfold(Some(reader), |reader| async {
         let mut reader = reader?;
-        match reader.next().await {
-            Ok(signal) => Some((Ok(signal), Some(reader))),
-            Err(why) => Some((Err(ComfyError::Unavailable(why)), None)),
+        let signal = loop {
+            match reader.next().await {
+                Ok(Message::Text(text)) => break decode_text(&text),
+                Ok(Message::Binary(frame)) => break decode_binary(frame),
+                Ok(Message::Close(frame)) => {
+                    let why = frame.map(|frame| format!(" ({})", u16::from(frame.code))).unwrap_or_default();
+                    let closed = ComfyError::Unavailable(format!("the server closed the WebSocket{why}"));
+                    return Some((Err(closed), None));
+                }
+                Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
+                Err(why) => return Some((Err(ComfyError::Unavailable(why)), None)),
+            }
+        };
+        Some((Ok(signal), Some(reader)))
+    })
+    .boxed()
+}
+
+/// The messages of a connection as they are, pinging the server every `interval` and sending it what the client says.
+pub(super) fn messages(socket: Socket, interval: Duration, from_client: FromClient) -> FromServer {
+    let reader = Reader::new(socket, interval, from_client);
+    stream::unfold(Some(reader), |reader| async {
+        let mut reader = reader?;
+        loop {
+            match reader.next().await {
+                Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
+                Ok(Message::Text(text)) => {
+                    return Some((Ok(passthrough::Message::Text(text.to_string())), Some(reader)));
+                }
+                Ok(Message::Binary(bytes)) => return Some((Ok(passthrough::Message::Binary(bytes)), Some(reader))),
+                Ok(Message::Close(frame)) => {
+                    let why = frame.map(|frame| (frame.code.into(), frame.reason.to_string()));
+                    return Some((Ok(passthrough::Message::Close(why)), None));
+                }
+                Err(why) => return Some((Err(ComfyError::Unavailable(why)), None)),
+            }
         }
     })
     .boxed()
@@ -88,11 +138,18 @@ struct Reader {
     ticks: Interval,
     /// When anything at all last came, pongs included.
     heard: Instant,
+    to_send: stream::Fuse<FromClient>,
 }
 
 impl Reader {
-    /// The next signal, or why there will be none.
-    async fn next(&mut self) -> Result<Signal, String> {
+    fn new(socket: Socket, interval: Duration, to_send: FromClient) -> Self {
+        let mut ticks = interval_at(Instant::now() + interval, interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { socket, interval, ticks, heard: Instant::now(), to_send: to_send.fuse() }
+    }
+
+    /// The next message, or why there will be none.
+    async fn next(&mut self) -> Result<Message, String> {
         loop {
             let message = tokio::select! {
                 // Frames first: a reader that was held up must not take its own delay for the server's silence.
@@ -102,19 +159,17 @@ impl Reader {
                     self.ping().await?;
                     continue;
                 }
+                Some(message) = self.to_send.next() => {
+                    self.send(written(message)).await?;
+                    continue;
+                }
             };
             self.heard = Instant::now();
-            match message {
-                Some(Ok(Message::Text(text))) => return Ok(decode_text(&text)),
-                Some(Ok(Message::Binary(frame))) => return Ok(decode_binary(frame)),
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                Some(Ok(Message::Close(frame))) => {
-                    let why = frame.map(|frame| format!(" ({})", u16::from(frame.code))).unwrap_or_default();
-                    return Err(format!("the server closed the WebSocket{why}"));
-                }
-                Some(Err(error)) => return Err(format!("the WebSocket failed: {}", words(&error))),
-                None => return Err("the WebSocket ended".to_owned()),
-            }
+            return match message {
+                Some(Ok(message)) => Ok(message),
+                Some(Err(error)) => Err(format!("the WebSocket failed: {}", words(&error))),
+                None => Err("the WebSocket ended".to_owned()),
+            };
         }
     }
 
@@ -125,11 +180,25 @@ impl Reader {
         if silence >= patience {
             return Err(format!("the server was silent for {} ms", silence.as_millis()));
         }
-        // While a ping waits to be written nothing is read, so it must not wait long.
-        match timeout(self.interval, self.socket.send(Message::Ping(bytes::Bytes::new()))).await {
+        self.send(Message::Ping(bytes::Bytes::new())).await
+    }
+
+    /// While a message waits to be written nothing is read, so it must not wait long.
+    async fn send(&mut self, message: Message) -> Result<(), String> {
+        match timeout(self.interval, self.socket.send(message)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(format!("the WebSocket failed: {}", words(&error))),
             Err(_) => Err("the server does not read from the WebSocket".to_owned()),
+        }
+    }
+}
+
+fn written(message: passthrough::Message) -> Message {
+    match message {
+        passthrough::Message::Text(text) => Message::Text(text.into()),
+        passthrough::Message::Binary(bytes) => Message::Binary(bytes),
+        passthrough::Message::Close(why) => {
+            Message::Close(why.map(|(code, reason)| CloseFrame { code: code.into(), reason: reason.into() }))
         }
     }
 }

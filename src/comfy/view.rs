@@ -26,7 +26,7 @@ struct Reading {
 }
 
 /// The chunks as they come. The first error is the last item.
-fn body(response: Response, idle: Duration, expected: Option<u64>) -> ByteStream {
+pub(super) fn body(response: Response, idle: Duration, expected: Option<u64>) -> ByteStream {
     let reading = Reading { response, idle, expected, seen: 0 };
     stream::unfold(Some(reading), |reading| async {
         let mut reading = reading?;

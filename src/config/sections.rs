@@ -3,7 +3,11 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use comfyd_actors::{
-    domain::{order::Ordering, retry::Backoff},
+    domain::{
+        order::Ordering,
+        passthrough::{Gate, Rule},
+        retry::Backoff,
+    },
     kit::budget::Limits,
     ports::store::Retention,
 };
@@ -88,6 +92,19 @@ pub struct ComfyUi {
     pub backend_lost_after: Duration,
     /// Time a prompt has to stop when asked to.
     pub stop_grace: Duration,
+}
+
+/// `[passthrough]`
+#[derive(Debug, Clone)]
+pub struct Passthrough {
+    /// Whether anything goes through.
+    pub enabled: bool,
+    /// What goes through.
+    pub gate: Gate,
+    /// Longest silence of either side.
+    pub idle_timeout: Duration,
+    /// WebSockets at the same time.
+    pub max_sockets: usize,
 }
 
 /// `[queue]`
@@ -255,6 +272,20 @@ fn backoff(r: &mut Reader, base: &'static str, cap: &'static str) -> Backoff {
     let backoff = Backoff { base: r.duration(base, MS..=DAY), cap: r.duration(cap, MS..=DAY) };
     r.demand(backoff.cap >= backoff.base, &[cap, base], format!("must not be shorter than {base}"));
     backoff
+}
+
+pub(super) fn passthrough(r: &mut Reader) -> Passthrough {
+    Passthrough {
+        enabled: r.choice("passthrough.enabled", &[("true", true), ("false", false)]),
+        gate: Gate::new(rules(r, "passthrough.allow"), rules(r, "passthrough.deny")),
+        idle_timeout: r.duration("passthrough.idle_timeout", MS..=DAY),
+        max_sockets: r.number("passthrough.max_sockets", 1..=100_000),
+    }
+}
+
+fn rules(r: &mut Reader, key: &'static str) -> Vec<Rule> {
+    let rules: Vec<Option<Rule>> = r.list(key, |text| text.parse().map(Some));
+    rules.into_iter().flatten().collect()
 }
 
 pub(super) fn queue(r: &mut Reader) -> Queue {

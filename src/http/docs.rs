@@ -37,19 +37,44 @@ const WRITES: (&str, &str) = ("403", "Sent by a browser on behalf of a page of a
 #[must_use]
 pub fn document() -> utoipa::openapi::OpenApi {
     let mut document = super::routes().into_openapi();
-    for item in document.paths.paths.values_mut() {
-        let PathItem { get, head, post, .. } = item;
-        for operation in [get, head].into_iter().flatten() {
-            EVERYWHERE.iter().for_each(|(status, detail)| add_problem(operation, status, detail));
+    let paths = std::mem::take(&mut document.paths.paths);
+    for (path, mut item) in paths {
+        let writes = [&mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+        for operation in writes.into_iter().flatten() {
+            add_problem(operation, WRITES);
         }
-        for operation in post.iter_mut() {
-            EVERYWHERE.iter().chain([&WRITES]).for_each(|(status, detail)| add_problem(operation, status, detail));
+        let mut operations = operations(&mut item);
+        let shared = operations.len() > 1;
+        for (method, operation) in &mut operations {
+            EVERYWHERE.iter().for_each(|answer| add_problem(operation, *answer));
+            // One handler for several methods; the document wants a name for each.
+            if let Some(id) = operation.operation_id.as_mut().filter(|_| shared) {
+                *id = format!("{id}_{method}");
+            }
         }
+        // The router's spelling of "the rest of the path".
+        document.paths.paths.insert(path.replace("{*", "{"), item);
     }
     document
 }
 
-fn add_problem(operation: &mut Operation, status: &str, detail: &str) {
+/// The operations of a path by method.
+fn operations(item: &mut PathItem) -> Vec<(&'static str, &mut Operation)> {
+    let PathItem { get, head, post, put, patch, delete, options, trace, .. } = item;
+    let all = [
+        ("get", get),
+        ("head", head),
+        ("post", post),
+        ("put", put),
+        ("patch", patch),
+        ("delete", delete),
+        ("options", options),
+        ("trace", trace),
+    ];
+    all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?))).collect()
+}
+
+fn add_problem(operation: &mut Operation, (status, detail): (&str, &str)) {
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
     let response = ResponseBuilder::new().description(detail).content(MEDIA_TYPE, content).build();
     operation.responses.responses.entry(status.to_owned()).or_insert_with(|| response.into());

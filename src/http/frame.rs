@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     HttpConfig,
-    problem::{self, Problem},
+    problem::{self, Problem, Verbatim},
 };
 
 /// The request's name, in the request, the answer and the log.
@@ -56,15 +56,17 @@ pub async fn frame(State(config): State<Arc<HttpConfig>>, request: Request, next
 }
 
 async fn answer(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(PATIENCE, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
-        Ok(Ok(response)) => response,
+    AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
         // The panic itself is in the log already, under the same span.
-        Ok(Err(_)) => {
-            tracing::error!("a handler panicked");
-            Problem::internal().into_response()
-        }
-        Err(_) => Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "the request took too long").into_response(),
-    }
+        tracing::error!("a handler panicked");
+        Problem::internal().into_response()
+    })
+}
+
+/// The layer around all but the handlers that stream what a client sends: those watch each silence instead.
+pub async fn patience(request: Request, next: Next) -> Response {
+    let late = |_| Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "the request took too long").into_response();
+    tokio::time::timeout(PATIENCE, next.run(request)).await.unwrap_or_else(late)
 }
 
 /// The problem for an error answer of the router or of a layer, which know nothing of problems.
@@ -72,7 +74,8 @@ fn bare_error(response: &Response) -> Option<Problem> {
     let status = response.status();
     let is_problem = || response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == problem::MEDIA_TYPE);
     let is_error = status.is_client_error() || status.is_server_error();
-    (is_error && !is_problem()).then(|| Problem::of_status(status))
+    let is_ours = response.extensions().get::<Verbatim>().is_none();
+    (is_error && is_ours && !is_problem()).then(|| Problem::of_status(status))
 }
 
 /// The client's own id when it can be logged as it is, else a fresh one.

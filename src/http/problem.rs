@@ -26,6 +26,10 @@ pub struct Problem {
     retry_after: Option<Duration>,
 }
 
+/// Marks an answer that is not ours: an error in it is left as it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Verbatim;
+
 /// What went wrong (RFC 9457).
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = Problem, example = json!({

@@ -12,6 +12,7 @@ mod docs_page;
 mod doubt;
 mod flow;
 mod generations;
+mod passthrough;
 mod process;
 mod socket;
 mod stores;

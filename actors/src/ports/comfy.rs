@@ -4,7 +4,10 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use serde_json::Value;
 
-use super::ByteStream;
+use super::{
+    ByteStream,
+    passthrough::{FromClient, FromServer, Relay, RelayError, Relayed},
+};
 use crate::domain::{
     artifact::FileRef,
     id::{BackendId, ClientId, PromptId, TaskId},
@@ -164,4 +167,17 @@ pub trait ComfyTransport: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`.
     async fn system_stats(&self) -> Result<Value, ComfyError>;
+
+    /// Hands a client's request to the server and brings the beginning of its answer; bodies are streamed both ways. There is no limit
+    /// on the whole, only on the silence of either side.
+    ///
+    /// # Errors
+    /// See [`RelayError`].
+    async fn relay(&self, request: Relay) -> Result<Relayed, RelayError>;
+
+    /// Opens a WebSocket on the server for a client, under whatever name the client chose.
+    ///
+    /// # Errors
+    /// See [`RelayError`], after at most 10 s.
+    async fn tunnel(&self, request: Relay, from_client: FromClient) -> Result<FromServer, RelayError>;
 }

@@ -29,6 +29,7 @@ use comfyd_actors::{
         ByteStream,
         comfy::{ComfyError, ComfyTransport, Download, Signals, Submission, SubmitError, Wanted},
         object_store::{ByteRange, ObjectError, ObjectStore, Reading},
+        passthrough::{FromClient, FromServer, Relay, RelayError, Relayed},
         store::{Assignment, Changed, Claim, Counts, Created, NewTask, Query, StoreError, TaskRecord, TaskStore},
     },
     queue::QueueMsg,
@@ -41,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::{
+    config::Sources,
     http::{HttpConfig, router},
     workflows::Workflows,
 };
@@ -87,7 +89,8 @@ impl App {
 
     pub async fn with(alter: impl FnOnce(&mut HttpConfig), backends: Vec<Arc<dyn ComfyTransport>>) -> Self {
         let (bridge, world, slot) = parts(backends).await;
-        let mut config = HttpConfig { body_limit: 1 << 20, public_url: None, cors_origins: Vec::new() };
+        let mut config = HttpConfig::from(&crate::config::read(Sources::default()).config);
+        config.body_limit = 1 << 20;
         alter(&mut config);
         let workflows = Arc::new(Workflows::built_in().unwrap());
         Self { router: router(bridge, Arc::new(config), workflows, CancellationToken::new()), world, slot }
@@ -413,6 +416,14 @@ impl ComfyTransport for FakeComfy {
 
     async fn system_stats(&self) -> Result<Value, ComfyError> {
         self.answer(json!({"system": {"os": "posix"}, "devices": [], "from": self.id.as_str()}))
+    }
+
+    async fn relay(&self, _: Relay) -> Result<Relayed, RelayError> {
+        Err(RelayError::NotConnected("refused".into()))
+    }
+
+    async fn tunnel(&self, _: Relay, _: FromClient) -> Result<FromServer, RelayError> {
+        Err(RelayError::NotConnected("refused".into()))
     }
 }
 

@@ -80,7 +80,7 @@ async fn read_form(server: &Server, headers: &HeaderMap, body: Body) -> Result<F
     let mut request = Request::new(Body::from(body));
     request.headers_mut().insert(header::CONTENT_TYPE, content_type.clone());
     // The limit has been applied above.
-    request.extensions_mut().insert(axum::extract::DefaultBodyLimit::disable());
+    axum::extract::DefaultBodyLimit::disable().apply(&mut request);
     let mut parts = Multipart::from_request(request, &()).await.map_err(|_| Rejected::Bad)?;
     let mut form = Form::default();
     while let Some(part) = parts.next_field().await.map_err(|_| Rejected::Stumbled)? {
