@@ -119,7 +119,7 @@ impl App {
             store: store.clone(),
             source: store.clone(),
             objects,
-            media: Arc::new(Studio),
+            media: Arc::new(Studio::default()),
             backends,
             edge: Arc::new(edge),
             services: vec![(STORE_WRITER, Arc::new(move || Box::pin(writer.writer())))],
