@@ -2,8 +2,10 @@
 //!
 //! One file per group of endpoints; `problem` is the only place where errors become statuses; `frame` is around everything.
 
+mod backends;
 mod body;
 mod comfyui;
+mod control;
 mod create;
 mod docs;
 mod frame;
@@ -103,8 +105,14 @@ fn routes() -> OpenApiRouter<Arc<Service>> {
     OpenApiRouter::with_openapi(Intro::openapi())
         .routes(routes!(create::create))
         .routes(routes!(tasks::list))
-        .routes(routes!(tasks::get))
+        .routes(routes!(tasks::get, control::change))
         .routes(routes!(tasks::cancel))
+        .routes(routes!(control::retry))
+        .routes(routes!(control::pause_queue))
+        .routes(routes!(control::resume_queue))
+        .routes(routes!(backends::list))
+        .routes(routes!(backends::pause))
+        .routes(routes!(backends::resume))
         .routes(routes!(outputs::download))
         .routes(routes!(comfyui::queue_status))
         .routes(routes!(comfyui::system_stats))

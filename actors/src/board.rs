@@ -9,10 +9,13 @@ use std::{
 
 use serde::Serialize;
 
-use crate::domain::{
-    id::{BackendId, TaskId},
-    progress::Progress,
-    prompt::Abilities,
+use crate::{
+    domain::{
+        id::{BackendId, TaskId},
+        progress::Progress,
+        prompt::Abilities,
+    },
+    ports::store::Pause,
 };
 
 /// The board. Clones share it.
@@ -24,6 +27,7 @@ struct Contents {
     progress: HashMap<TaskId, Progress>,
     backends: BTreeMap<BackendId, BackendStatus>,
     restarts: BTreeMap<String, u64>,
+    pauses: Vec<Pause>,
     draining: bool,
 }
 
@@ -107,6 +111,17 @@ impl Board {
     /// Notes how often an actor was restarted.
     pub fn set_restarts(&self, actor: &str, restarts: u64) {
         self.lock().restarts.insert(actor.to_owned(), restarts);
+    }
+
+    /// What takes nothing new.
+    #[must_use]
+    pub fn pauses(&self) -> Vec<Pause> {
+        self.lock().pauses.clone()
+    }
+
+    /// Notes what takes nothing new.
+    pub fn set_pauses(&self, pauses: &[Pause]) {
+        pauses.clone_into(&mut self.lock().pauses);
     }
 
     /// Whether the process is about to stop and takes no new tasks.

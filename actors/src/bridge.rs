@@ -12,12 +12,13 @@ use crate::{
         order::Priority,
         progress::Progress,
         task::{Task, TaskState},
+        time::Timestamp,
     },
     kit::slot::{AskError, Slot},
     ports::{
         comfy::ComfyTransport,
         object_store::ObjectStore,
-        store::{Changed, Created, Idempotency, Payload, Query, StoreError, TaskRecord, TaskStore},
+        store::{Changed, Created, Idempotency, Pausable, Pause, Payload, Query, StoreError, TaskRecord, TaskStore},
     },
     queue::QueueMsg,
 };
@@ -41,12 +42,36 @@ pub struct TaskRequest {
     pub lane: Lane,
     /// Urgency.
     pub priority: Priority,
+    /// When it may run; `None` = at once.
+    pub start: Option<Start>,
     /// Attempts allowed; `None` = as configured.
     pub max_attempts: Option<i32>,
     /// Longest time one attempt may execute; `None` = as configured.
     pub timeout: Option<Duration>,
     /// Makes a repeated request find the first task.
     pub idempotency: Option<Idempotency>,
+}
+
+/// When a task may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Not before this moment. One that has passed is now.
+    At(Timestamp),
+    /// This long after its creation.
+    After(Duration),
+}
+
+/// What a client wants of a task that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Its end.
+    Cancel,
+    /// Another urgency.
+    Prioritize(Priority),
+    /// That it is done from the beginning, having failed or been cancelled.
+    Again,
+    /// That the files it left on its server are stored, and nothing else.
+    UploadsAgain,
 }
 
 /// Why a request was not accepted. Nothing was written, but for `Unavailable` after a lost answer: then only an idempotency key tells.
@@ -110,12 +135,28 @@ impl Bridge {
         self.0.queue.ask(|reply| QueueMsg::Submit { request, reply }, ASK_TIMEOUT).await?
     }
 
+    /// Makes a client's change to a task and returns it as it is then. A wish that is fulfilled already changes nothing.
+    ///
+    /// # Errors
+    /// `Store(NotFound)`, `Store(Refused)`, or as for any request.
+    pub async fn amend(&self, id: TaskId, wish: Wish) -> Result<Task, RequestError> {
+        self.0.queue.ask(|reply| QueueMsg::Amend { id, wish, reply }, ASK_TIMEOUT).await?
+    }
+
     /// Asks for a task's end and returns it as it is then: over, or `is_cancelling`.
     ///
     /// # Errors
-    /// `Store(NotFound)`, or as for any request.
+    /// As for [`Self::amend`].
     pub async fn cancel(&self, id: TaskId) -> Result<Task, RequestError> {
-        self.0.queue.ask(|reply| QueueMsg::Cancel { id, reply }, ASK_TIMEOUT).await?
+        self.amend(id, Wish::Cancel).await
+    }
+
+    /// Lets the queue or one backend take nothing new, or go on, and returns all that is paused then. What runs goes on.
+    ///
+    /// # Errors
+    /// As for any request.
+    pub async fn set_paused(&self, what: Pausable, paused: bool) -> Result<Vec<Pause>, RequestError> {
+        self.0.queue.ask(|reply| QueueMsg::SetPaused { what, paused, reply }, ASK_TIMEOUT).await?
     }
 
     /// Asks for the end of every task of ours that runs on a backend now; returns them.
@@ -212,6 +253,12 @@ impl Bridge {
     #[must_use]
     pub fn backend_status(&self) -> BTreeMap<BackendId, BackendStatus> {
         self.0.board.backends()
+    }
+
+    /// What takes nothing new, as this process knows it.
+    #[must_use]
+    pub fn pauses(&self) -> Vec<Pause> {
+        self.0.board.pauses()
     }
 
     /// Restarts per actor.

@@ -25,6 +25,7 @@ use crate::{
     domain::{
         artifact::Artifact,
         id::{BackendId, ClientId, PromptId, TaskId},
+        progress::NodeTiming,
         prompt::{Abilities, Finished, Receipt, Sighting},
         task::{Change, Fence, Refusal, Release},
         time::Timestamp,
@@ -340,9 +341,24 @@ impl State {
 
     fn remove(&mut self, id: TaskId) -> Option<(Flight, std::sync::Arc<str>)> {
         let (flight, graph) = self.flights.remove(&id)?;
-        self.feed.unfollow(&flight.prompt());
-        self.feed.unfollow(&PromptId::of(id, flight.task.dispatch));
+        let mut nodes = self.feed.unfollow(&PromptId::of(id, flight.task.dispatch));
+        nodes.extend(self.feed.unfollow(&flight.prompt()));
+        self.note_run(id, flight.task.dispatch, nodes, graph.clone());
         Some((flight, graph))
+    }
+
+    /// A picture for people, so nobody waits for it: what each node took.
+    fn note_run(&mut self, id: TaskId, dispatch: i64, mut nodes: Vec<NodeTiming>, graph: std::sync::Arc<str>) {
+        if nodes.is_empty() {
+            return;
+        }
+        let source = self.system.source.clone();
+        self.tasks.run_unreported(async move {
+            name_classes(&mut nodes, &graph);
+            if let Err(error) = source.note_run(id, dispatch, nodes).await {
+                debug!(task.id = %id, %error, "could not note what each node took");
+            }
+        });
     }
 
     fn advance_all(&mut self, me: &ActorRef<SessionMsg>) {
@@ -487,6 +503,18 @@ impl State {
 
     fn now(&self) -> Timestamp {
         self.system.clock.now()
+    }
+}
+
+/// Fills in the classes of nodes that the graph knows.
+fn name_classes(nodes: &mut [NodeTiming], graph: &str) {
+    #[derive(serde::Deserialize)]
+    struct Node {
+        class_type: String,
+    }
+    let mut graph: HashMap<String, Node> = serde_json::from_str(graph).unwrap_or_default();
+    for node in nodes {
+        node.class_type = graph.remove(&node.node_id).map(|node| node.class_type);
     }
 }
 

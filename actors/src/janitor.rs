@@ -55,6 +55,8 @@ pub struct State {
     system: System,
     tasks: Tasks,
     promoting: bool,
+    /// Something was scheduled while a promotion was under way, perhaps too late for it.
+    promote_again: bool,
     /// When the timer for the next promotion fires.
     promote_at: Option<Instant>,
 }
@@ -68,7 +70,8 @@ impl Actor for JanitorActor {
         me.send_interval(system.settings.lease / SWEEPS_PER_LEASE, || JanitorMsg::Sweep);
         me.send_interval(PRUNE_EVERY, || JanitorMsg::Prune);
         me.send_interval(PROMOTE_AT_LEAST_EVERY, || JanitorMsg::Promote);
-        let mut state = State { system, tasks: Tasks::default(), promoting: false, promote_at: None };
+        let mut state =
+            State { system, tasks: Tasks::default(), promoting: false, promote_again: false, promote_at: None };
         state.listen(&me);
         me.cast(JanitorMsg::Promote)?;
         Ok(state)
@@ -131,12 +134,18 @@ impl State {
 
     fn promote(&mut self, me: &ActorRef<JanitorMsg>) {
         if std::mem::replace(&mut self.promoting, true) {
+            self.promote_again = true;
             return;
         }
-        let source = self.system.source.clone();
+        let (source, clock) = (self.system.source.clone(), self.system.clock.clone());
         let work = async move {
-            while source.promote(BATCH).await? == BATCH {}
-            source.next_scheduled().await
+            // Most of the time there is nothing to write, and a read costs others nothing.
+            loop {
+                let next = source.next_scheduled().await?;
+                if next.is_none_or(|at| at > clock.now()) || source.promote(BATCH).await? == 0 {
+                    return Ok(next);
+                }
+            }
         };
         self.tasks.run(me, work, JanitorMsg::Promoted);
     }
@@ -151,6 +160,9 @@ impl State {
             Ok(Some(at)) => self.arm(me, at),
             Ok(None) => {}
             Err(error) => debug!(error, "could not promote scheduled tasks"),
+        }
+        if std::mem::take(&mut self.promote_again) {
+            self.promote(me);
         }
     }
 

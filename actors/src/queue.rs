@@ -8,6 +8,7 @@
 //! - **Must never** wait for the store in a handler, or hand out more than there are places for.
 
 mod admission;
+mod control;
 mod dispatch;
 mod endings;
 mod intake;
@@ -24,16 +25,16 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::{sync::broadcast, time::Instant};
 use tracing::{debug, info};
 
-use self::admission::Waiting;
+use self::{admission::Waiting, control::Pauses};
 use crate::{
-    bridge::{RequestError, TaskRequest},
+    bridge::{RequestError, TaskRequest, Wish},
     comfy_session::Origin,
     domain::{
         id::{BackendId, ClientId, PromptId, TaskId},
         task::{Change, Fence, Task, TaskState},
     },
     kit::tasks::{Panicked, Tasks},
-    ports::store::{Assignment, Counts, Created, Renewed, StoreError},
+    ports::store::{Assignment, Counts, Created, Pausable, Pause, Renewed, StoreError},
     system::System,
 };
 
@@ -77,19 +78,46 @@ pub enum QueueMsg {
         /// What came of it.
         result: Result<Result<(Created, Vec<Assignment>), StoreError>, Panicked>,
     },
-    /// A client wants a task stopped.
-    Cancel {
+    /// A client wants something of a task that is there.
+    Amend {
         /// Which.
         id: TaskId,
+        /// What.
+        wish: Wish,
         /// Answered after the commit.
         reply: RpcReplyPort<Result<Task, RequestError>>,
     },
-    /// The commit of a cancellation ended.
-    CancelStored {
+    /// The commit of a client's change ended.
+    Amended {
+        /// What was wanted.
+        wish: Wish,
         /// Who waits for it.
         reply: RpcReplyPort<Result<Task, RequestError>>,
         /// What came of it.
         result: Result<Result<Task, StoreError>, Panicked>,
+    },
+    /// Take nothing new, or go on.
+    SetPaused {
+        /// All of us, or one backend.
+        what: Pausable,
+        /// Nothing new, or go on.
+        paused: bool,
+        /// Answered after the commit with all that is paused.
+        reply: RpcReplyPort<Result<Vec<Pause>, RequestError>>,
+    },
+    /// The commit of a pause or its end ended.
+    PauseStored {
+        /// Who waits for it.
+        reply: RpcReplyPort<Result<Vec<Pause>, RequestError>>,
+        /// What came of it.
+        result: Result<Result<Vec<Pause>, StoreError>, Panicked>,
+    },
+    /// What is paused was read back.
+    PausesRead {
+        /// Changes asked for when the reading began.
+        changes: u64,
+        /// What came of it.
+        result: Result<Result<Vec<Pause>, StoreError>, Panicked>,
     },
     /// Which tasks run on a backend now?
     Running {
@@ -220,6 +248,7 @@ pub struct State {
     /// Ended while the held tasks were being read back, so what was read may show them as held still.
     ended_meanwhile: HashSet<TaskId>,
     draining: Vec<RpcReplyPort<()>>,
+    pauses: Pauses,
     tasks: Tasks,
 }
 
@@ -232,6 +261,7 @@ impl Actor for QueueActor {
         let mut state = State::new(system);
         state.listen(&me);
         state.recover(&me);
+        state.read_pauses(&me);
         me.send_interval(TICK, || QueueMsg::Tick);
         me.send_interval(COUNT_EVERY, || QueueMsg::Count);
         me.send_interval(state.system.settings.renew_every, || QueueMsg::Renew);
@@ -248,8 +278,11 @@ impl Actor for QueueActor {
         match message {
             QueueMsg::Submit { request, reply } => state.submit(&me, *request, reply),
             QueueMsg::Stored { reply, kept, result } => state.on_stored(&me, reply, kept, result),
-            QueueMsg::Cancel { id, reply } => state.cancel(&me, id, reply),
-            QueueMsg::CancelStored { reply, result } => state.on_cancel_stored(reply, result),
+            QueueMsg::Amend { id, wish, reply } => state.amend(&me, id, wish, reply),
+            QueueMsg::Amended { wish, reply, result } => state.on_amended(wish, reply, result),
+            QueueMsg::SetPaused { what, paused, reply } => state.set_paused(&me, what, paused, reply),
+            QueueMsg::PauseStored { reply, result } => state.on_pause_stored(&me, reply, result),
+            QueueMsg::PausesRead { changes, result } => state.on_pauses_read(&me, changes, result),
             QueueMsg::Running { reply } => _ = reply.send(state.running()),
             QueueMsg::Demand(demand) => state.on_demand(&me, demand),
             QueueMsg::UploadsOpen { epoch, open } => state.on_uploads_open(&me, epoch, open),
@@ -294,6 +327,7 @@ impl State {
             doubtful: false,
             ended_meanwhile: HashSet::new(),
             draining: Vec::new(),
+            pauses: Pauses::default(),
             tasks: Tasks::default(),
         }
     }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use comfyd_actors::domain::{id::PromptId, prompt::Signal};
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::json::relaxed;
@@ -84,10 +84,10 @@ fn cached(data: &str) -> Option<Signal> {
     #[derive(Deserialize)]
     struct Data {
         prompt_id: String,
-        nodes: Vec<IgnoredAny>,
+        nodes: Vec<String>,
     }
     let Data { prompt_id, nodes } = read(data)?;
-    Some(Signal::Cached { prompt: PromptId::new(prompt_id), nodes: nodes.len() })
+    Some(Signal::Cached { prompt: PromptId::new(prompt_id), nodes })
 }
 
 /// A null node is the end of the prompt. The frame after a reconnect has a node and no prompt (protocol 6.6), so a node
@@ -239,7 +239,7 @@ mod tests {
             ),
             (
                 r#"{"type":"execution_cached","data":{"prompt_id":"p","nodes":["1","2"]}}"#,
-                Signal::Cached { prompt: prompt(), nodes: 2 },
+                Signal::Cached { prompt: prompt(), nodes: vec!["1".into(), "2".into()] },
             ),
             (r#"{"type":"status","data":{"status":{"exec_info":{"queue_remaining":-1}}}}"#, Signal::Other),
             (r#"{"type": "progress_state", "data": not even JSON"#, Signal::Other),

@@ -16,11 +16,12 @@ use serde_json::{Map, Value, value::RawValue};
 use sha2::{Digest, Sha256};
 
 use comfyd_actors::domain::{
-    graph::{MAX_DEPTH, is_shallow},
+    graph::{MAX_DEPTH, escape, is_shallow},
     workflow::type_of,
 };
 
-use super::problem::{FieldFault, Problem};
+use super::problem::{FieldFault, MAX_FAULTS, Problem};
+use crate::config::nearest;
 
 /// More than any graph we take has. Each value costs dozens of bytes once parsed, so that a body of nothing but `[0,0,0...` would
 /// grow to twenty times its size.
@@ -67,6 +68,15 @@ pub async fn read_any(headers: &HeaderMap, body: Body, limit: usize) -> Result<B
     }
 }
 
+/// Reads a JSON body that may be missing. No body at all is empty, whatever its type is said to be.
+///
+/// # Errors
+/// As [`read`].
+pub async fn read_optional(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let bytes = read_any(headers, body, limit).await?;
+    if bytes.is_empty() { Ok(bytes) } else { read(headers, Body::from(bytes), limit).await }
+}
+
 fn is_json(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -98,6 +108,42 @@ impl<'a> Fields<'a> {
             }
             _ => not_json(&error.to_string()),
         })
+    }
+}
+
+impl Fields<'_> {
+    /// Hands the value of each field to `read`, and lists all that is wrong with any of them. Null is as good as not there.
+    ///
+    /// # Errors
+    /// 422 with every fault.
+    pub fn each(
+        self,
+        known: &[&'static str],
+        mut read: impl FnMut(&str, Value) -> Result<(), String>,
+    ) -> Result<(), Problem> {
+        let mut faults = Vec::new();
+        let mut seen = Vec::new();
+        for (name, raw) in self.0 {
+            let pointer = format!("/{}", escape(&name));
+            let read = |value| read(&name, value).map_err(|detail| FieldFault::at(&pointer, detail));
+            let outcome = if !known.contains(&name.as_str()) {
+                let near = nearest(&name, known.iter().copied());
+                Err(FieldFault::at(&pointer, "there is no such field").suggesting(near))
+            } else if seen.contains(&name) {
+                Err(FieldFault::at(&pointer, "this field is there twice"))
+            } else {
+                match value(&pointer, raw) {
+                    Ok(Value::Null) => Ok(()),
+                    value => value.and_then(read),
+                }
+            };
+            seen.push(name);
+            faults.extend(outcome.err());
+            if faults.len() == MAX_FAULTS {
+                break;
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { Err(Problem::invalid(faults)) }
     }
 }
 

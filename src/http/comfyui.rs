@@ -15,9 +15,8 @@ use utoipa::ToSchema;
 use super::{
     Service,
     body::{self, Fields},
-    problem::{FieldFault, Problem, ProblemBody},
+    problem::{Problem, ProblemBody},
 };
-use crate::config::nearest;
 
 /// A person looks at these: a server that needs longer is shown as away.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -240,24 +239,15 @@ pub async fn interrupt(
     Ok(Json(Interrupted { success: true, data: InterruptedTasks { task_ids } }))
 }
 
-/// The task named in the body. No body at all is fine, whatever its type is said to be.
+/// The task named in the body, if there is one.
 async fn wanted_task(headers: &HeaderMap, body: Body) -> Result<Option<TaskId>, Problem> {
-    let bytes = body::read_any(headers, body, MAX_BODY).await?;
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    let bytes = body::read(headers, Body::from(bytes), MAX_BODY).await?;
+    let bytes = body::read_optional(headers, body, MAX_BODY).await?;
     let mut wanted = None;
-    let mut faults = Vec::new();
-    for (name, raw) in Fields::parse(&bytes)?.0 {
-        let pointer = format!("/{}", comfyd_actors::domain::graph::escape(&name));
-        match (name.as_str(), body::value(&pointer, raw)) {
-            ("task_id", Ok(Value::Null)) => {}
-            ("task_id", Ok(Value::String(id))) => wanted = Some(super::tasks::parse_id(&id)?),
-            ("task_id", Ok(_)) => faults.push(FieldFault::at(pointer, "expected a task's id as text")),
-            (_, Err(fault)) => faults.push(fault),
-            _ => faults.push(FieldFault::at(pointer, "there is no such field").suggesting(nearest(&name, ["task_id"]))),
-        }
+    if !bytes.is_empty() {
+        Fields::parse(&bytes)?.each(&["task_id"], |_, value| {
+            wanted = Some(value.as_str().ok_or("expected a task's id as text")?.to_owned());
+            Ok(())
+        })?;
     }
-    if faults.is_empty() { Ok(wanted) } else { Err(Problem::invalid(faults)) }
+    wanted.map(|id| super::tasks::parse_id(&id)).transpose()
 }

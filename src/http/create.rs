@@ -10,13 +10,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use comfyd_actors::{
-    bridge::TaskRequest,
+    bridge::{Start, TaskRequest},
     domain::{
         graph::{self, GraphFault, escape},
         lane::Lane,
         options::{OutputOptions, TaskOptions},
         order::Priority,
         task::Task,
+        time::Timestamp,
         workflow::{self, InputFault, type_of},
     },
     ports::store::{Created, Idempotency, Payload},
@@ -34,8 +35,18 @@ use super::{
 };
 use crate::{config::nearest, workflows::Workflows};
 
-const FIELDS: [&str; 8] =
-    ["workflow", "inputs", "priority", "max_attempts", "timeout", "metadata", "allow_partial", "output_options"];
+const FIELDS: [&str; 10] = [
+    "workflow",
+    "inputs",
+    "priority",
+    "run_at",
+    "delay",
+    "max_attempts",
+    "timeout",
+    "metadata",
+    "allow_partial",
+    "output_options",
+];
 /// Metadata is for labels, not for files.
 const MAX_METADATA: usize = 64 << 10;
 const MAX_ATTEMPTS: i64 = 100;
@@ -43,6 +54,9 @@ const MAX_ATTEMPTS: i64 = 100;
 const MAX_GUESSES: usize = 10;
 /// A run that takes longer than this is hung.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+/// A task that is put off for longer was meant for another unit.
+const MAX_DELAY: Duration = Duration::from_secs(366 * 24 * 3_600);
 
 // Documents the body only: it is read field by field, see `parse`.
 /// A task to be created.
@@ -59,6 +73,12 @@ pub struct CreateTask {
     /// From -100 (last) to 100 (first), or `low` (-10), `normal` (0), `high` (10).
     #[schema(value_type = Option<PriorityOrWord>)]
     priority: Option<Value>,
+    /// Not before this moment (RFC 3339); one that has passed is now. Not together with `delay`.
+    #[schema(example = "2030-01-01T08:00:00+01:00", format = DateTime)]
+    run_at: Option<String>,
+    /// Not before this long from now: "90s", "5m", "1h 30m", at most 366 days. Not together with `run_at`.
+    #[schema(example = "10m")]
+    delay: Option<String>,
     /// How often a failing task is tried.
     #[schema(minimum = 1, maximum = 100)]
     max_attempts: Option<i32>,
@@ -218,6 +238,7 @@ pub fn parse(body: &[u8], key: Option<&HeaderValue>, workflows: &Workflows) -> R
     let key = key.and_then(|key| reading.key(key));
     let metadata = reading.metadata();
     let priority = reading.field("priority", priority).unwrap_or_default();
+    let start = reading.start();
     let max_attempts = reading.field("max_attempts", max_attempts);
     let timeout = reading.field("timeout", timeout);
     let options = reading.options();
@@ -238,6 +259,7 @@ pub fn parse(body: &[u8], key: Option<&HeaderValue>, workflows: &Workflows) -> R
             },
             lane: Lane::default(),
             priority,
+            start,
             max_attempts,
             timeout,
             idempotency: match key {
@@ -290,6 +312,15 @@ impl<'a> Reading<'a> {
             Ok(Value::Null) => None,
             value => value.and_then(read_at).map_err(|fault| self.faults.push(fault)).ok(),
         }
+    }
+
+    fn start(&mut self) -> Option<Start> {
+        let (at, after) = (self.field("run_at", run_at), self.field("delay", delay));
+        if at.is_some() && after.is_some() {
+            let detail = "either `run_at` or `delay`: both say when the task may run";
+            self.faults.push(FieldFault::at("/delay", detail));
+        }
+        at.or(after)
     }
 
     fn options(&mut self) -> TaskOptions {
@@ -405,7 +436,8 @@ impl<'a> Reading<'a> {
     }
 }
 
-fn priority(value: &Value) -> Result<Priority, String> {
+/// Reads a priority, as a number or a word.
+pub fn priority(value: &Value) -> Result<Priority, String> {
     let wanted = "expected low, normal, high or a whole number from -100 to 100";
     match value {
         Value::String(word) => word.parse(),
@@ -423,9 +455,25 @@ fn max_attempts(value: &Value) -> Result<i32, String> {
     number.ok_or_else(|| format!("expected a whole number from 1 to {MAX_ATTEMPTS}"))
 }
 
-fn timeout(value: &Value) -> Result<Duration, String> {
+fn run_at(value: &Value) -> Result<Start, String> {
+    let moment = value.as_str().and_then(Timestamp::parse);
+    moment.map(Start::At).ok_or_else(|| {
+        "expected a moment as text in RFC 3339 with its offset, such as \"2030-01-01T08:00:00+01:00\"".to_owned()
+    })
+}
+
+fn delay(value: &Value) -> Result<Start, String> {
+    let delay = duration(value)?;
+    if delay > MAX_DELAY { Err("expected at most 366 days".to_owned()) } else { Ok(Start::After(delay)) }
+}
+
+fn duration(value: &Value) -> Result<Duration, String> {
     let text = value.as_str().ok_or("expected a duration as text, such as \"90s\" or \"1h 30m\"")?;
-    let duration = humantime::parse_duration(text).map_err(|error| format!("{error}; write \"90s\" or \"1h 30m\""))?;
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write \"90s\" or \"1h 30m\""))
+}
+
+fn timeout(value: &Value) -> Result<Duration, String> {
+    let duration = duration(value)?;
     if duration.is_zero() || duration > MAX_TIMEOUT {
         return Err("expected more than nothing and at most 30 days".to_owned());
     }

@@ -10,6 +10,8 @@ use utoipa::ToSchema;
 
 use super::{
     Service,
+    backends::{self, BackendView},
+    control::QueueState,
     problem::{FieldFault, Problem, ProblemBody},
 };
 
@@ -117,6 +119,8 @@ pub struct Status {
     pub version: &'static str,
     /// Seconds since the start of the HTTP server.
     pub uptime_seconds: u64,
+    /// Nothing new is started: somebody paused the queue.
+    pub paused: bool,
     /// Tasks that are not over; a few seconds old. Null when they could not be counted.
     pub queue: Option<QueueCounts>,
     /// Where tasks are kept.
@@ -134,7 +138,7 @@ pub struct Status {
 /// Tasks that are not over.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct QueueCounts {
-    /// Waiting for another attempt.
+    /// Waiting for their time, or for another attempt.
     pub scheduled: u64,
     /// Waiting for their turn.
     pub pending: u64,
@@ -150,25 +154,6 @@ pub struct Part {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<&'static str>,
-}
-
-/// A ComfyUI server as our session sees it.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct BackendView {
-    /// Its address.
-    pub backend: String,
-    /// `disconnected`, `connecting`, `online` or `quarantined`.
-    #[schema(value_type = String, example = "online")]
-    pub phase: PhaseName,
-    /// Why it is not online.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub problem: Option<String>,
-    /// Whether it has `/api/jobs`.
-    pub jobs_api: bool,
-    /// Tasks of ours on it.
-    pub in_flight: usize,
-    /// Connections opened since the start of the process.
-    pub connections: u64,
 }
 
 /// Basic health
@@ -214,7 +199,8 @@ pub async fn readyz(State(service): State<Arc<Service>>) -> Result<&'static str,
 pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
     let (checks, bridge) = (&service.checks, &service.bridge);
     let (store, storage, queue) = tokio::join!(checks.store(bridge), checks.storage(bridge), checks.counts(bridge));
-    let backends = backends(bridge);
+    let pauses = bridge.pauses();
+    let backends = backends::views(bridge, &pauses);
     let all_online = backends.iter().all(|backend| backend.phase == PhaseName::Online);
     let status = match (service.is_draining(), store.is_none() && storage.is_none() && all_online) {
         (true, _) => "draining",
@@ -226,6 +212,7 @@ pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
         status,
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: service.started.elapsed().as_secs(),
+        paused: QueueState::of(&pauses).paused,
         queue,
         store: part(store),
         storage: part(storage),
@@ -233,16 +220,4 @@ pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
         restarts: bridge.restarts(),
         workflows: service.workflows.names().map(str::to_owned).collect(),
     })
-}
-
-fn backends(bridge: &Bridge) -> Vec<BackendView> {
-    let views = bridge.backend_status().into_iter().map(|(id, status)| BackendView {
-        backend: id.to_string(),
-        phase: status.phase,
-        problem: status.problem,
-        jobs_api: status.jobs_api,
-        in_flight: status.in_flight,
-        connections: status.connections,
-    });
-    views.collect()
 }

@@ -9,7 +9,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use comfyd_actors::{bridge::RequestError, kit::slot::AskError, ports::store::StoreError};
+use comfyd_actors::{bridge::RequestError, domain::task::Refusal, kit::slot::AskError, ports::store::StoreError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -176,6 +176,12 @@ impl Problem {
         self
     }
 
+    /// What happened, in words.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.body.detail
+    }
+
     /// The problem as it is written.
     #[cfg(test)]
     pub fn body(&self) -> &ProblemBody {
@@ -212,7 +218,15 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::NotFound => Self::no_task(),
-            StoreError::Refused(refusal) => Self::new(StatusCode::CONFLICT, "conflict", refusal.to_string()),
+            StoreError::Refused(refusal) => {
+                let code = match refusal {
+                    Refusal::Over => "task_over",
+                    Refusal::Cancelling => "task_cancelling",
+                    Refusal::NoFiles => "no_files",
+                    Refusal::Stale | Refusal::WrongState => "conflict",
+                };
+                Self::new(StatusCode::CONFLICT, code, refusal.to_string())
+            }
             StoreError::Unavailable(reason) => {
                 tracing::warn!(reason, "the task store is unavailable");
                 Self::unavailable("store_unavailable", "the task store cannot be used now; nothing was changed")

@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use comfyd_actors::{
+    bridge::Bridge,
     domain::{id::TaskId, progress::Progress, task::Task, time::Timestamp},
     ports::store::{self, StoreError, TaskRecord},
 };
@@ -17,7 +18,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    Service, base_url,
+    Service, backends, base_url,
     problem::{FieldFault, Problem, ProblemBody},
     view::{self, TaskSummary, TaskView},
 };
@@ -27,6 +28,7 @@ use crate::config::nearest;
 const MAX_WAIT: u64 = 60;
 const MAX_PAGE: u32 = 200;
 const PAGE: u32 = 50;
+const PARAMETERS: [&str; 7] = ["status", "workflow", "created_after", "created_before", "backend", "limit", "cursor"];
 const STATUSES: [&str; 5] = ["pending", "processing", "completed", "failed", "cancelled"];
 
 /// Get a task
@@ -76,6 +78,9 @@ pub struct TaskPage {
     params(
         ("status" = Option<String>, Query, description = "Only these, comma-separated: pending, processing, completed, failed, cancelled", example = "pending,processing"),
         ("workflow" = Option<String>, Query, description = "Only tasks of this named workflow", example = "text-to-image"),
+        ("created_after" = Option<String>, Query, description = "Only tasks created at this moment (RFC 3339) or later", example = "2030-01-01T08:00:00Z"),
+        ("created_before" = Option<String>, Query, description = "Only tasks created before this moment (RFC 3339)"),
+        ("backend" = Option<String>, Query, description = "Only tasks that are on this ComfyUI server now, or whose files are fetched from it: `name` or address as `/api/backends` has it", example = "gpu-1:8188"),
         ("limit" = Option<u32>, Query, description = "Tasks per page", minimum = 1, maximum = 200, example = 50),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before")
     ),
@@ -90,7 +95,7 @@ pub async fn list(
     State(service): State<Arc<Service>>,
     Query(parameters): Query<Vec<(String, String)>>,
 ) -> Result<Json<TaskPage>, Problem> {
-    let mut query = parse_query(&parameters)?;
+    let mut query = parse_query(&parameters, &service.bridge)?;
     let limit = query.limit as usize;
     // One more than asked for tells whether there is a next page.
     query.limit += 1;
@@ -169,7 +174,7 @@ pub async fn wait_for(
     }
 }
 
-fn parse_query(parameters: &[(String, String)]) -> Result<store::Query, Problem> {
+fn parse_query(parameters: &[(String, String)], bridge: &Bridge) -> Result<store::Query, Problem> {
     let mut query = store::Query { limit: PAGE, ..store::Query::default() };
     let mut faults = Vec::new();
     for (name, value) in parameters {
@@ -179,10 +184,19 @@ fn parse_query(parameters: &[(String, String)]) -> Result<store::Query, Problem>
                 query.workflow = Some(value.clone());
                 Ok(())
             }
+            "created_after" => parse_moment(value).map(|moment| query.created_from = Some(moment)),
+            "created_before" => parse_moment(value).map(|moment| query.created_until = Some(moment)),
+            "backend" => match backends::find(bridge, value) {
+                Ok(backend) => {
+                    query.backend = Some(backend);
+                    Ok(())
+                }
+                Err(unknown) => Err(FieldFault::parameter("backend", unknown.detail())),
+            },
             "limit" => parse_limit(value).map(|limit| query.limit = limit),
             "cursor" => read_cursor(value).map(|before| query.before = Some(before)),
             _ => {
-                let near = nearest(name, ["status", "workflow", "limit", "cursor"]);
+                let near = nearest(name, PARAMETERS);
                 faults.push(FieldFault::parameter(name, "there is no such parameter").suggesting(near));
                 continue;
             }
@@ -204,6 +218,13 @@ fn add_statuses(query: &mut store::Query, words: &str) -> Result<(), FieldFault>
         query.states.extend(states);
     }
     Ok(())
+}
+
+fn parse_moment(text: &str) -> Result<Timestamp, FieldFault> {
+    Timestamp::parse(text).ok_or_else(|| {
+        let detail = "expected a moment in RFC 3339, such as 2030-01-01T08:00:00Z (a `+` in a query is written `%2B`)";
+        FieldFault::parameter("", detail)
+    })
 }
 
 fn parse_limit(text: &str) -> Result<u32, FieldFault> {

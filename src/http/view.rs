@@ -3,7 +3,7 @@
 use comfyd_actors::domain::{
     artifact::{Artifact, Facts},
     error::TaskError,
-    progress::Progress,
+    progress::{NodeTiming, Progress},
     task::{Task, TaskState},
     time::{Timestamp, millis},
 };
@@ -28,6 +28,8 @@ pub struct TaskSummary {
     pub workflow: Option<String>,
     /// From -100 (last) to 100 (first).
     pub priority: i64,
+    /// Which life this is, from 1: one more each time a failed or cancelled task is asked for again.
+    pub generation: i32,
     /// Which attempt this is, from 1.
     pub attempt: i32,
     /// Attempts allowed.
@@ -35,6 +37,9 @@ pub struct TaskSummary {
     /// When it was accepted.
     #[schema(format = DateTime)]
     pub created_at: String,
+    /// When it will wait for its turn, while it is `scheduled`.
+    #[schema(format = DateTime)]
+    pub run_at: Option<String>,
     /// When its newest attempt began.
     #[schema(format = DateTime)]
     pub started_at: Option<String>,
@@ -63,6 +68,24 @@ pub struct TaskView {
     pub progress: Option<ProgressView>,
     /// What is stored, in the order of node and index.
     pub outputs: Vec<OutputView>,
+    /// What its newest run spent on each node, in the order in which they ran, once that run is over. As far as the server told: empty
+    /// when the connection was away.
+    pub nodes: Vec<NodeView>,
+}
+
+/// What a node took.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct NodeView {
+    /// The node, by its id in the graph.
+    #[schema(example = "3")]
+    pub node_id: String,
+    /// Its class; null for a node that is not in the graph itself.
+    #[schema(example = "KSampler")]
+    pub class_type: Option<String>,
+    /// Milliseconds, of all its turns together.
+    pub ms: i64,
+    /// It did not run: the server had its result already.
+    pub cached: bool,
 }
 
 /// How far a task is.
@@ -84,7 +107,7 @@ pub struct ProgressView {
 /// Milliseconds per stage of the newest attempt; null for what has not ended.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Timings {
-    /// Waiting for its turn.
+    /// Waiting for its turn, since it was created, due, or asked for again.
     pub queued_ms: Option<i64>,
     /// Until a server took it.
     pub prepare_ms: Option<i64>,
@@ -187,9 +210,11 @@ impl TaskSummary {
             status: status(task.state),
             stage: stage(&task),
             priority: task.priority.level(),
+            generation: task.generation,
             attempt: task.attempt,
             max_attempts: task.max_attempts,
             created_at: task.created_at.rfc3339(),
+            run_at: task.run_at.map(Timestamp::rfc3339),
             started_at: task.started_at.map(Timestamp::rfc3339),
             finished_at: task.finished_at.map(Timestamp::rfc3339),
             timings: Timings::of(&task),
@@ -203,11 +228,12 @@ impl TaskView {
     /// Of a task; `base` is what the URLs of outputs begin with.
     #[must_use]
     pub fn of(record: TaskRecord, progress: Option<Progress>, base: &str) -> Self {
-        let TaskRecord { task, inputs, metadata, artifacts, .. } = record;
+        let TaskRecord { task, inputs, metadata, artifacts, nodes, .. } = record;
         let url = format!("{base}/api/tasks/{}/outputs", task.id);
         Self {
             progress: ProgressView::of(task.state, progress),
             outputs: artifacts.into_iter().filter_map(|artifact| OutputView::of(artifact, &url)).collect(),
+            nodes: nodes.into_iter().map(NodeView::of).collect(),
             inputs: raw(&inputs),
             metadata: raw(&metadata),
             summary: TaskSummary::of(task),
@@ -243,12 +269,18 @@ impl Timings {
         // A stage that was never left lasted to the end.
         let or_end = |moment: Option<Timestamp>| moment.or(task.finished_at);
         Self {
-            queued_ms: between(Some(task.created_at), or_end(task.started_at)),
+            queued_ms: between(Some(task.queued_at), or_end(task.started_at)),
             prepare_ms: between(task.started_at, or_end(task.executing_at)),
             execute_ms: between(task.executing_at, or_end(task.uploading_at)),
             upload_ms: between(task.uploading_at, task.finished_at),
             total_ms: between(Some(task.created_at), task.finished_at),
         }
+    }
+}
+
+impl NodeView {
+    fn of(NodeTiming { node_id, class_type, ms, cached }: NodeTiming) -> Self {
+        Self { node_id, class_type, ms, cached }
     }
 }
 

@@ -15,14 +15,15 @@ use comfyd_actors::{
     domain::{
         id::{TaskId, WorkerId},
         lane::Lane,
+        progress::NodeTiming,
         task::{Change, Fence, Task},
         time::Timestamp,
     },
     ports::{
         clock::Clock,
         store::{
-            Assignment, Changed, Claim, Counts, Created, NewTask, Query, Renewed, Retention, StoreError, TaskRecord,
-            TaskStore, WorkSource,
+            Assignment, Changed, Claim, Counts, Created, Depth, NewTask, Pausable, Pause, Query, Renewed, Retention,
+            StoreError, TaskRecord, TaskStore, WorkSource,
         },
     },
 };
@@ -31,7 +32,10 @@ use tokio::sync::{Mutex, broadcast, mpsc};
 
 use self::{
     fault::store_error,
-    ops::{AdoptExpired, Apply, Cancel, Check, ClaimHeads, Create, Held, Promote, Prune, Renew, TakeOver},
+    ops::{
+        AdoptExpired, Amend, Apply, Check, ClaimHeads, Create, Held, NoteRun, Promote, Prune, Renew, SetPaused,
+        TakeOver,
+    },
     reads::Readers,
     writer::{Job, Operation, Writer, job},
 };
@@ -135,8 +139,8 @@ impl TaskStore for SqliteStore {
         self.write(Create { new, claim }).await
     }
 
-    async fn cancel(&self, id: TaskId) -> Result<Task, StoreError> {
-        self.write(Cancel(id)).await
+    async fn amend(&self, id: TaskId, change: Change) -> Result<Task, StoreError> {
+        self.write(Amend { id, change }).await
     }
 
     async fn get(&self, id: TaskId) -> Result<TaskRecord, StoreError> {
@@ -153,6 +157,18 @@ impl TaskStore for SqliteStore {
 
     async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError> {
         self.readers.waiting().await
+    }
+
+    async fn depths(&self) -> Result<Vec<Depth>, StoreError> {
+        self.readers.depths().await
+    }
+
+    async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
+        self.readers.pauses().await
+    }
+
+    async fn set_paused(&self, what: Pausable, paused: bool) -> Result<Vec<Pause>, StoreError> {
+        self.write(SetPaused { what, paused }).await
     }
 
     async fn check(&self) -> Result<(), StoreError> {
@@ -172,6 +188,10 @@ impl WorkSource for SqliteStore {
 
     async fn apply(&self, id: TaskId, fence: Fence, change: Change) -> Result<Task, StoreError> {
         self.write(Apply { id, fence, change }).await
+    }
+
+    async fn note_run(&self, id: TaskId, dispatch: i64, nodes: Vec<NodeTiming>) -> Result<(), StoreError> {
+        self.write(NoteRun { id, dispatch, nodes }).await
     }
 
     async fn renew(

@@ -10,7 +10,7 @@ use crate::{
     board::Board,
     domain::{
         id::{PromptId, TaskId},
-        progress::Tracker,
+        progress::{NodeTiming, Tracker},
         prompt::Signal,
         time::Timestamp,
     },
@@ -63,11 +63,11 @@ impl Feed {
         self.lock().followed.insert(prompt, followed);
     }
 
-    /// Nobody cares about this prompt any more.
-    pub fn unfollow(&self, prompt: &PromptId) {
-        if let Some(followed) = self.lock().followed.remove(prompt) {
-            self.0.board.clear_progress(followed.task);
-        }
+    /// Nobody cares about this prompt any more. What its nodes took, as far as it was heard.
+    pub fn unfollow(&self, prompt: &PromptId) -> Vec<NodeTiming> {
+        let Some(followed) = self.lock().followed.remove(prompt) else { return Vec::new() };
+        self.0.board.clear_progress(followed.task);
+        followed.tracker.into_timings(self.0.clock.now())
     }
 
     /// When a prompt was last heard of.
@@ -94,13 +94,13 @@ impl Feed {
             Signal::Started { prompt } => self.advance(prompt, now, |_| ()),
             Signal::Cached { prompt, nodes } => self.advance(prompt, now, |tracker| tracker.cached(nodes)),
             Signal::Executing { prompt: Some(prompt), node } => {
-                self.advance(prompt, now, |tracker| tracker.node_started(&node))
+                self.advance(prompt, now, |tracker| tracker.node_started(&node, now))
             }
             Signal::Stepped { prompt, node, value, max } => {
-                self.advance(prompt, now, |tracker| tracker.stepped(&node, value, max))
+                self.advance(prompt, now, |tracker| tracker.stepped(&node, value, max, now))
             }
-            Signal::Ending { prompt } => Some(Word::Over { prompt, written: false }),
-            Signal::Ended { prompt } => Some(Word::Over { prompt, written: true }),
+            Signal::Ending { prompt } => Some(self.over(prompt, false, now)),
+            Signal::Ended { prompt } => Some(self.over(prompt, true, now)),
             Signal::Executing { prompt: None, .. } | Signal::Preview { .. } | Signal::Other => None,
         }
     }
@@ -113,6 +113,14 @@ impl Feed {
         self.0.board.set_progress(followed.task, followed.tracker.progress());
         let first = !std::mem::replace(&mut followed.running, true);
         first.then_some(Word::Running(prompt))
+    }
+
+    /// The last node ends with its prompt.
+    fn over(&self, prompt: PromptId, written: bool, now: Timestamp) -> Word {
+        if let Some(followed) = self.lock().followed.get_mut(&prompt) {
+            followed.tracker.ended(now);
+        }
+        Word::Over { prompt, written }
     }
 
     /// The critical sections above cannot panic half-way, so a poisoned lock is still good.

@@ -185,10 +185,10 @@ impl Flight {
         std::mem::take(&mut self.unrecorded).then(|| self.prompt())
     }
 
-    /// Whether the prompt sits in the server's queue behind another one.
+    /// Whether the prompt sits in the server's queue behind another one, and nobody wants it back yet.
     #[must_use]
     pub fn is_prepared(&self) -> bool {
-        self.fate == (Fate::Accepted { running: false }) && self.end_heard_at.is_none()
+        self.fate == (Fate::Accepted { running: false }) && self.end_heard_at.is_none() && self.stop.is_none()
     }
 
     /// Whether the server may still be working on it.

@@ -24,7 +24,7 @@ pub enum Signal {
     /// The prompt left the server's queue and runs.
     Started { prompt: PromptId },
     /// These nodes need not run.
-    Cached { prompt: PromptId, nodes: usize },
+    Cached { prompt: PromptId, nodes: Vec<String> },
     /// A node runs. Without a prompt id on the first frame after a reconnect.
     Executing { prompt: Option<PromptId>, node: String },
     /// A node told its steps.

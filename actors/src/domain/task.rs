@@ -5,11 +5,16 @@
 //!     ^                     ^ ^                  |                     |                    |
 //!     `------- Retry -------|-'---- Release -----'---------------------'--------------------'--Fail--> failed
 //!                           |                                                                      `-> cancelled
-//!                    (new tasks start here)
+//!                    (new tasks start here, or in scheduled)
 //! ```
+//!
+//! A failed or cancelled task that somebody asks for again begins another generation: `Reopen` puts it back into `pending`,
+//! `ReopenUploads` into `uploading`. A completed one never changes again.
 //!
 //! Stores do not decide anything: they load a task, call [`Task::apply`], and save what it returns. So an in-memory store, `SQLite`
 //! and `PostgreSQL` cannot disagree about what a change means.
+
+mod generation;
 
 use std::{fmt, time::Duration};
 
@@ -19,7 +24,7 @@ use super::{
     artifact::{Artifact, StoredObject},
     error::{ErrorCode, TaskError},
     id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
-    order::Priority,
+    order::{Ordering, Priority},
     time::Timestamp,
 };
 
@@ -30,7 +35,7 @@ pub const POISON_LIMIT: i32 = 3;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskState {
-    /// Waits for its time: a retry with backoff.
+    /// Waits for its time: asked to run later, or a retry with backoff.
     Scheduled,
     /// Waits for its turn.
     Pending,
@@ -143,10 +148,15 @@ pub struct Task {
     pub priority: Priority,
     /// Place in the order (`order::sort_key`), kept over retries.
     pub sort_key: i64,
+    /// Since when it waits for its turn, which is what its place is counted from: its creation, the time it was meant to run at, or when
+    /// it was asked for again.
+    pub queued_at: Timestamp,
     /// Where it stands.
     pub state: TaskState,
     /// +1 when somebody explicitly retries a failed or cancelled task.
     pub generation: i32,
+    /// This generation shall store the files its prompt left behind, and nothing else: what would run it again fails it instead.
+    pub uploads_only: bool,
     /// Guards every write.
     pub fence: Fence,
     /// Number of prompts meant for it so far.
@@ -232,6 +242,13 @@ pub enum Change {
     Promote,
     /// A client wants it stopped.
     Cancel,
+    /// A client wants it sooner or later than it asked before. Of use while it waits, now or again; harmless while it runs.
+    Reprioritize { priority: Priority, ordering: Ordering },
+    /// A client wants a failed or cancelled task done from the beginning.
+    Reopen { ordering: Ordering },
+    /// A client wants the files stored that a failed or cancelled task left on its server. It is abandoned in the state in which they were
+    /// being stored, under the name of this worker: whoever looks for abandoned tasks next takes it up.
+    ReopenUploads { worker: WorkerId },
 }
 
 /// What becomes of the stored artifacts with a change.
@@ -257,6 +274,12 @@ pub enum Refusal {
     /// The change makes no sense in the task's state.
     #[error("the change is not possible in the task's state")]
     WrongState,
+    /// Its cancellation was asked for and is not done yet.
+    #[error("the task is being cancelled: wait for its end, then ask again")]
+    Cancelling,
+    /// Only its files were asked for, and it made none that are known of.
+    #[error("the task left no files to store: it has to run again as a whole")]
+    NoFiles,
 }
 
 impl Change {
@@ -264,12 +287,23 @@ impl Change {
     /// costs a look at the server, not a promise.
     #[must_use]
     pub fn is_promise(&self) -> bool {
-        matches!(self, Self::Complete { .. } | Self::Fail { .. } | Self::Retry { .. } | Self::Release(_) | Self::Cancel)
+        matches!(self, Self::Complete { .. } | Self::Fail { .. } | Self::Retry { .. } | Self::Release(_))
+            || self.is_clients()
     }
 
     /// Whether only the holder may do it, so that it must carry the fence.
     fn is_holders(&self) -> bool {
-        !matches!(self, Self::Claim { .. } | Self::Adopt { .. } | Self::Promote | Self::Cancel)
+        !matches!(self, Self::Claim { .. } | Self::Adopt { .. } | Self::Promote) && !self.is_clients()
+    }
+
+    /// Whether it is a client's wish.
+    fn is_clients(&self) -> bool {
+        matches!(self, Self::Cancel | Self::Reprioritize { .. }) || self.reopens()
+    }
+
+    /// Whether it is for tasks that are over.
+    fn reopens(&self) -> bool {
+        matches!(self, Self::Reopen { .. } | Self::ReopenUploads { .. })
     }
 }
 
@@ -281,7 +315,7 @@ impl Task {
     /// # Errors
     /// [`Refusal`]; the task is then exactly as before.
     pub fn apply(&mut self, fence: Option<Fence>, change: Change, now: Timestamp) -> Result<ArtifactEdit, Refusal> {
-        if self.state.is_final() {
+        if self.state.is_final() && !change.reopens() {
             return Err(if change.is_holders() { Refusal::Stale } else { Refusal::Over });
         }
         if change.is_holders() && (!self.state.is_held() || fence != Some(self.fence)) {
@@ -301,6 +335,9 @@ impl Task {
             Change::Release(reason) => Ok(self.release(reason, now)),
             Change::Promote => self.promote(now),
             Change::Cancel => Ok(self.cancel(now)),
+            Change::Reprioritize { priority, ordering } => Ok(self.reprioritize(priority, ordering)),
+            Change::Reopen { ordering } => self.reopen(ordering, now),
+            Change::ReopenUploads { worker } => self.reopen_uploads(worker, now),
         }
     }
 
@@ -405,7 +442,7 @@ impl Task {
     }
 
     fn retry(&mut self, error: TaskError, delay: Duration, now: Timestamp) -> ArtifactEdit {
-        if self.cancel_requested_at.is_some() || self.attempt >= self.max_attempts {
+        if self.cancel_requested_at.is_some() || self.attempt >= self.max_attempts || self.uploads_only {
             return self.fail(error, now);
         }
         self.attempt += 1;
@@ -429,6 +466,10 @@ impl Task {
                 );
                 return self.end(TaskState::Failed, Some(TaskError::new(ErrorCode::Poison, message)), now);
             }
+        }
+        if self.uploads_only {
+            let message = "the server that has the task's files is not there any more, and only they were asked for";
+            return self.end(TaskState::Failed, Some(TaskError::new(ErrorCode::OutputMissing, message)), now);
         }
         self.let_go();
         self.state = TaskState::Pending;

@@ -29,6 +29,13 @@ impl Timestamp {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
+    /// Reads RFC 3339. `None` for anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let moment = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+        i64::try_from(moment.unix_timestamp_nanos() / 1_000_000).ok().map(Self)
+    }
+
     /// RFC 3339 in UTC with milliseconds, as every answer of the API prints it.
     #[must_use]
     pub fn rfc3339(self) -> String {
@@ -52,6 +59,14 @@ mod tests {
     #[test]
     fn prints_as_rfc3339() {
         assert_eq!(Timestamp(1_700_000_000_123).rfc3339(), "2023-11-14T22:13:20.123Z");
+    }
+
+    #[test]
+    fn reads_rfc3339() {
+        assert_eq!(Timestamp::parse("2023-11-14T23:13:20.123+01:00"), Some(Timestamp(1_700_000_000_123)));
+        for bad in ["", "2023-11-14", "2023-11-14T22:13:20", "1700000000", "2023-13-14T22:13:20Z"] {
+            assert_eq!(Timestamp::parse(bad), None, "{bad}");
+        }
     }
 
     #[test]

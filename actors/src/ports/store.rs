@@ -16,15 +16,16 @@ use tokio::sync::broadcast;
 
 use crate::domain::{
     artifact::Artifact,
-    id::{TaskId, WorkerId},
+    id::{BackendId, TaskId, WorkerId},
     lane::{Lane, Lanes, Needs},
     options::TaskOptions,
     order::Priority,
+    progress::NodeTiming,
     task::{Change, Fence, Intent, Refusal, Task, TaskState},
     time::Timestamp,
 };
 
-/// A task to be created. Its first state is pending.
+/// A task to be created. Its first state is pending, or scheduled when its time is yet to come.
 #[derive(Debug, Clone)]
 pub struct NewTask {
     /// Its name, drawn by the caller.
@@ -45,6 +46,8 @@ pub struct NewTask {
     pub timeout: Option<Duration>,
     /// When it was accepted.
     pub created_at: Timestamp,
+    /// Not before this moment; `None` = at once.
+    pub run_at: Option<Timestamp>,
     /// What is kept beside the row.
     pub payload: Payload,
     /// Makes a repeated request find the first task.
@@ -52,9 +55,16 @@ pub struct NewTask {
 }
 
 impl NewTask {
-    /// The row it starts as: pending, held by nobody, its first attempt ahead.
+    /// Since when it waits for its turn.
+    #[must_use]
+    pub fn queued_at(&self) -> Timestamp {
+        self.run_at.map_or(self.created_at, |at| at.max(self.created_at))
+    }
+
+    /// The row it starts as: held by nobody, its first attempt ahead.
     #[must_use]
     pub fn first_state(&self) -> Task {
+        let run_at = self.run_at.filter(|at| *at > self.created_at);
         Task {
             id: self.id,
             tenant: self.tenant,
@@ -62,8 +72,10 @@ impl NewTask {
             workflow: self.workflow.clone(),
             priority: self.priority,
             sort_key: self.sort_key,
-            state: TaskState::Pending,
+            queued_at: self.queued_at(),
+            state: if run_at.is_some() { TaskState::Scheduled } else { TaskState::Pending },
             generation: 1,
+            uploads_only: false,
             fence: Fence(0),
             dispatch: 0,
             attempt: 1,
@@ -72,7 +84,7 @@ impl NewTask {
             timeout: self.timeout,
             lease: None,
             prompt: None,
-            run_at: None,
+            run_at,
             cancel_requested_at: None,
             created_at: self.created_at,
             started_at: None,
@@ -174,6 +186,8 @@ pub struct TaskRecord {
     pub needs: Arc<Needs>,
     /// Its artifacts in order.
     pub artifacts: Vec<Artifact>,
+    /// What its newest run spent on each node, as far as it was heard; empty while it runs.
+    pub nodes: Vec<NodeTiming>,
 }
 
 /// Which tasks to list, newest first.
@@ -183,6 +197,12 @@ pub struct Query {
     pub states: Vec<TaskState>,
     /// Only of this workflow.
     pub workflow: Option<String>,
+    /// Only tasks that are on this server now, or whose files are fetched from it.
+    pub backend: Option<BackendId>,
+    /// Only tasks created at this moment or later.
+    pub created_from: Option<Timestamp>,
+    /// Only tasks created before this moment.
+    pub created_until: Option<Timestamp>,
     /// Only tasks older than this one, which was the last of the page before.
     pub before: Option<(Timestamp, TaskId)>,
     /// At most this many.
@@ -198,6 +218,35 @@ pub struct Counts {
     pub pending: u64,
     /// Held by a consumer.
     pub held: u64,
+}
+
+/// The tasks of one priority that wait for their turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Depth {
+    /// Which.
+    pub priority: Priority,
+    /// How many.
+    pub waiting: u64,
+    /// Since when the oldest of them does.
+    pub oldest: Timestamp,
+}
+
+/// What can be told to take nothing new.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Pausable {
+    /// All of it.
+    Queue,
+    /// One server.
+    Backend(BackendId),
+}
+
+/// Something that takes nothing new, until it is told to go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pause {
+    /// What.
+    pub what: Pausable,
+    /// Since when.
+    pub since: Timestamp,
 }
 
 /// How long finished tasks are kept.
@@ -216,10 +265,23 @@ pub struct Retention {
 pub struct Changed {
     /// Which task.
     pub id: TaskId,
+    /// Where it stood before; `None` for a new one.
+    pub was: Option<TaskState>,
     /// Where it stands now.
     pub state: TaskState,
+    /// Its urgency now.
+    pub priority: Priority,
     /// Its cancellation is asked for and not done.
     pub cancelling: bool,
+}
+
+impl Changed {
+    /// What to tell of a task that stood at `was` before.
+    #[must_use]
+    pub fn of(task: &Task, was: Option<TaskState>) -> Self {
+        let Task { id, state, priority, .. } = *task;
+        Self { id, was, state, priority, cancelling: task.is_cancelling() }
+    }
 }
 
 /// Why a store could not do what was asked. In every case nothing is half-done.
@@ -252,11 +314,20 @@ pub trait TaskStore: Send + Sync + 'static {
     /// `Unavailable`: nothing was written.
     async fn create(&self, new: NewTask, claim: Option<Claim>) -> Result<(Created, Vec<Assignment>), StoreError>;
 
+    /// Makes a client's change to a task and returns it as it is then. A task that fulfils the wish already ([`Task::fulfils`]) comes back
+    /// as it is.
+    ///
+    /// # Errors
+    /// `NotFound`, `Refused`, `Unavailable`.
+    async fn amend(&self, id: TaskId, change: Change) -> Result<Task, StoreError>;
+
     /// Asks for a task's end ([`Change::Cancel`]) and returns it as it is then. A task that is over comes back as it is.
     ///
     /// # Errors
     /// `NotFound`, `Unavailable`.
-    async fn cancel(&self, id: TaskId) -> Result<Task, StoreError>;
+    async fn cancel(&self, id: TaskId) -> Result<Task, StoreError> {
+        self.amend(id, Change::Cancel).await
+    }
 
     /// One task.
     ///
@@ -281,6 +352,25 @@ pub trait TaskStore: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`.
     async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError>;
+
+    /// The waiting tasks by priority, least urgent first. As costly as [`Self::counts`].
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn depths(&self) -> Result<Vec<Depth>, StoreError>;
+
+    /// What is paused, in order.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn pauses(&self) -> Result<Vec<Pause>, StoreError>;
+
+    /// Pauses something, or ends its pause, and returns all that is paused then. Repeating it changes nothing, not even since when.
+    /// Durable against a power cut when it returns.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn set_paused(&self, what: Pausable, paused: bool) -> Result<Vec<Pause>, StoreError>;
 
     /// Whether a write would be taken now.
     ///
@@ -307,6 +397,13 @@ pub trait WorkSource: Send + Sync + 'static {
     /// # Errors
     /// `Refused(Stale)`: somebody else holds it; stop all work on it. `NotFound`, `Unavailable`.
     async fn apply(&self, id: TaskId, fence: Fence, change: Change) -> Result<Task, StoreError>;
+
+    /// Notes what dispatch number `dispatch` of a task spent on each node. A picture for people: without effect when the task has gone on to
+    /// another dispatch, or is not there any more.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn note_run(&self, id: TaskId, dispatch: i64, nodes: Vec<NodeTiming>) -> Result<(), StoreError>;
 
     /// Renews leases in one go. Those that expired are not renewed, even if nobody took them yet: somebody may be about to.
     ///

@@ -104,7 +104,8 @@ impl State {
 
     /// Slots for every free place, best first. None while something else comes first.
     pub(super) fn places_to_fill(&self) -> Vec<ClaimSlot> {
-        if !self.recovered || self.recovering || !self.uploads_open || !self.draining.is_empty() {
+        let held_up = !self.recovered || self.recovering || !self.uploads_open || !self.draining.is_empty();
+        if held_up || self.pauses.stop_all() {
             return Vec::new();
         }
         let free = free_places(&self.places(), self.system.settings.prepare_ahead);
@@ -123,7 +124,7 @@ impl State {
                 let there =
                     self.held.values().filter(|held| held.at == Whereabouts::Backend && held.backend == *backend);
                 let kept = self.kept.get(backend).copied().unwrap_or(0);
-                let online = demand.client.is_some() && self.is_up(demand);
+                let online = demand.client.is_some() && self.is_up(demand) && !self.pauses.stop(backend);
                 Place { backend: backend.clone(), online, occupied: there.count() + kept }
             })
             .collect()

@@ -4,12 +4,11 @@ use ractor::{ActorRef, RpcReplyPort};
 
 use super::{COUNT_EVERY, Held, QueueMsg, State, Whereabouts};
 use crate::{
-    bridge::{RequestError, TaskRequest},
+    bridge::{RequestError, Start, TaskRequest},
     comfy_session::{Origin, SessionMsg},
     domain::{
         id::{BackendId, TaskId},
         order::sort_key,
-        task::Task,
     },
     kit::tasks::Panicked,
     ports::store::{Assignment, Created, NewTask, StoreError},
@@ -56,19 +55,26 @@ impl State {
     pub(super) fn new_task(&self, request: TaskRequest) -> NewTask {
         let settings = &self.system.settings;
         let created_at = self.system.clock.now();
-        NewTask {
+        let run_at = request.start.map(|start| match start {
+            Start::At(moment) => moment,
+            Start::After(delay) => created_at.after(delay),
+        });
+        let mut new = NewTask {
             id: TaskId::new(),
             tenant: request.tenant,
             lane: request.lane,
             workflow: request.workflow,
             priority: request.priority,
-            sort_key: sort_key(created_at, request.priority, settings.ordering),
+            sort_key: 0,
             max_attempts: request.max_attempts.unwrap_or(settings.max_attempts),
             timeout: Some(request.timeout.unwrap_or(settings.timeout)),
             created_at,
+            run_at,
             payload: request.payload,
             idempotency: request.idempotency,
-        }
+        };
+        new.sort_key = sort_key(new.queued_at(), new.priority, settings.ordering);
+        new
     }
 
     pub(super) fn on_stored(
@@ -95,28 +101,6 @@ impl State {
         };
         // A client that went away is no fault: its task is stored.
         _ = reply.send(answer);
-    }
-
-    pub(super) fn cancel(
-        &mut self,
-        me: &ActorRef<QueueMsg>,
-        id: TaskId,
-        reply: RpcReplyPort<Result<Task, RequestError>>,
-    ) {
-        let store = self.system.store.clone();
-        self.tasks.run(me, async move { store.cancel(id).await }, |result| QueueMsg::CancelStored { reply, result });
-    }
-
-    pub(super) fn on_cancel_stored(
-        &mut self,
-        reply: RpcReplyPort<Result<Task, RequestError>>,
-        result: Result<Result<Task, StoreError>, Panicked>,
-    ) {
-        let result = result.unwrap_or_else(|panicked| Err(StoreError::Unavailable(panicked.to_string())));
-        if let Ok(task) = &result {
-            self.tell_cancelled(task.id);
-        }
-        _ = reply.send(result.map_err(RequestError::Store));
     }
 
     /// Whoever has the task stops it. In another process, the next renewal of its lease tells.

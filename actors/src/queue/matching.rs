@@ -7,7 +7,7 @@ use crate::domain::id::BackendId;
 pub struct Place {
     /// Which.
     pub backend: BackendId,
-    /// It can take prompts now.
+    /// It can take prompts now, and may.
     pub online: bool,
     /// Tasks there: the one that runs, those prepared, and those being claimed for it.
     pub occupied: usize,

@@ -18,14 +18,16 @@ use crate::{
         artifact::Artifact,
         id::{TaskId, WorkerId},
         lane::{ANYBODY, Lane, Lanes, Needs, allot},
+        order::Priority,
+        progress::NodeTiming,
         task::{ArtifactEdit, Change, Fence, Refusal, Task, TaskState},
         time::Timestamp,
     },
     ports::{
         clock::Clock,
         store::{
-            Assignment, Changed, Claim, Counts, Created, NewTask, Payload, Query, Renewed, Retention, StoreError,
-            TaskRecord, TaskStore, WorkSource,
+            Assignment, Changed, Claim, Counts, Created, Depth, NewTask, Pausable, Pause, Payload, Query, Renewed,
+            Retention, StoreError, TaskRecord, TaskStore, WorkSource,
         },
     },
 };
@@ -49,12 +51,15 @@ struct Shelf {
     keys: BTreeMap<(i64, String), Key>,
     workflows: workflows::Workflows,
     lanes: BTreeMap<i64, Arc<Needs>>,
+    pauses: BTreeMap<Pausable, Timestamp>,
 }
 
 struct Row {
     task: Task,
     payload: Payload,
     artifacts: Vec<Artifact>,
+    /// Of which dispatch.
+    nodes: (i64, Vec<NodeTiming>),
 }
 
 struct Key {
@@ -87,8 +92,8 @@ impl MemoryStore {
         Ok(self.shelf.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn tell(&self, task: &Task) {
-        let _ = self.changes.send(Changed { id: task.id, state: task.state, cancelling: task.is_cancelling() });
+    fn tell(&self, task: &Task, was: Option<TaskState>) {
+        let _ = self.changes.send(Changed::of(task, was));
     }
 
     /// Load, apply, save: either all of it or nothing.
@@ -110,8 +115,8 @@ impl MemoryStore {
                 planned.ok_or(Refusal::WrongState)?.object = Some(object);
             }
         }
-        row.task = task;
-        self.tell(&row.task);
+        let was = std::mem::replace(&mut row.task, task).state;
+        self.tell(&row.task, Some(was));
         Ok(row.assignment())
     }
 
@@ -175,6 +180,10 @@ impl Shelf {
         self.tasks.get(&key.task).map(|row| Created::Replayed(row.task.clone()))
     }
 
+    fn paused(&self) -> Vec<Pause> {
+        self.pauses.iter().map(|(what, since)| Pause { what: what.clone(), since: *since }).collect()
+    }
+
     fn insert(&mut self, new: NewTask) -> Result<Task, StoreError> {
         if self.tasks.contains_key(&new.id) {
             return Err(StoreError::Corrupt(format!("task {} exists already", new.id)));
@@ -187,7 +196,8 @@ impl Shelf {
         if task.lane != ANYBODY {
             self.lanes.entry(task.lane).or_insert(new.lane.needs);
         }
-        self.tasks.insert(task.id, Row { task: task.clone(), payload: new.payload, artifacts: Vec::new() });
+        let row = Row { task: task.clone(), payload: new.payload, artifacts: Vec::new(), nodes: (0, Vec::new()) };
+        self.tasks.insert(task.id, row);
         Ok(task)
     }
 }
@@ -212,19 +222,16 @@ impl TaskStore for MemoryStore {
             return Ok((repeated, Vec::new()));
         }
         let task = shelf.insert(new)?;
-        self.tell(&task);
+        self.tell(&task, None);
         let claimed = claim.map_or_else(|| Ok(Vec::new()), |claim| self.claim_from(&mut shelf, claim))?;
         Ok((Created::New(task), claimed))
     }
 
-    async fn cancel(&self, id: TaskId) -> Result<Task, StoreError> {
+    async fn amend(&self, id: TaskId, change: Change) -> Result<Task, StoreError> {
         let mut shelf = self.open()?;
-        match self.change(&mut shelf, id, None, Change::Cancel) {
-            Ok(assignment) => Ok(assignment.task),
-            Err(StoreError::Refused(Refusal::Over)) => {
-                shelf.tasks.get(&id).map(|row| row.task.clone()).ok_or(StoreError::NotFound)
-            }
-            Err(error) => Err(error),
+        match shelf.tasks.get(&id) {
+            Some(row) if row.task.fulfils(&change) => Ok(row.task.clone()),
+            _ => self.change(&mut shelf, id, None, change).map(|assignment| assignment.task),
         }
     }
 
@@ -238,6 +245,7 @@ impl TaskStore for MemoryStore {
             options: row.payload.options.clone(),
             needs: shelf.lanes.get(&row.task.lane).cloned().unwrap_or_default(),
             artifacts: row.artifacts.clone(),
+            nodes: if row.nodes.0 == row.task.dispatch { row.nodes.1.clone() } else { Vec::new() },
         })
     }
 
@@ -246,6 +254,12 @@ impl TaskStore for MemoryStore {
         let fits = |task: &Task| {
             (query.states.is_empty() || query.states.contains(&task.state))
                 && (query.workflow.is_none() || query.workflow == task.workflow)
+                && query.backend.as_ref().is_none_or(|backend| {
+                    let there = task.prompt.as_ref().is_some_and(|prompt| prompt.backend == *backend);
+                    there && task.state.is_held()
+                })
+                && query.created_from.is_none_or(|from| task.created_at >= from)
+                && query.created_until.is_none_or(|until| task.created_at < until)
                 && query.before.is_none_or(|before| (task.created_at, task.id) < before)
         };
         let ids = shelf.sorted(fits, |task| (task.created_at, task.id));
@@ -270,6 +284,33 @@ impl TaskStore for MemoryStore {
         Ok(self.open()?.lanes(|task| task.state == TaskState::Pending))
     }
 
+    async fn depths(&self) -> Result<Vec<Depth>, StoreError> {
+        let mut depths: BTreeMap<Priority, Depth> = BTreeMap::new();
+        for Task { priority, queued_at, state, .. } in self.open()?.tasks.values().map(|row| &row.task) {
+            if *state == TaskState::Pending {
+                let first = Depth { priority: *priority, waiting: 0, oldest: *queued_at };
+                let depth = depths.entry(*priority).or_insert(first);
+                depth.waiting += 1;
+                depth.oldest = depth.oldest.min(*queued_at);
+            }
+        }
+        Ok(depths.into_values().collect())
+    }
+
+    async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
+        Ok(self.open()?.paused())
+    }
+
+    async fn set_paused(&self, what: Pausable, paused: bool) -> Result<Vec<Pause>, StoreError> {
+        let mut shelf = self.open()?;
+        if paused {
+            shelf.pauses.entry(what).or_insert(self.clock.now());
+        } else {
+            shelf.pauses.remove(&what);
+        }
+        Ok(shelf.paused())
+    }
+
     async fn check(&self) -> Result<(), StoreError> {
         self.open().map(drop)
     }
@@ -289,6 +330,14 @@ impl WorkSource for MemoryStore {
     async fn apply(&self, id: TaskId, fence: Fence, change: Change) -> Result<Task, StoreError> {
         let mut shelf = self.open()?;
         self.change(&mut shelf, id, Some(fence), change).map(|assignment| assignment.task)
+    }
+
+    async fn note_run(&self, id: TaskId, dispatch: i64, nodes: Vec<NodeTiming>) -> Result<(), StoreError> {
+        let mut shelf = self.open()?;
+        if let Some(row) = shelf.tasks.get_mut(&id).filter(|row| row.task.dispatch == dispatch) {
+            row.nodes = (dispatch, nodes);
+        }
+        Ok(())
     }
 
     async fn renew(

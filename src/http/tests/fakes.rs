@@ -15,11 +15,12 @@ use axum::{
 use bytes::Bytes;
 use comfyd_actors::{
     board::Board,
-    bridge::{Bridge, Parts, RequestError, TaskRequest},
+    bridge::{Bridge, Parts, RequestError, TaskRequest, Wish},
     domain::{
         artifact::{FileRef, StoredObject},
-        id::{BackendId, ClientId, PromptId, TaskId},
+        id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
         lane::Lane,
+        order::{Ordering, Priority},
         prompt::{Abilities, Finished, Receipt, Sighting},
         task::{Change, Fence, Task, TaskState},
         time::Timestamp,
@@ -30,7 +31,10 @@ use comfyd_actors::{
         comfy::{ComfyError, ComfyTransport, Download, Signals, Submission, SubmitError, Wanted},
         object_store::{ByteRange, ObjectError, ObjectStore, Reading},
         passthrough::{FromClient, FromServer, Relay, RelayError, Relayed},
-        store::{Assignment, Changed, Claim, Counts, Created, NewTask, Query, StoreError, TaskRecord, TaskStore},
+        store::{
+            Assignment, Changed, Claim, Counts, Created, Depth, NewTask, Pausable, Pause, Query, StoreError,
+            TaskRecord, TaskStore,
+        },
     },
     queue::QueueMsg,
 };
@@ -142,7 +146,13 @@ impl App {
     /// Ends a task as another part of the service would.
     pub fn finish(&self, id: TaskId, state: TaskState) {
         self.world.records.lock().unwrap().get_mut(&id).unwrap().task.state = state;
-        let _ = self.world.changes.send(Changed { id, state, cancelling: false });
+        let _ = self.world.changes.send(Changed {
+            id,
+            was: Some(TaskState::Pending),
+            state,
+            priority: Priority::default(),
+            cancelling: false,
+        });
     }
 }
 
@@ -178,8 +188,10 @@ fn new_task(request: &TaskRequest) -> Task {
         workflow: request.workflow.clone(),
         priority: request.priority,
         sort_key: 0,
+        queued_at: now,
         state: TaskState::Pending,
         generation: 1,
+        uploads_only: false,
         fence: Fence(0),
         dispatch: 0,
         attempt: 1,
@@ -227,17 +239,37 @@ impl FakeQueue {
                 options: request.payload.options.clone(),
                 needs: request.lane.needs.clone(),
                 artifacts: Vec::new(),
+                nodes: Vec::new(),
             },
         );
         requests.push(request);
         Ok(Created::New(task))
     }
 
-    fn cancel(&self, id: TaskId) -> Result<Task, RequestError> {
+    fn amend(&self, id: TaskId, wish: Wish) -> Result<Task, RequestError> {
         let mut records = self.0.records.lock().unwrap();
         let record = records.get_mut(&id).ok_or(StoreError::NotFound)?;
-        let _ = record.task.apply(None, Change::Cancel, Timestamp(1_700_000_001_000));
+        let ordering = Ordering::Aged;
+        let change = match wish {
+            Wish::Cancel => Change::Cancel,
+            Wish::Prioritize(priority) => Change::Reprioritize { priority, ordering },
+            Wish::Again => Change::Reopen { ordering },
+            Wish::UploadsAgain => Change::ReopenUploads { worker: WorkerId::new("fake:1") },
+        };
+        if !record.task.fulfils(&change) {
+            record.task.apply(None, change, Timestamp(1_700_000_001_000)).map_err(StoreError::from)?;
+        }
         Ok(record.task.clone())
+    }
+
+    fn set_paused(&self, what: Pausable, paused: bool) -> Vec<Pause> {
+        let mut pauses = self.0.board.pauses();
+        pauses.retain(|pause| pause.what != what);
+        if paused {
+            pauses.push(Pause { what, since: Timestamp(1_700_000_001_000) });
+        }
+        self.0.board.set_pauses(&pauses);
+        pauses
     }
 }
 
@@ -253,7 +285,8 @@ impl Actor for FakeQueue {
     async fn handle(&self, _: ActorRef<QueueMsg>, message: QueueMsg, (): &mut ()) -> Result<(), ActorProcessingErr> {
         match message {
             QueueMsg::Submit { request, reply } => drop(reply.send(self.submit(*request))),
-            QueueMsg::Cancel { id, reply } => drop(reply.send(self.cancel(id))),
+            QueueMsg::Amend { id, wish, reply } => drop(reply.send(self.amend(id, wish))),
+            QueueMsg::SetPaused { what, paused, reply } => drop(reply.send(Ok(self.set_paused(what, paused)))),
             QueueMsg::Running { reply } => {
                 let records = self.0.records.lock().unwrap();
                 let running = records.values().filter(|r| r.task.state == TaskState::Executing).map(|r| r.task.id);
@@ -280,8 +313,8 @@ impl TaskStore for FakeStore {
         unreachable!("the fake queue creates")
     }
 
-    async fn cancel(&self, _: TaskId) -> Result<Task, StoreError> {
-        unreachable!("the fake queue cancels")
+    async fn amend(&self, _: TaskId, _: Change) -> Result<Task, StoreError> {
+        unreachable!("the fake queue amends")
     }
 
     async fn get(&self, id: TaskId) -> Result<TaskRecord, StoreError> {
@@ -308,6 +341,18 @@ impl TaskStore for FakeStore {
 
     async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError> {
         Ok(Vec::new())
+    }
+
+    async fn depths(&self) -> Result<Vec<Depth>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
+        unreachable!("the queue reads them")
+    }
+
+    async fn set_paused(&self, _: Pausable, _: bool) -> Result<Vec<Pause>, StoreError> {
+        unreachable!("the queue pauses")
     }
 
     async fn check(&self) -> Result<(), StoreError> {

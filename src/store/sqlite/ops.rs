@@ -3,13 +3,15 @@
 //! Limits are written `LIMIT 0 + ?`: `SQLite` plans a statement again whenever the variable of a bare `LIMIT ?` is bound, and planning
 //! a claim costs ten times as much as running it. The same goes for `state = ?` on a table with partial indexes over `state`.
 
+mod control;
 mod create;
 mod hold;
 mod upkeep;
 mod workflows;
 
+pub(super) use control::{Amend, NoteRun, PAUSES, SetPaused, pause};
 pub(super) use create::{ClaimHeads, Create};
-pub(super) use hold::{AdoptExpired, Apply, Cancel, Held, Renew, TakeOver};
+pub(super) use hold::{AdoptExpired, Apply, Held, Renew, TakeOver};
 pub(super) use upkeep::{Check, Promote, Prune};
 pub(super) use workflows::{Content, Publish, Record, Withdraw};
 

@@ -7,12 +7,13 @@ use comfyd_actors::{
         task::{Task, TaskState},
         time::Timestamp,
     },
-    ports::store::{Counts, Query, StoreError, TaskRecord},
+    ports::store::{Counts, Depth, Pause, Query, StoreError, TaskRecord},
 };
 use sqlx::{QueryBuilder, Row, Sqlite, SqlitePool};
 
 use super::{
     fault::store_error,
+    ops::{PAUSES, pause},
     rows::{self, corrupt, get, key},
 };
 
@@ -21,7 +22,8 @@ pub(super) const GET: &str = concat!(
     task_columns!(),
     ", p.inputs, p.metadata, p.options, (SELECT l.needs FROM lanes l WHERE l.id = t.lane) AS needs, ",
     artifacts_column!(),
-    " FROM tasks t JOIN task_payloads p ON p.task_id = t.id WHERE t.id = ?"
+    ", (SELECT n.nodes FROM task_nodes n WHERE n.task_id = t.id AND n.dispatch = t.dispatch) AS nodes
+     FROM tasks t JOIN task_payloads p ON p.task_id = t.id WHERE t.id = ?"
 );
 
 /// A walk over the lanes there are, and a few seeks for each.
@@ -38,6 +40,9 @@ const COUNTS: &str = "SELECT
     (SELECT count(*) FROM tasks WHERE state = 'scheduled') AS scheduled,
     (SELECT count(*) FROM tasks WHERE state = 'pending') AS pending,
     (SELECT count(*) FROM tasks WHERE lease_until IS NOT NULL) AS held";
+
+pub(super) const DEPTHS: &str = "SELECT priority, count(*) AS waiting, min(queued_at) AS oldest
+    FROM tasks INDEXED BY tasks_claim WHERE state = 'pending' GROUP BY priority ORDER BY priority";
 
 pub(super) const NEXT_SCHEDULED: &str =
     "SELECT min(run_at) FROM tasks INDEXED BY tasks_scheduled WHERE state = 'scheduled'";
@@ -74,6 +79,23 @@ impl Readers {
         found.iter().map(|row| Ok((rows::lane(row)?, tasks(row)?))).collect()
     }
 
+    pub(super) async fn depths(&self) -> Result<Vec<Depth>, StoreError> {
+        let found = sqlx::query(DEPTHS).fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
+        let depth = |row| {
+            Ok(Depth {
+                priority: rows::priority(row)?,
+                waiting: u64::try_from(get::<i64>(row, "waiting")?).map_err(corrupt)?,
+                oldest: Timestamp(get(row, "oldest")?),
+            })
+        };
+        found.iter().map(depth).collect()
+    }
+
+    pub(super) async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
+        let found = sqlx::query(PAUSES).fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
+        found.iter().map(pause).collect()
+    }
+
     pub(super) async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {
         let row = sqlx::query(NEXT_SCHEDULED).fetch_one(&self.0).await.map_err(|error| store_error(&error))?;
         Ok(row.try_get::<Option<i64>, _>(0).map_err(corrupt)?.map(Timestamp))
@@ -84,6 +106,10 @@ impl Readers {
 /// every task of these states first. States are spelled out and limits are sums for the reason given in `ops`.
 pub(super) fn page(query: &Query) -> QueryBuilder<Sqlite> {
     let mut states = query.states.clone();
+    if query.backend.is_some() {
+        // Only tasks that are held are on a server.
+        states = TaskState::ALL.into_iter().filter(|state| states.is_empty() || states.contains(state)).collect();
+    }
     states.sort_unstable();
     states.dedup();
     let mut sql = QueryBuilder::new("SELECT * FROM (");
@@ -105,6 +131,12 @@ pub(super) fn page(query: &Query) -> QueryBuilder<Sqlite> {
 fn part(sql: &mut QueryBuilder<Sqlite>, query: &Query, state: Option<TaskState>) {
     sql.push(concat!("SELECT * FROM (SELECT ", task_columns!(), " FROM tasks t "));
     match (state, &query.workflow) {
+        (Some(state), _) if query.backend.is_some() => {
+            // As few as there are backends, so they are walked over.
+            sql.push("INDEXED BY tasks_leases WHERE t.lease_until IS NOT NULL AND t.state = '")
+                .push(state.as_str())
+                .push("'")
+        }
         (None, None) => sql.push("INDEXED BY tasks_list WHERE true"),
         (None, Some(_)) => sql.push("INDEXED BY tasks_list_workflow WHERE true"),
         (Some(state), None) => sql.push("INDEXED BY tasks_list_state WHERE t.state = '").push(state.as_str()).push("'"),
@@ -113,6 +145,15 @@ fn part(sql: &mut QueryBuilder<Sqlite>, query: &Query, state: Option<TaskState>)
     };
     if let Some(workflow) = &query.workflow {
         sql.push(" AND t.workflow = ").push_bind(workflow.clone());
+    }
+    if let Some(backend) = &query.backend {
+        sql.push(" AND t.backend = ").push_bind(backend.as_str().to_owned());
+    }
+    if let Some(from) = query.created_from {
+        sql.push(" AND t.created_at >= ").push_bind(from.0);
+    }
+    if let Some(until) = query.created_until {
+        sql.push(" AND t.created_at < ").push_bind(until.0);
     }
     if let Some((created_at, id)) = query.before {
         sql.push(" AND (t.created_at, t.id) < (").push_bind(created_at.0);

@@ -23,7 +23,8 @@ use uuid::Uuid;
 /// The columns [`task`] reads, of the table called `t`.
 macro_rules! task_columns {
     () => {
-        "t.id, t.tenant, t.lane, t.workflow, t.priority, t.sort_key, t.state, t.generation, t.fence, t.dispatch, t.attempt, \
+        "t.id, t.tenant, t.lane, t.workflow, t.priority, t.sort_key, t.queued_at, t.state, t.generation, t.uploads_only, t.fence, \
+         t.dispatch, t.attempt, \
          t.max_attempts, t.poison, t.timeout_ms, t.worker, t.lease_until, t.prompt_id, t.backend, t.client, t.accepted, t.run_at, \
          t.cancel_requested_at, t.created_at, t.started_at, t.executing_at, t.uploading_at, t.finished_at, t.error"
     };
@@ -50,7 +51,7 @@ macro_rules! assignment_columns {
 }
 
 /// The columns that change in a task's life, in the order in which [`bind_save`] binds them.
-pub(super) const SAVE: &str = "UPDATE tasks SET state = ?, generation = ?, fence = ?, dispatch = ?, attempt = ?, poison = ?, worker = ?, lease_until = ?,
+pub(super) const SAVE: &str = "UPDATE tasks SET priority = ?, sort_key = ?, queued_at = ?, state = ?, generation = ?, uploads_only = ?, fence = ?, dispatch = ?, attempt = ?, poison = ?, worker = ?, lease_until = ?,
      prompt_id = ?, backend = ?, client = ?, accepted = ?, run_at = ?, cancel_requested_at = ?, started_at = ?, executing_at = ?,
      uploading_at = ?, finished_at = ?, error = ? WHERE id = ?";
 
@@ -62,8 +63,12 @@ pub(super) fn bind_save<'q>(save: Statement<'q>, task: &Task) -> Result<Statemen
     let lease = task.lease.as_ref();
     let prompt = task.prompt.as_ref();
     Ok(save
+        .bind(task.priority.level())
+        .bind(task.sort_key)
+        .bind(task.queued_at.0)
         .bind(task.state.as_str())
         .bind(task.generation)
+        .bind(task.uploads_only)
         .bind(task.fence.0)
         .bind(task.dispatch)
         .bind(task.attempt)
@@ -93,6 +98,7 @@ pub(super) fn bind_new<'q>(insert: Statement<'q>, task: &Task) -> Statement<'q> 
         .bind(task.workflow.clone())
         .bind(task.priority.level())
         .bind(task.sort_key)
+        .bind(task.queued_at.0)
         .bind(task.state.as_str())
         .bind(task.generation)
         .bind(task.fence.0)
@@ -101,6 +107,7 @@ pub(super) fn bind_new<'q>(insert: Statement<'q>, task: &Task) -> Statement<'q> 
         .bind(task.max_attempts)
         .bind(task.poison)
         .bind(task.timeout.map(millis))
+        .bind(task.run_at.map(|at| at.0))
         .bind(task.created_at.0)
 }
 
@@ -139,10 +146,12 @@ pub(super) fn task(row: &SqliteRow) -> Result<Task, StoreError> {
         tenant: get(row, "tenant")?,
         lane: get(row, "lane")?,
         workflow: get(row, "workflow")?,
-        priority: Priority::new(get(row, "priority")?).ok_or_else(|| corrupt("a priority is out of range"))?,
+        priority: priority(row)?,
         sort_key: get(row, "sort_key")?,
+        queued_at: Timestamp(get(row, "queued_at")?),
         state: TaskState::parse(state).ok_or_else(|| corrupt(format!("unknown state `{state}`")))?,
         generation: get(row, "generation")?,
+        uploads_only: get(row, "uploads_only")?,
         fence: Fence(get(row, "fence")?),
         dispatch: get(row, "dispatch")?,
         attempt: get(row, "attempt")?,
@@ -160,6 +169,11 @@ pub(super) fn task(row: &SqliteRow) -> Result<Task, StoreError> {
         finished_at: time(row, "finished_at")?,
         error: error.map(serde_json::from_str).transpose().map_err(corrupt)?,
     })
+}
+
+/// Reads the priority.
+pub(super) fn priority(row: &SqliteRow) -> Result<Priority, StoreError> {
+    Priority::new(get(row, "priority")?).ok_or_else(|| corrupt("a priority is out of range"))
 }
 
 fn lease(row: &SqliteRow) -> Result<Option<Lease>, StoreError> {
@@ -188,6 +202,7 @@ pub(super) fn assignment(row: &SqliteRow) -> Result<Assignment, StoreError> {
 /// Reads a task with what the API shows of it.
 pub(super) fn record(row: &SqliteRow) -> Result<TaskRecord, StoreError> {
     let artifacts = serde_json::from_str(get(row, "artifacts")?).map_err(corrupt)?;
+    let nodes: Option<&str> = get(row, "nodes")?;
     Ok(TaskRecord {
         task: task(row)?,
         inputs: text(row, "inputs")?,
@@ -195,6 +210,7 @@ pub(super) fn record(row: &SqliteRow) -> Result<TaskRecord, StoreError> {
         options: options(row)?,
         needs: needs(get(row, "needs")?)?,
         artifacts,
+        nodes: nodes.map(serde_json::from_str).transpose().map_err(corrupt)?.unwrap_or_default(),
     })
 }
 

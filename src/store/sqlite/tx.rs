@@ -4,7 +4,7 @@ use comfyd_actors::{
     domain::{
         artifact::{Artifact, StoredObject},
         id::TaskId,
-        task::{ArtifactEdit, Change, Fence, Refusal, Task},
+        task::{ArtifactEdit, Change, Fence, Refusal, Task, TaskState},
         time::Timestamp,
     },
     ports::store::{Assignment, Changed, StoreError},
@@ -96,6 +96,7 @@ impl<'c> Tx<'c> {
 
     /// Applies a change to a loaded task and saves what comes out.
     pub(super) async fn change(&mut self, task: &mut Task, fence: Option<Fence>, change: Change) -> Result<(), Fault> {
+        let was = task.state;
         let edit = task.apply(fence, change, self.now)?;
         let save = bind_save(sqlx::query(SAVE), task)?;
         self.execute(save).await?;
@@ -104,13 +105,13 @@ impl<'c> Tx<'c> {
             ArtifactEdit::Replace(artifacts) => self.replace_artifacts(task.id, &artifacts).await?,
             ArtifactEdit::Stored(index, object) => self.store_artifact(task.id, index, object).await?,
         }
-        self.tell(task);
+        self.tell(task, Some(was));
         Ok(())
     }
 
-    /// Has listeners told of it after the commit.
-    pub(super) fn tell(&mut self, task: &Task) {
-        self.changed.push(Changed { id: task.id, state: task.state, cancelling: task.is_cancelling() });
+    /// Has listeners told of it after the commit; it stood at `was` before.
+    pub(super) fn tell(&mut self, task: &Task, was: Option<TaskState>) {
+        self.changed.push(Changed::of(task, was));
     }
 
     async fn replace_artifacts(&mut self, id: TaskId, artifacts: &[Artifact]) -> Result<(), Fault> {

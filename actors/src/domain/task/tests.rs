@@ -16,7 +16,9 @@ pub(crate) fn new_task() -> Task {
         priority: Priority::default(),
         sort_key: sort_key(created_at, Priority::default(), Ordering::Aged),
         state: TaskState::Pending,
+        queued_at: created_at,
         generation: 1,
+        uploads_only: false,
         fence: Fence(0),
         dispatch: 0,
         attempt: 1,
@@ -177,6 +179,95 @@ fn every_claim_has_a_new_prompt_id() {
     assert!(!prompt.accepted);
 }
 
+fn failed(mut task: Task) -> Task {
+    let fence = Some(task.fence);
+    task.apply(fence, Change::Fail { error: error() }, NOW).unwrap();
+    task
+}
+
+const LATER: Timestamp = Timestamp(9_000);
+const REOPEN: Change = Change::Reopen { ordering: Ordering::Aged };
+
+fn reopen_uploads() -> Change {
+    Change::ReopenUploads { worker: WorkerId::new("n:9") }
+}
+
+#[test]
+fn a_task_that_is_asked_for_again_starts_afresh_and_remembers_its_prompts() {
+    let mut cancelled = uploading();
+    cancelled.apply(None, Change::Cancel, NOW).unwrap();
+    assert_eq!(cancelled.apply(None, REOPEN, NOW), Err(Refusal::Cancelling));
+    cancelled.apply(Some(Fence(1)), Change::Release(Release::Cancelled), NOW).unwrap();
+    for mut task in [failed(uploading()), cancelled] {
+        task.poison = 2;
+        task.attempt = 3;
+        let before = task.clone();
+        assert_eq!(task.apply(None, REOPEN, LATER), Ok(ArtifactEdit::Replace(Vec::new())));
+        assert_eq!((task.state, task.generation, task.attempt, task.poison), (TaskState::Pending, 2, 1, 0));
+        assert_eq!((task.error.clone(), task.finished_at, task.cancel_requested_at), (None, None, None));
+        assert_eq!((task.queued_at, task.sort_key), (LATER, LATER.0), "it waits since it was asked for again");
+        assert!(!task.is_cancelling() && task.fulfils(&REOPEN));
+        assert_eq!(task.apply(None, REOPEN, LATER), Err(Refusal::WrongState));
+        task.apply(None, claim(), LATER).unwrap();
+        assert_ne!(task.prompt.unwrap().id, before.prompt.unwrap().id, "a prompt id is never used twice");
+    }
+}
+
+#[test]
+fn only_the_missing_files_are_stored_again() {
+    let mut task = failed(uploading());
+    let before = task.clone();
+    assert_eq!(task.apply(None, reopen_uploads(), LATER), Ok(ArtifactEdit::Keep));
+    assert_eq!((task.state, task.generation, task.prompt.clone()), (TaskState::Uploading, 2, before.prompt.clone()));
+    assert!(task.lease.as_ref().unwrap().until <= LATER, "whoever looks for abandoned tasks takes it at once");
+    assert_eq!(task.apply(Some(before.fence), Change::Fail { error: error() }, LATER), Err(Refusal::Stale));
+    for ending in [
+        Change::Retry { error: error(), delay: Duration::ZERO },
+        Change::Release(Release::Recalled),
+        Change::Release(Release::ServerDied),
+    ] {
+        let (mut task, fence) = (task.clone(), Some(task.fence));
+        task.apply(fence, ending, LATER).unwrap();
+        assert_eq!((task.state, task.attempt), (TaskState::Failed, 1), "nobody asked for another run");
+        task.apply(None, REOPEN, LATER).unwrap();
+        assert!(!task.uploads_only);
+    }
+    let fence = Some(task.fence);
+    task.apply(fence, Change::Complete { artifacts: vec![artifact(true)] }, LATER).unwrap();
+    assert_eq!(task.apply(None, reopen_uploads(), LATER), Err(Refusal::Over));
+    assert_eq!(task.apply(None, REOPEN, LATER), Err(Refusal::Over), "what is completed is never reopened");
+}
+
+#[test]
+fn files_nobody_knows_of_cannot_be_stored() {
+    let mut never_ran = new_task();
+    never_ran.apply(None, Change::Cancel, NOW).unwrap();
+    // Its first attempt left files; its second one, which counts, none.
+    let mut second = uploading();
+    second.apply(Some(Fence(1)), Change::Retry { error: error(), delay: Duration::ZERO }, NOW).unwrap();
+    second.apply(None, Change::Promote, NOW).unwrap();
+    let mut waiting = second.clone();
+    waiting.apply(None, Change::Cancel, NOW).unwrap();
+    second.apply(None, claim(), NOW).unwrap();
+    for mut task in [never_ran, waiting, failed(second)] {
+        assert_eq!(task.apply(None, reopen_uploads(), LATER), Err(Refusal::NoFiles));
+        assert!(task.state.is_final());
+    }
+}
+
+#[test]
+fn a_new_priority_is_a_new_place() {
+    let urgent = || Change::Reprioritize { priority: Priority::new(2).unwrap(), ordering: Ordering::Aged };
+    let mut task = new_task();
+    task.apply(None, urgent(), LATER).unwrap();
+    assert_eq!((task.priority.level(), task.sort_key), (2, 1_000 - 2 * 60_000));
+    let mut running = held();
+    running.apply(None, urgent(), LATER).unwrap();
+    assert_eq!((running.state, running.fence), (TaskState::Dispatching, Fence(1)), "who holds it goes on");
+    let over = failed(held());
+    assert_eq!(over.clone().apply(None, urgent(), LATER), Err(Refusal::Over));
+}
+
 fn any_change() -> impl Strategy<Value = Change> {
     let worker = || WorkerId::new("n:1");
     prop_oneof![
@@ -193,6 +284,9 @@ fn any_change() -> impl Strategy<Value = Change> {
         Just(Change::Release(Release::ServerDied)),
         Just(Change::Promote),
         Just(Change::Cancel),
+        Just(Change::Reprioritize { priority: Priority::MAX, ordering: Ordering::Aged }),
+        Just(Change::Reopen { ordering: Ordering::Aged }),
+        Just(Change::ReopenUploads { worker: worker() }),
     ]
 }
 
@@ -204,8 +298,18 @@ proptest! {
             let before = task.clone();
             let fence = Fence(task.fence.0 - stale_by);
             let result = task.apply(Some(fence), change.clone(), NOW);
-            if result.is_err() || before.state.is_final() {
+            let reopened = result.is_ok() && change.reopens();
+            if result.is_err() || before.state.is_final() && !reopened {
                 prop_assert_eq!(&task, &before, "a refused change altered the task");
+            }
+            if reopened {
+                prop_assert!(matches!(before.state, TaskState::Failed | TaskState::Cancelled));
+                prop_assert!(task.cancel_requested_at.is_none() && task.error.is_none());
+            }
+            prop_assert_eq!(task.generation, before.generation + i32::from(reopened));
+            if task.uploads_only && !task.state.is_final() {
+                prop_assert_eq!(task.state, TaskState::Uploading);
+                prop_assert_eq!(task.dispatch, before.dispatch);
             }
             if stale_by > 0 && change.is_holders() {
                 prop_assert_eq!(result, Err(Refusal::Stale));
@@ -213,9 +317,10 @@ proptest! {
             prop_assert_eq!(task.lease.is_some(), task.state.is_held());
             prop_assert_eq!(task.finished_at.is_some(), task.state.is_final());
             prop_assert_eq!(task.run_at.is_some(), task.state == TaskState::Scheduled);
-            prop_assert!(task.fence >= before.fence && task.dispatch >= before.dispatch && task.attempt >= before.attempt);
+            prop_assert!(task.fence >= before.fence && task.dispatch >= before.dispatch);
+            prop_assert!(task.attempt >= before.attempt || reopened);
             prop_assert!(task.attempt <= task.max_attempts);
-            if before.cancel_requested_at.is_some() {
+            if before.cancel_requested_at.is_some() && !reopened {
                 prop_assert!(task.state != TaskState::Completed && task.dispatch == before.dispatch || before.state.is_final());
             }
         }

@@ -10,6 +10,7 @@ use crate::{
     domain::{
         id::{PromptId, TaskId},
         lane::Lanes,
+        order::Priority,
         task::{Change, Fence, Refusal, Task, TaskState},
         time::Timestamp,
     },
@@ -263,12 +264,12 @@ pub async fn changes_are_told<F: Future<Output = Subject>>(open: &impl Fn(Arc<dy
     store.change(&claimed[0].task, Change::Fail { error }).await;
     store.tasks.cancel(id).await.unwrap();
     let told: Vec<Changed> = std::iter::from_fn(|| changes.try_recv().ok()).collect();
-    let changed = |state, cancelling| Changed { id, state, cancelling };
+    let changed = |was, state, cancelling| Changed { id, was, state, priority: Priority::default(), cancelling };
     let expected = [
-        changed(TaskState::Pending, false),
-        changed(TaskState::Dispatching, false),
-        changed(TaskState::Dispatching, true),
-        changed(TaskState::Cancelled, false),
+        changed(None, TaskState::Pending, false),
+        changed(Some(TaskState::Pending), TaskState::Dispatching, false),
+        changed(Some(TaskState::Dispatching), TaskState::Dispatching, true),
+        changed(Some(TaskState::Dispatching), TaskState::Cancelled, false),
     ];
     assert_eq!(told, expected);
 }

@@ -11,6 +11,7 @@ use crate::{
         id::{BackendId, ClientId, TaskId, WorkerId},
         lane::{Lane, Lanes, ListValue, Needs},
         order::Priority,
+        progress::NodeTiming,
         task::Intent,
         time::Timestamp,
     },
@@ -33,6 +34,7 @@ pub fn new_task(sort_key: i64) -> NewTask {
         max_attempts: 3,
         timeout: None,
         created_at: Timestamp(1_700_000_000_000),
+        run_at: None,
         payload: Payload {
             graph: "{\"1\":{}}".into(),
             inputs: "{}".into(),
@@ -134,6 +136,18 @@ pub fn artifacts(count: u32, stored: bool) -> Vec<Artifact> {
         object: stored.then(|| object(index)),
     };
     (0..count).map(artifact).collect()
+}
+
+/// What nodes took, with names that need care.
+#[must_use]
+pub fn nodes(count: u8) -> Vec<NodeTiming> {
+    let node = |place: u8| NodeTiming {
+        node_id: format!("{place}:\"é\""),
+        class_type: (place != 1).then(|| "it's".to_owned()),
+        ms: i64::from(place),
+        cached: place == 0,
+    };
+    (0..count).map(node).collect()
 }
 
 /// A node's failure, with every field set.

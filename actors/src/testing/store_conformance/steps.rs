@@ -14,16 +14,16 @@ use super::{
 };
 use crate::{
     domain::{
-        id::{PromptId, TaskId, WorkerId},
+        id::{BackendId, PromptId, TaskId, WorkerId},
         lane::Lanes,
         options::TaskOptions,
-        order::Priority,
+        order::{Ordering, Priority},
         task::{Change, Fence, Release, Task, TaskState},
         time::Timestamp,
     },
     ports::{
         clock::Clock,
-        store::{Claim, Idempotency, NewTask, Payload, Query, Retention},
+        store::{Claim, Idempotency, NewTask, Pausable, Payload, Query, Retention},
     },
     testing::TestClock,
 };
@@ -47,8 +47,18 @@ pub(super) enum Step {
     Proceed {
         task: usize,
     },
-    Cancel {
+    Amend {
         task: usize,
+        change: Change,
+    },
+    NoteRun {
+        task: usize,
+        stale_by: i64,
+        nodes: u8,
+    },
+    SetPaused {
+        what: Pausable,
+        paused: bool,
     },
     Renew {
         worker: WorkerId,
@@ -79,6 +89,7 @@ pub(super) enum Step {
     Counts,
     Workflow(WorkflowCall),
     Lanes,
+    Depths,
     Advance(Duration),
 }
 
@@ -94,7 +105,9 @@ fn step() -> impl Strategy<Value = Step> {
         4 => some_claim().prop_map(Step::Claim),
         6 => (task(), stale_by(), change()).prop_map(|(task, stale_by, change)| Step::Apply { task, stale_by, change }),
         8 => task().prop_map(|task| Step::Proceed { task }),
-        2 => task().prop_map(|task| Step::Cancel { task }),
+        5 => (task(), wish()).prop_map(|(task, change)| Step::Amend { task, change }),
+        1 => (task(), stale_by(), 0_u8..3).prop_map(|(task, stale_by, nodes)| Step::NoteRun { task, stale_by, nodes }),
+        1 => (pausable(), any::<bool>()).prop_map(|(what, paused)| Step::SetPaused { what, paused }),
         3 => (some_worker(), seconds(60), stale_by())
             .prop_map(|(worker, lease, stale_by)| Step::Renew { worker, lease, stale_by }),
         1 => some_worker().prop_map(Step::Held),
@@ -108,6 +121,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Counts),
         4 => workflow_call().prop_map(Step::Workflow),
         1 => Just(Step::Lanes),
+        1 => Just(Step::Depths),
         4 => seconds(40).prop_map(Step::Advance),
     ]
 }
@@ -119,9 +133,11 @@ fn new_task() -> impl Strategy<Value = NewTask> {
     let place = (0_u128..1 << 8, 0_i64..2, 0_i64..3, -2_i64..3);
     let rest =
         (option::of(select(vec!["txt2img", "o'clock"])), -100_i64..=100, 1..4_i32, option::of(1..9_u64), 0..5_i64);
-    (place, rest, option::weighted(0.3, idempotency)).prop_map(|(place, rest, idempotency)| {
+    let run_after = option::weighted(0.2, -1_000..30_000_i64);
+    (place, rest, run_after, option::weighted(0.3, idempotency)).prop_map(|(place, rest, run_after, idempotency)| {
         let (id, tenant, lane, sort_key) = place;
         let (workflow, priority, max_attempts, timeout, created) = rest;
+        let created_at = Timestamp(1_700_000_000_000 + created);
         NewTask {
             id: fixtures::id(id),
             tenant,
@@ -131,7 +147,8 @@ fn new_task() -> impl Strategy<Value = NewTask> {
             sort_key,
             max_attempts,
             timeout: timeout.map(Duration::from_secs),
-            created_at: Timestamp(1_700_000_000_000 + created),
+            created_at,
+            run_at: run_after.map(|ms| Timestamp(created_at.0 + ms)),
             payload: payload(id),
             idempotency,
         }
@@ -181,12 +198,38 @@ fn retention() -> impl Strategy<Value = Retention> {
 
 fn query() -> impl Strategy<Value = Query> {
     let states = vec(select(TaskState::ALL.to_vec()), 0..4);
-    (states, option::of(select(vec!["txt2img", "none"])), 0..5_u32).prop_map(|(states, workflow, limit)| Query {
-        states,
-        workflow: workflow.map(str::to_owned),
-        before: None,
-        limit,
-    })
+    let backend = option::weighted(0.2, select(vec!["http://gpu-0:8188", "http://gpu-1:8188"]));
+    let created = || option::weighted(0.3, (0..5_i64).prop_map(|ms| Timestamp(1_700_000_000_000 + ms)));
+    let workflow = option::of(select(vec!["txt2img", "none"]));
+    (states, workflow, backend, created(), created(), 0..5_u32).prop_map(
+        |(states, workflow, backend, created_from, created_until, limit)| Query {
+            states,
+            workflow: workflow.map(str::to_owned),
+            backend: backend.map(BackendId::new),
+            created_from,
+            created_until,
+            before: None,
+            limit,
+        },
+    )
+}
+
+fn pausable() -> impl Strategy<Value = Pausable> {
+    select(vec![Pausable::Queue, Pausable::Backend(BackendId::new("http://gpu-0:8188"))])
+}
+
+/// What a client may want.
+fn wish() -> impl Strategy<Value = Change> {
+    let ordering = select(vec![Ordering::Aged, Ordering::Strict]);
+    prop_oneof![
+        Just(Change::Cancel),
+        (-100_i64..=100, ordering.clone()).prop_map(|(level, ordering)| Change::Reprioritize {
+            priority: Priority::new(level).unwrap_or_default(),
+            ordering
+        }),
+        ordering.prop_map(|ordering| Change::Reopen { ordering }),
+        some_worker().prop_map(|worker| Change::ReopenUploads { worker }),
+    ]
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -209,7 +252,7 @@ fn change() -> impl Strategy<Value = Change> {
         select(vec![Release::Recalled, Release::ServerDied, Release::Interrupted, Release::Cancelled])
             .prop_map(Change::Release),
         Just(Change::Promote),
-        Just(Change::Cancel),
+        wish(),
     ]
 }
 
@@ -219,7 +262,10 @@ pub(super) enum Call {
     Create { new: NewTask, claim: Option<Claim> },
     Claim(Claim),
     Apply { id: TaskId, fence: Fence, change: Change },
-    Cancel(TaskId),
+    Amend(TaskId, Change),
+    NoteRun { id: TaskId, dispatch: i64, nodes: u8 },
+    SetPaused { what: Pausable, paused: bool },
+    Pauses,
     Renew { worker: WorkerId, lease: Duration, held: Vec<(TaskId, Fence)> },
     Held(WorkerId),
     TakeOver(WorkerId),
@@ -233,6 +279,7 @@ pub(super) enum Call {
     Workflow(WorkflowCall),
     Waiting,
     Lanes,
+    Depths,
 }
 
 /// The ids in play.
@@ -258,7 +305,13 @@ impl World {
                 Call::Apply { id, fence: Fence(fence), change }
             }
             Step::Proceed { task } => self.proceed(task, reference, clock).await?,
-            Step::Cancel { task } => Call::Cancel(self.pick(task)?),
+            Step::Amend { task, change } => Call::Amend(self.pick(task)?, change),
+            Step::NoteRun { task, stale_by, nodes } => {
+                let id = self.pick(task)?;
+                let dispatch = current(reference, id).await.map_or(0, |task| task.dispatch) - stale_by;
+                Call::NoteRun { id, dispatch, nodes }
+            }
+            Step::SetPaused { what, paused } => Call::SetPaused { what, paused },
             Step::Renew { worker, lease, stale_by } => {
                 Call::Renew { worker, lease, held: self.fences(reference, stale_by).await }
             }
@@ -276,6 +329,7 @@ impl World {
             Step::Counts => Call::Counts,
             Step::Workflow(call) => Call::Workflow(call),
             Step::Lanes => Call::Lanes,
+            Step::Depths => Call::Depths,
             Step::Advance(step) => {
                 clock.advance(step);
                 return None;
@@ -289,9 +343,11 @@ impl World {
         let last = [
             Call::List(all),
             Call::Counts,
+            Call::Depths,
             Call::Waiting,
             Call::Lanes,
             Call::NextScheduled,
+            Call::Pauses,
             Call::Workflow(WorkflowCall::Published),
         ];
         self.ids.iter().map(|id| Call::Get(*id)).chain(last).collect()
@@ -347,7 +403,11 @@ impl Call {
             Self::Create { new, claim } => answer(tasks.create(new, claim).await),
             Self::Claim(claim) => answer(work.claim(claim).await),
             Self::Apply { id, fence, change } => answer(work.apply(id, fence, change).await),
-            Self::Cancel(id) => answer(tasks.cancel(id).await),
+            Self::Amend(id, Change::Cancel) => answer(tasks.cancel(id).await),
+            Self::Amend(id, change) => answer(tasks.amend(id, change).await),
+            Self::NoteRun { id, dispatch, nodes } => answer(work.note_run(id, dispatch, fixtures::nodes(nodes)).await),
+            Self::SetPaused { what, paused } => answer(tasks.set_paused(what, paused).await),
+            Self::Pauses => answer(tasks.pauses().await),
             Self::Renew { worker, lease, held } => answer(work.renew(&worker, lease, &held).await),
             Self::Held(worker) => answer(work.held(&worker).await),
             Self::TakeOver(worker) => answer(work.take_over(&worker, fixtures::LEASE).await),
@@ -361,6 +421,7 @@ impl Call {
             Self::Workflow(call) => call.make(&**workflows).await,
             Self::Waiting => answer(tasks.waiting().await),
             Self::Lanes => answer(work.lanes().await),
+            Self::Depths => answer(tasks.depths().await),
         }
     }
 }

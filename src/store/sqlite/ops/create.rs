@@ -23,8 +23,8 @@ const FIND_KEY: &str = "SELECT body_sha256, task_id FROM idempotency WHERE tenan
 /// Row and payload of a new task in one trip. In a query of several statements the arguments of all of them follow one another.
 macro_rules! insert {
     () => {
-        "INSERT INTO tasks (id, tenant, lane, workflow, priority, sort_key, state, generation, fence, dispatch, attempt, max_attempts,
-             poison, timeout_ms, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+        "INSERT INTO tasks (id, tenant, lane, workflow, priority, sort_key, queued_at, state, generation, fence, dispatch, attempt,
+             max_attempts, poison, timeout_ms, run_at, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
          INSERT INTO task_payloads (task_id, graph, inputs, metadata, options) VALUES (?, ?, ?, ?, ?)"
     };
 }
@@ -154,7 +154,7 @@ async fn insert(tx: &mut Tx<'_>, new: NewTask) -> Result<Task, Fault> {
         insert = insert.bind(task.tenant).bind(asked.key).bind(body).bind(key(task.id)).bind(task.created_at.0);
     }
     tx.execute(insert).await?;
-    tx.tell(&task);
+    tx.tell(&task, None);
     Ok(task)
 }
 

@@ -66,25 +66,6 @@ impl Operation for Apply {
     }
 }
 
-/// `TaskStore::cancel`.
-pub(in crate::store::sqlite) struct Cancel(pub(in crate::store::sqlite) TaskId);
-
-impl Operation for Cancel {
-    type Answer = Task;
-
-    fn is_promise(&self) -> bool {
-        Change::Cancel.is_promise()
-    }
-
-    async fn run(self, tx: &mut Tx<'_>) -> Result<Task, Fault> {
-        let mut task = tx.load(self.0).await?;
-        if !task.state.is_final() {
-            tx.change(&mut task, None, Change::Cancel).await?;
-        }
-        Ok(task)
-    }
-}
-
 /// `WorkSource::renew`.
 pub(in crate::store::sqlite) struct Renew {
     pub(in crate::store::sqlite) worker: WorkerId,
@@ -132,7 +113,7 @@ fn keep_lease(
         return Err(Refusal::Stale);
     }
     task.apply(Some(fence), Change::Renew { until }, tx.now)?;
-    tx.tell(task);
+    tx.tell(task, Some(task.state));
     Ok(())
 }
 

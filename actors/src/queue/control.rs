@@ -1,0 +1,160 @@
+//! What clients change about tasks that are there, and about the queue itself.
+
+use ractor::{ActorRef, RpcReplyPort};
+use tracing::{debug, info};
+
+use super::{COUNT_EVERY, QueueMsg, State};
+use crate::{
+    bridge::{RequestError, Wish},
+    comfy_session::SessionMsg,
+    domain::{
+        id::{BackendId, TaskId},
+        task::{Change, Task, TaskState},
+    },
+    janitor::JanitorMsg,
+    kit::tasks::Panicked,
+    ports::store::{Pausable, Pause, StoreError},
+};
+
+/// The answer to a client's change of a task.
+pub(super) type Amended = Result<Task, RequestError>;
+
+/// What takes nothing new, as far as it is known.
+#[derive(Debug, Default)]
+pub(super) struct Pauses {
+    /// `None` until it was read: nothing is taken before.
+    known: Option<Vec<Pause>>,
+    /// Changes asked for so far: what was read while one was made may be older than it.
+    changes: u64,
+}
+
+impl Pauses {
+    /// Whether nothing new may be taken at all.
+    pub(super) fn stop_all(&self) -> bool {
+        self.known.as_ref().is_none_or(|known| known.iter().any(|pause| pause.what == Pausable::Queue))
+    }
+
+    /// Whether nothing new may be taken for this backend.
+    pub(super) fn stop(&self, backend: &BackendId) -> bool {
+        let is_it = |pause: &Pause| matches!(&pause.what, Pausable::Backend(paused) if paused == backend);
+        self.known.as_ref().is_some_and(|known| known.iter().any(is_it))
+    }
+}
+
+impl State {
+    pub(super) fn amend(&mut self, me: &ActorRef<QueueMsg>, id: TaskId, wish: Wish, reply: RpcReplyPort<Amended>) {
+        let ordering = self.system.settings.ordering;
+        let change = match wish {
+            Wish::Cancel => Change::Cancel,
+            Wish::Prioritize(priority) => Change::Reprioritize { priority, ordering },
+            Wish::Again => Change::Reopen { ordering },
+            Wish::UploadsAgain => Change::ReopenUploads { worker: self.system.worker.clone() },
+        };
+        // A task that waits again takes a place in the queue, as a new one does.
+        let limit = self.system.settings.max_pending;
+        if wish == Wish::Again
+            && let Err(retry_after) = self.waiting.admit(self.creating, limit, COUNT_EVERY)
+        {
+            let full = RequestError::Full { pending: self.waiting.count(), limit, retry_after };
+            _ = reply.send(Err(full));
+            return;
+        }
+        let store = self.system.store.clone();
+        self.tasks.run(me, async move { store.amend(id, change).await }, move |result| QueueMsg::Amended {
+            wish,
+            reply,
+            result,
+        });
+    }
+
+    pub(super) fn on_amended(
+        &self,
+        wish: Wish,
+        reply: RpcReplyPort<Amended>,
+        result: Result<Result<Task, StoreError>, Panicked>,
+    ) {
+        let result = result.unwrap_or_else(|panicked| Err(StoreError::Unavailable(panicked.to_string())));
+        if let Ok(task) = &result {
+            match wish {
+                Wish::Cancel => self.tell_cancelled(task.id),
+                // It was left as an abandoned task: looking for such at once saves the wait for the next sweep.
+                Wish::UploadsAgain if task.state == TaskState::Uploading => {
+                    _ = self.system.slots.janitor.cast(JanitorMsg::Sweep);
+                }
+                // Word of what became pending comes from the store.
+                Wish::UploadsAgain | Wish::Again | Wish::Prioritize(_) => {}
+            }
+        }
+        _ = reply.send(result.map_err(RequestError::Store));
+    }
+
+    pub(super) fn set_paused(
+        &mut self,
+        me: &ActorRef<QueueMsg>,
+        what: Pausable,
+        paused: bool,
+        reply: RpcReplyPort<Result<Vec<Pause>, RequestError>>,
+    ) {
+        self.pauses.changes += 1;
+        let store = self.system.store.clone();
+        self.tasks.run(me, async move { store.set_paused(what, paused).await }, |result| QueueMsg::PauseStored {
+            reply,
+            result,
+        });
+    }
+
+    pub(super) fn on_pause_stored(
+        &mut self,
+        me: &ActorRef<QueueMsg>,
+        reply: RpcReplyPort<Result<Vec<Pause>, RequestError>>,
+        result: Result<Result<Vec<Pause>, StoreError>, Panicked>,
+    ) {
+        self.pauses.changes += 1;
+        let result = result.unwrap_or_else(|panicked| Err(StoreError::Unavailable(panicked.to_string())));
+        if let Ok(pauses) = &result {
+            self.adopt_pauses(me, pauses.clone());
+        }
+        _ = reply.send(result.map_err(RequestError::Store));
+    }
+
+    /// Another process may have paused or resumed something.
+    pub(super) fn read_pauses(&mut self, me: &ActorRef<QueueMsg>) {
+        let (store, changes) = (self.system.store.clone(), self.pauses.changes);
+        self.tasks.run(me, async move { store.pauses().await }, move |result| QueueMsg::PausesRead { changes, result });
+    }
+
+    pub(super) fn on_pauses_read(
+        &mut self,
+        me: &ActorRef<QueueMsg>,
+        changes: u64,
+        result: Result<Result<Vec<Pause>, StoreError>, Panicked>,
+    ) {
+        match result {
+            Ok(Ok(pauses)) if changes == self.pauses.changes => self.adopt_pauses(me, pauses),
+            Ok(Ok(_)) => {}
+            // The next tick reads again.
+            Ok(Err(error)) => debug!(%error, "could not read what is paused"),
+            Err(panicked) => debug!(%panicked, "could not read what is paused"),
+        }
+    }
+
+    fn adopt_pauses(&mut self, me: &ActorRef<QueueMsg>, pauses: Vec<Pause>) {
+        if self.pauses.known.as_ref() == Some(&pauses) {
+            return;
+        }
+        info!(paused = ?pauses.iter().map(|pause| &pause.what).collect::<Vec<_>>(), "what takes no new tasks");
+        self.system.board.set_pauses(&pauses);
+        self.pauses.known = Some(pauses);
+        self.recall_paused();
+        self.on_wake(me);
+    }
+
+    /// What only waits on a server has not begun: it comes back, to run elsewhere or later.
+    fn recall_paused(&self) {
+        for backend in self.sessions.keys().filter(|backend| self.pauses.stop_all() || self.pauses.stop(backend)) {
+            for _ in 0..self.system.settings.prepare_ahead {
+                self.tell_session(backend, SessionMsg::Recall);
+            }
+        }
+    }
+}

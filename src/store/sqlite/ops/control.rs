@@ -1,0 +1,102 @@
+//! What clients change about tasks and about the queue.
+
+use comfyd_actors::{
+    domain::{
+        id::{BackendId, TaskId},
+        progress::NodeTiming,
+        task::{Change, Task},
+        time::Timestamp,
+    },
+    ports::store::{Pausable, Pause},
+};
+use sqlx::sqlite::SqliteRow;
+
+use crate::store::sqlite::{
+    fault::Fault,
+    rows::{corrupt, get, key},
+    tx::Tx,
+    writer::Operation,
+};
+
+/// The queue's own name is empty, so it comes first.
+pub(in crate::store::sqlite) const PAUSES: &str = "SELECT backend, since FROM pauses ORDER BY backend";
+const PAUSE: &str = "INSERT INTO pauses (backend, since) VALUES (?, ?) ON CONFLICT (backend) DO NOTHING";
+const RESUME: &str = "DELETE FROM pauses WHERE backend = ?";
+
+const NOTE_RUN: &str = "INSERT INTO task_nodes (task_id, dispatch, nodes)
+     SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM tasks WHERE id = ? AND dispatch = ?)
+     ON CONFLICT (task_id) DO UPDATE SET dispatch = excluded.dispatch, nodes = excluded.nodes";
+
+/// `TaskStore::amend`.
+pub(in crate::store::sqlite) struct Amend {
+    pub(in crate::store::sqlite) id: TaskId,
+    pub(in crate::store::sqlite) change: Change,
+}
+
+impl Operation for Amend {
+    type Answer = Task;
+
+    fn is_promise(&self) -> bool {
+        self.change.is_promise()
+    }
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<Task, Fault> {
+        let mut task = tx.load(self.id).await?;
+        if !task.fulfils(&self.change) {
+            tx.change(&mut task, None, self.change).await?;
+        }
+        Ok(task)
+    }
+}
+
+/// `TaskStore::set_paused`.
+pub(in crate::store::sqlite) struct SetPaused {
+    pub(in crate::store::sqlite) what: Pausable,
+    pub(in crate::store::sqlite) paused: bool,
+}
+
+impl Operation for SetPaused {
+    type Answer = Vec<Pause>;
+
+    fn is_promise(&self) -> bool {
+        true
+    }
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<Vec<Pause>, Fault> {
+        let name = match self.what {
+            Pausable::Queue => String::new(),
+            Pausable::Backend(backend) => backend.as_str().to_owned(),
+        };
+        let change =
+            if self.paused { sqlx::query(PAUSE).bind(name).bind(tx.now.0) } else { sqlx::query(RESUME).bind(name) };
+        tx.execute(change).await?;
+        let paused = tx.fetch(sqlx::query(PAUSES)).await?;
+        Ok(paused.iter().map(pause).collect::<Result<_, _>>()?)
+    }
+}
+
+/// Reads a row of [`PAUSES`].
+pub(in crate::store::sqlite) fn pause(row: &SqliteRow) -> Result<Pause, comfyd_actors::ports::store::StoreError> {
+    let what = match get::<&str>(row, "backend")? {
+        "" => Pausable::Queue,
+        backend => Pausable::Backend(BackendId::new(backend)),
+    };
+    Ok(Pause { what, since: Timestamp(get(row, "since")?) })
+}
+
+/// `WorkSource::note_run`.
+pub(in crate::store::sqlite) struct NoteRun {
+    pub(in crate::store::sqlite) id: TaskId,
+    pub(in crate::store::sqlite) dispatch: i64,
+    pub(in crate::store::sqlite) nodes: Vec<NodeTiming>,
+}
+
+impl Operation for NoteRun {
+    type Answer = ();
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
+        let nodes = serde_json::to_string(&self.nodes).map_err(corrupt)?;
+        let note = sqlx::query(NOTE_RUN).bind(key(self.id)).bind(self.dispatch).bind(nodes);
+        tx.execute(note.bind(key(self.id)).bind(self.dispatch)).await.map(drop)
+    }
+}
