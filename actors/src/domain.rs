@@ -4,7 +4,10 @@
 //! reconciling, a change of state) is a function in this folder, so it can be tested with a table.
 
 pub mod artifact;
+pub mod catalogue;
+pub mod check;
 pub mod error;
+pub mod fleet;
 pub mod graph;
 pub mod id;
 pub mod lane;

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::domain::{
     artifact::FileRef,
+    catalogue::Catalogue,
     id::{BackendId, ClientId, PromptId, TaskId},
     prompt::{Abilities, Finished, Receipt, Sighting, Signal},
 };
@@ -155,6 +156,13 @@ pub trait ComfyTransport: Send + Sync + 'static {
     /// # Errors
     /// `NotFound`, `Unavailable`.
     async fn view(&self, file: &FileRef) -> Result<Download, ComfyError>;
+
+    /// What the server can run: its `/object_info`, read. Heavy (the server stands still for it, 0.4 s and more), so for when it comes
+    /// online and for slow timers.
+    ///
+    /// # Errors
+    /// `Unavailable`, also when the answer is not understood.
+    async fn object_info(&self) -> Result<Catalogue, ComfyError>;
 
     /// The server's own `/queue`, as it is.
     ///

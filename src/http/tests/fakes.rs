@@ -18,6 +18,8 @@ use comfyd_actors::{
     bridge::{Bridge, Parts, RequestError, TaskRequest, Wish},
     domain::{
         artifact::{FileRef, StoredObject},
+        catalogue::Catalogue,
+        id::{BackendId, ClientId, PromptId, TaskId},
         id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
         lane::Lane,
         order::{Ordering, Priority},
@@ -453,6 +455,10 @@ impl ComfyTransport for FakeComfy {
 
     async fn view(&self, _: &FileRef) -> Result<Download, ComfyError> {
         unreachable!()
+    }
+
+    async fn object_info(&self) -> Result<Catalogue, ComfyError> {
+        unreachable!("sessions ask for it")
     }
 
     async fn queue(&self) -> Result<Value, ComfyError> {
