@@ -19,7 +19,6 @@ use comfyd_actors::{
     domain::{
         artifact::{FileRef, StoredObject},
         catalogue::Catalogue,
-        id::{BackendId, ClientId, PromptId, TaskId},
         id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
         lane::Lane,
         order::{Ordering, Priority},
