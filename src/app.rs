@@ -107,6 +107,7 @@ impl App {
         let bridge = Bridge::new(bridge::Parts {
             queue: slots.queue.clone(),
             store: store.clone(),
+            inputs: store.clone(),
             objects: objects.clone(),
             backends: in_order,
             board: board.clone(),
@@ -118,6 +119,7 @@ impl App {
             started_at: clock.now(),
             store: store.clone(),
             source: store.clone(),
+            inputs: store.clone(),
             objects,
             media: Arc::new(Studio::default()),
             backends,

@@ -20,6 +20,7 @@ pub mod redact;
 pub mod refusal;
 mod relay;
 mod socket;
+mod upload;
 mod view;
 
 #[cfg(test)]

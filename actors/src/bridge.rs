@@ -17,6 +17,7 @@ use crate::{
     kit::slot::{AskError, Slot},
     ports::{
         comfy::ComfyTransport,
+        input_store::InputStore,
         object_store::ObjectStore,
         store::{Changed, Created, Idempotency, Pausable, Pause, Payload, Query, StoreError, TaskRecord, TaskStore},
     },
@@ -108,7 +109,9 @@ pub struct Parts {
     pub queue: Slot<QueueMsg>,
     /// Reads.
     pub store: Arc<dyn TaskStore>,
-    /// Outputs.
+    /// The files clients gave.
+    pub inputs: Arc<dyn InputStore>,
+    /// The bytes of outputs and inputs.
     pub objects: Arc<dyn ObjectStore>,
     /// All backends, in the order of the configuration.
     pub backends: Vec<Arc<dyn ComfyTransport>>,
@@ -237,7 +240,13 @@ impl Bridge {
         &self.0.store
     }
 
-    /// Where outputs are.
+    /// The files clients gave.
+    #[must_use]
+    pub fn inputs(&self) -> &Arc<dyn InputStore> {
+        &self.0.inputs
+    }
+
+    /// Where outputs and inputs are.
     #[must_use]
     pub fn objects(&self) -> &Arc<dyn ObjectStore> {
         &self.0.objects

@@ -10,6 +10,7 @@ pub mod error;
 pub mod fleet;
 pub mod graph;
 pub mod id;
+pub mod input;
 pub mod lane;
 pub mod natural;
 pub mod options;

@@ -25,6 +25,7 @@ use crate::{
         clock::Clock,
         comfy::ComfyTransport,
         edge::HttpEdge,
+        input_store::InputStore,
         media::Media,
         object_store::ObjectStore,
         store::{Retention, TaskStore, WorkSource},
@@ -46,7 +47,9 @@ pub struct Parts {
     pub store: Arc<dyn TaskStore>,
     /// The consumer side of the store.
     pub source: Arc<dyn WorkSource>,
-    /// Where outputs are kept.
+    /// The files clients gave.
+    pub inputs: Arc<dyn InputStore>,
+    /// Where outputs and inputs are kept.
     pub objects: Arc<dyn ObjectStore>,
     /// What is done to outputs on their way there.
     pub media: Arc<dyn Media>,

@@ -14,7 +14,7 @@ use comfyd_actors::{
         prompt::{Abilities, Finished, Receipt, Sighting},
     },
     ports::{
-        comfy::{ComfyError, ComfyTransport, Download, Signals, Submission, SubmitError, Wanted},
+        comfy::{ComfyError, ComfyTransport, Download, Signals, Submission, SubmitError, Upload, UploadError, Wanted},
         passthrough::{FromClient, FromServer, Relay, RelayError, Relayed},
     },
 };
@@ -28,7 +28,7 @@ use super::{
     http::{Answer, Fault, Http, fault},
     json::relaxed,
     lookup::{self, Marker},
-    refusal, relay, socket, view,
+    refusal, relay, socket, upload, view,
 };
 
 /// How many of the newest history entries are searched for our marker. Each holds a whole graph; when so many are too
@@ -241,6 +241,10 @@ impl ComfyTransport for HttpComfy {
         let read = tokio::task::spawn_blocking(move || Catalogue::parse(&text)).await;
         let read = read.unwrap_or_else(|_| Err("reading it failed".to_owned()));
         read.map_err(|reason| ComfyError::Unavailable(format!("its /object_info is not understood: {reason}")))
+    }
+
+    async fn upload(&self, file: Upload) -> Result<String, UploadError> {
+        upload::upload(&self.http, file, self.config.view_idle_timeout, self.config.request_timeout).await
     }
 
     async fn queue(&self) -> Result<Value, ComfyError> {

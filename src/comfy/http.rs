@@ -142,7 +142,12 @@ impl Http {
     }
 
     async fn ask(&self, request: RequestBuilder, limit: Duration) -> Result<Answer, Fault> {
-        let response = request.timeout(limit).send().await.map_err(fault)?;
+        self.send(request.timeout(limit)).await
+    }
+
+    /// Sends a request whose time somebody else limits, and reads the answer.
+    pub async fn send(&self, request: RequestBuilder) -> Result<Answer, Fault> {
+        let response = request.send().await.map_err(fault)?;
         let status = response.status();
         Ok(Answer { status, body: self.read(response).await })
     }

@@ -144,6 +144,15 @@ impl ObjectStore for LocalStorage {
         Ok(Reading { bytes, body: ReaderStream::with_capacity(file.take(length), READ_CHUNK).boxed() })
     }
 
+    async fn delete(&self, key: &str) -> Result<(), ObjectError> {
+        let path = self.path(key)?;
+        blocking(move || match fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|error| failed(&error)),
+        })
+        .await
+    }
+
     async fn check(&self) -> Result<(), ObjectError> {
         let folder = self.root.join(TEMPORARY);
         blocking(move || {

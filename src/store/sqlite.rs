@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use comfyd_actors::{
     domain::{
         id::{TaskId, WorkerId},
+        input::{About, Input, InputId},
         lane::Lane,
         progress::NodeTiming,
         task::{Change, Fence, Task},
@@ -21,6 +22,7 @@ use comfyd_actors::{
     },
     ports::{
         clock::Clock,
+        input_store::InputStore,
         store::{
             Assignment, Changed, Claim, Counts, Created, Depth, NewTask, Pausable, Pause, Query, Renewed, Retention,
             StoreError, TaskRecord, TaskStore, WorkSource,
@@ -33,8 +35,8 @@ use tokio::sync::{Mutex, broadcast, mpsc};
 use self::{
     fault::store_error,
     ops::{
-        AdoptExpired, Amend, Apply, Check, ClaimHeads, Create, Held, NoteRun, Promote, Prune, Renew, SetPaused,
-        TakeOver,
+        AdoptExpired, Amend, Apply, Check, ClaimHeads, Create, Forget, GiveUp, Held, Keep, NoteRun, Promote, Prune,
+        Refresh, Renew, Reserve, SetPaused, TakeOver,
     },
     reads::Readers,
     writer::{Job, Operation, Writer, job},
@@ -234,6 +236,33 @@ impl WorkSource for SqliteStore {
 
     async fn prune(&self, retention: Retention, limit: u32) -> Result<u32, StoreError> {
         self.write(Prune { retention, limit }).await
+    }
+}
+
+#[async_trait]
+impl InputStore for SqliteStore {
+    async fn reserve(&self, key: &str, patience: Duration) -> Result<(), StoreError> {
+        self.write(Reserve { key: key.to_owned(), patience }).await
+    }
+
+    async fn keep(&self, key: &str, id: &InputId, about: &About, keep: Duration) -> Result<Input, StoreError> {
+        self.write(Keep { key: key.to_owned(), id: id.clone(), about: about.clone(), keep }).await
+    }
+
+    async fn refresh(&self, ids: &[InputId], keep: Duration) -> Result<Vec<Input>, StoreError> {
+        self.write(Refresh { ids: ids.to_vec(), keep }).await
+    }
+
+    async fn find(&self, id: &InputId) -> Result<Input, StoreError> {
+        self.readers.input(id).await
+    }
+
+    async fn give_up(&self, limit: u32) -> Result<Vec<String>, StoreError> {
+        self.write(GiveUp { limit }).await
+    }
+
+    async fn forget(&self, keys: &[String]) -> Result<(), StoreError> {
+        self.write(Forget(keys.to_vec())).await
     }
 }
 

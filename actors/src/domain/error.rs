@@ -31,6 +31,10 @@ pub enum ErrorCode {
     ConversionFailed,
     /// The run succeeded and made nothing that could be stored.
     NoOutputs,
+    /// A file the graph refers to is not stored any more.
+    InputMissing,
+    /// The server did not take a file the graph refers to: it is too large, for one.
+    InputRefused,
 }
 
 impl ErrorCode {
@@ -43,7 +47,9 @@ impl ErrorCode {
             | Self::NoOutputs
             | Self::ConversionFailed
             | Self::Timeout
-            | Self::Poison => false,
+            | Self::Poison
+            | Self::InputMissing
+            | Self::InputRefused => false,
             Self::NodeFailed
             | Self::OutOfMemory
             | Self::BackendError

@@ -1,7 +1,11 @@
 //! What a client wants done differently for one task. Stored with its payload as JSON; a field that is missing there has its default, so
 //! rows of older versions stay readable.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
+
+use super::input::InputId;
 
 /// The options of a task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +20,9 @@ pub struct TaskOptions {
     /// Which outputs are kept, and what is done to them on their way into the storage.
     #[serde(skip_serializing_if = "OutputOptions::is_default")]
     pub output: OutputOptions,
+    /// The files its graph refers to.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub files: BTreeSet<InputId>,
 }
 
 /// Which outputs of a task are kept, and as what.

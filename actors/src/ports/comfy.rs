@@ -91,6 +91,30 @@ pub struct Download {
     pub body: ByteStream,
 }
 
+/// A file to be handed to a server.
+pub struct Upload {
+    /// The name we would like it to have: ASCII, no folder.
+    pub name: String,
+    /// Its media type.
+    pub content_type: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The bytes, exactly so many.
+    pub body: ByteStream,
+}
+
+/// Why a server does not have a file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UploadError {
+    /// The server does not take this file, and never will.
+    #[error("the server refused the file: {0}")]
+    Refused(String),
+    /// No connection, no answer in time, a 5xx, or a body that broke off. Worth trying again: the same bytes under the same name are
+    /// stored once.
+    #[error("the file could not be handed to the server: {0}")]
+    Unavailable(String),
+}
+
 /// The frames of one connection. Ends when the connection does; the last item then says why.
 pub type Signals = BoxStream<'static, Result<Signal, ComfyError>>;
 
@@ -163,6 +187,12 @@ pub trait ComfyTransport: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`, also when the answer is not understood.
     async fn object_info(&self) -> Result<Catalogue, ComfyError>;
+
+    /// Hands a file over, for a graph to use. Returns the name a graph must use for it, which may differ from the one asked for.
+    ///
+    /// # Errors
+    /// See [`UploadError`].
+    async fn upload(&self, upload: Upload) -> Result<String, UploadError>;
 
     /// The server's own `/queue`, as it is.
     ///

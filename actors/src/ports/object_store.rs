@@ -1,4 +1,4 @@
-//! Where outputs are kept.
+//! Where outputs and inputs are kept.
 
 use async_trait::async_trait;
 
@@ -66,6 +66,12 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// # Errors
     /// `NotFound`, `Unavailable`.
     async fn open(&self, key: &str, range: Option<ByteRange>) -> Result<Reading, ObjectError>;
+
+    /// Deletes an object. One that is not there is as good as deleted.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Refused`.
+    async fn delete(&self, key: &str) -> Result<(), ObjectError>;
 
     /// Whether a put would be taken now.
     ///

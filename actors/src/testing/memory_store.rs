@@ -13,10 +13,12 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::broadcast;
 
+use self::inputs::Rows;
 use crate::{
     domain::{
         artifact::Artifact,
         id::{TaskId, WorkerId},
+        input::InputId,
         lane::{ANYBODY, Lane, Lanes, Needs, allot},
         order::Priority,
         progress::NodeTiming,
@@ -32,6 +34,7 @@ use crate::{
     },
 };
 
+mod inputs;
 mod workflows;
 
 /// Committed changes a slow listener may be behind before it loses some.
@@ -48,6 +51,7 @@ pub struct MemoryStore {
 #[derive(Default)]
 struct Shelf {
     tasks: BTreeMap<TaskId, Row>,
+    inputs: Rows,
     keys: BTreeMap<(i64, String), Key>,
     workflows: workflows::Workflows,
     lanes: BTreeMap<i64, Arc<Needs>>,
@@ -83,6 +87,10 @@ impl MemoryStore {
     /// Makes every call fail with `Unavailable`, or work again.
     pub fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::SeqCst);
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     fn open(&self) -> Result<MutexGuard<'_, Shelf>, StoreError> {
@@ -152,6 +160,12 @@ impl Row {
 }
 
 impl Shelf {
+    /// The files that tasks need which are not over.
+    fn needed(&self) -> BTreeSet<InputId> {
+        let unfinished = self.tasks.values().filter(|row| !row.task.state.is_final());
+        unfinished.flat_map(|row| row.payload.options.files.iter().cloned()).collect()
+    }
+
     /// The ids of the tasks that fit, in the order of their keys.
     fn sorted<K: Ord>(&self, fits: impl Fn(&Task) -> bool, key: impl Fn(&Task) -> K) -> Vec<TaskId> {
         let mut tasks: Vec<&Task> = self.tasks.values().map(|row| &row.task).filter(|task| fits(task)).collect();

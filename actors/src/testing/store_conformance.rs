@@ -17,12 +17,14 @@ use tokio::{runtime::Runtime, sync::broadcast};
 use super::{MemoryStore, TestClock};
 use crate::ports::{
     clock::Clock,
+    input_store::InputStore,
     store::{Changed, TaskStore, WorkSource},
     workflow_store::WorkflowStore,
 };
 
 pub mod checks;
 pub mod fixtures;
+pub mod input_checks;
 mod steps;
 pub mod workflow_checks;
 
@@ -36,14 +38,22 @@ pub struct Subject {
     pub work: Arc<dyn WorkSource>,
     /// Its versions of workflows.
     pub workflows: Arc<dyn WorkflowStore>,
+    /// The files clients gave.
+    pub inputs: Arc<dyn InputStore>,
     /// Whatever must live as long as the store: its folder, its writer.
     pub guard: Box<dyn Any + Send>,
 }
 
 impl Subject {
     /// All sides of one store.
-    pub fn new<S: TaskStore + WorkSource + WorkflowStore>(store: Arc<S>, guard: impl Any + Send) -> Self {
-        Self { tasks: Arc::<S>::clone(&store), work: Arc::<S>::clone(&store), workflows: store, guard: Box::new(guard) }
+    pub fn new<S: TaskStore + WorkSource + WorkflowStore + InputStore>(store: Arc<S>, guard: impl Any + Send) -> Self {
+        Self {
+            tasks: Arc::<S>::clone(&store),
+            work: Arc::<S>::clone(&store),
+            workflows: Arc::<S>::clone(&store),
+            inputs: store,
+            guard: Box::new(guard),
+        }
     }
 }
 
@@ -125,6 +135,11 @@ macro_rules! store_conformance {
             only_the_same_node_takes_over
             two_claimers_never_share_a_task
             pages_miss_nothing
+        );
+        $crate::store_conformance!(@checks $open, input_checks:
+            the_same_file_is_kept_once
+            files_are_given_up_in_two_steps
+            a_file_outlives_its_time_while_a_task_needs_it
         );
     };
     (@checks $open:path, $suite:ident: $($check:ident)*) => {

@@ -29,7 +29,7 @@ use comfyd_actors::{
     kit::slot::Slot,
     ports::{
         ByteStream,
-        comfy::{ComfyError, ComfyTransport, Download, Signals, Submission, SubmitError, Wanted},
+        comfy::{ComfyError, ComfyTransport, Download, Signals, Submission, SubmitError, Upload, UploadError, Wanted},
         object_store::{ByteRange, ObjectError, ObjectStore, Reading},
         passthrough::{FromClient, FromServer, Relay, RelayError, Relayed},
         store::{
@@ -38,6 +38,7 @@ use comfyd_actors::{
         },
     },
     queue::QueueMsg,
+    testing::{MemoryStore, TestClock},
 };
 use futures_util::StreamExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -173,6 +174,7 @@ async fn parts(backends: Vec<Arc<dyn ComfyTransport>>) -> (Bridge, Arc<World>, S
     let bridge = Bridge::new(Parts {
         queue: slot.clone(),
         store: Arc::new(FakeStore(world.clone())),
+        inputs: Arc::new(MemoryStore::new(Arc::new(TestClock::default()))),
         objects: Arc::new(FakeObjects(world.clone())),
         backends,
         board: world.board.clone(),
@@ -389,6 +391,11 @@ impl ObjectStore for FakeObjects {
         Ok(Reading { bytes: whole.len() as u64, body })
     }
 
+    async fn delete(&self, key: &str) -> Result<(), ObjectError> {
+        self.0.objects.lock().unwrap().remove(key);
+        Ok(())
+    }
+
     async fn check(&self) -> Result<(), ObjectError> {
         Ok(())
     }
@@ -458,6 +465,10 @@ impl ComfyTransport for FakeComfy {
 
     async fn object_info(&self) -> Result<Catalogue, ComfyError> {
         unreachable!("sessions ask for it")
+    }
+
+    async fn upload(&self, _: Upload) -> Result<String, UploadError> {
+        unreachable!()
     }
 
     async fn queue(&self) -> Result<Value, ComfyError> {

@@ -6,18 +6,20 @@
 mod control;
 mod create;
 mod hold;
+mod inputs;
 mod upkeep;
 mod workflows;
 
 pub(super) use control::{Amend, NoteRun, PAUSES, SetPaused, pause};
 pub(super) use create::{ClaimHeads, Create};
 pub(super) use hold::{AdoptExpired, Apply, Held, Renew, TakeOver};
+pub(super) use inputs::{Forget, GiveUp, Keep, Refresh, Reserve};
 pub(super) use upkeep::{Check, Promote, Prune};
 pub(super) use workflows::{Content, Publish, Record, Withdraw};
 
 /// The statements whose cost must not grow with the number of tasks, for the test that looks at their plans.
 #[cfg(test)]
-pub(super) const SEEKING: [(&str, &str); 7] = [
+pub(super) const SEEKING: [(&str, &str); 8] = [
     ("claim", create::HEADS),
     ("claim for slots that differ", create::NAMES),
     ("adopt_expired", hold::EXPIRED),
@@ -25,4 +27,5 @@ pub(super) const SEEKING: [(&str, &str); 7] = [
     ("prune tasks", upkeep::FINISHED),
     ("prune keys", upkeep::DELETE_KEYS),
     ("prune lanes", upkeep::DELETE_LANES),
+    ("give up inputs", inputs::DUE),
 ];

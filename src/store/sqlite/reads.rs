@@ -3,6 +3,7 @@
 use comfyd_actors::{
     domain::{
         id::TaskId,
+        input::{Input, InputId},
         lane::Lane,
         task::{Task, TaskState},
         time::Timestamp,
@@ -36,6 +37,8 @@ const WAITING: &str = "SELECT l.id, l.needs, count(*) AS tasks
      FROM lanes l CROSS JOIN tasks t INDEXED BY tasks_lane
      WHERE t.lane = l.id AND t.lane <> 0 AND t.state = 'pending' GROUP BY l.id ORDER BY l.id";
 
+const INPUT: &str = concat!("SELECT ", input_columns!(), " FROM inputs WHERE sha256 = ?");
+
 const COUNTS: &str = "SELECT
     (SELECT count(*) FROM tasks WHERE state = 'scheduled') AS scheduled,
     (SELECT count(*) FROM tasks WHERE state = 'pending') AS pending,
@@ -54,6 +57,12 @@ impl Readers {
     pub(super) async fn get(&self, id: TaskId) -> Result<TaskRecord, StoreError> {
         let row = sqlx::query(GET).bind(key(id)).fetch_optional(&self.0).await.map_err(|error| store_error(&error))?;
         rows::record(&row.ok_or(StoreError::NotFound)?)
+    }
+
+    pub(super) async fn input(&self, id: &InputId) -> Result<Input, StoreError> {
+        let find = sqlx::query(INPUT).bind(id.as_str());
+        let row = find.fetch_optional(&self.0).await.map_err(|error| store_error(&error))?;
+        rows::input(&row.ok_or(StoreError::NotFound)?)
     }
 
     pub(super) async fn list(&self, query: &Query) -> Result<Vec<Task>, StoreError> {

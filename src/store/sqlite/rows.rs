@@ -5,6 +5,7 @@ use std::{fmt::Display, sync::Arc, time::Duration};
 use comfyd_actors::{
     domain::{
         id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
+        input::{About, Input, InputId},
         lane::{Lane, Needs},
         options::TaskOptions,
         order::Priority,
@@ -47,6 +48,13 @@ macro_rules! artifacts_column {
 macro_rules! assignment_columns {
     () => {
         concat!(task_columns!(), ", p.graph, p.options, ", artifacts_column!())
+    };
+}
+
+/// The columns [`input`] reads.
+macro_rules! input_columns {
+    () => {
+        "object_key, sha256, name, content_type, extension, bytes, expires_at"
     };
 }
 
@@ -221,6 +229,18 @@ pub(super) fn lane(row: &SqliteRow) -> Result<Lane, StoreError> {
 
 fn needs(text: Option<&str>) -> Result<Arc<Needs>, StoreError> {
     text.map_or_else(|| Ok(Arc::default()), |text| serde_json::from_str(text).map(Arc::new).map_err(corrupt))
+}
+
+/// Reads [`input_columns`].
+pub(super) fn input(row: &SqliteRow) -> Result<Input, StoreError> {
+    let about = About {
+        name: get(row, "name")?,
+        content_type: get(row, "content_type")?,
+        extension: get(row, "extension")?,
+        bytes: u64::try_from(get::<i64>(row, "bytes")?).map_err(corrupt)?,
+    };
+    let id = InputId::parse(get(row, "sha256")?).ok_or_else(|| corrupt("a hash is not one"))?;
+    Ok(Input { id, key: get(row, "object_key")?, about, expires_at: Timestamp(get(row, "expires_at")?) })
 }
 
 fn options(row: &SqliteRow) -> Result<Arc<TaskOptions>, StoreError> {

@@ -11,6 +11,7 @@ use comfyd_actors::{
     ports::store::{Assignment, Claim, ClaimSlot, Created, Idempotency, NewTask, StoreError},
 };
 
+use super::inputs;
 use crate::store::sqlite::{
     fault::Fault,
     rows::{self, Statement, corrupt, get, key, keys},
@@ -154,6 +155,9 @@ async fn insert(tx: &mut Tx<'_>, new: NewTask) -> Result<Task, Fault> {
         insert = insert.bind(task.tenant).bind(asked.key).bind(body).bind(key(task.id)).bind(task.created_at.0);
     }
     tx.execute(insert).await?;
+    if !new.payload.options.files.is_empty() {
+        inputs::need(tx, &task, new.payload.options.files.iter()).await?;
+    }
     tx.tell(&task, None);
     Ok(task)
 }
