@@ -13,7 +13,7 @@ use comfyd_actors::{
     bridge::{self, Bridge},
     domain::id::{BackendId, WorkerId},
     kit::deadline::Deadline,
-    ports::{clock::Clock, comfy::ComfyTransport},
+    ports::{clock::Clock, comfy::ComfyTransport, store::StoreError},
     root::{RootArgs, RootMsg, RootSupervisor},
     system::{self, SessionSettings, Settings, Slots, System, UploadSettings},
 };
@@ -37,6 +37,8 @@ use crate::{
 
 /// The name of the service that writes to the store.
 pub const STORE_WRITER: &str = "store writer";
+/// The name of the service that keeps the named workflows current.
+pub const WORKFLOWS: &str = "workflows";
 
 /// Why the service could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -61,9 +63,9 @@ pub enum AppError {
     /// A backend's address or headers make no sense.
     #[error("failed to set up a ComfyUI backend")]
     Backend(#[from] crate::comfy::ConfigError),
-    /// Named workflows that cannot be used.
-    #[error("failed to read the named workflows:\n  {}", .0.join("\n  "))]
-    Workflows(Vec<String>),
+    /// What is published cannot be read.
+    #[error("failed to read the published workflows")]
+    Workflows(#[from] StoreError),
     /// The supervision tree did not start.
     #[error("failed to start the supervision tree: {0}")]
     Tree(String),
@@ -90,19 +92,21 @@ impl App {
     /// [`AppError`], before anything was taken on.
     pub async fn start(config: &Config) -> Result<Self, AppError> {
         crate::tls::install_crypto_provider();
-        let workflows = Workflows::load(&config.workflows.dir).map_err(AppError::Workflows)?;
-        let (edge, address) = listen(config, Arc::new(workflows))?;
+        let (listener, address) = listen(config)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let database = SqliteConfig::parse(config.store.database_url.expose())?;
         let lock = lock_node(&database.path)?;
         let store = SqliteStore::open(database, clock.clone()).await?;
+        let workflows = Arc::new(Workflows::open(&config.workflows.dir, store.clone()).await?);
+        let edge = AxumEdge::new(listener, HttpConfig::from(config), workflows.clone(), config.server.drain_grace)
+            .map_err(|source| AppError::Listen { address, source })?;
         let objects =
             LocalStorage::new(&config.storage.local_dir).map_err(|error| AppError::Storage(error.to_string()))?;
         let objects = Arc::new(objects);
         let in_order = backends(config)?;
         let backends: BTreeMap<BackendId, _> =
             in_order.iter().map(|backend| (backend.id().clone(), backend.clone())).collect();
-        let slots = Slots::new(backends.keys(), [STORE_WRITER]);
+        let slots = Slots::new(backends.keys(), [STORE_WRITER, WORKFLOWS]);
         let board = Board::default();
         let bridge = Bridge::new(bridge::Parts {
             queue: slots.queue.clone(),
@@ -124,7 +128,10 @@ impl App {
             media: Arc::new(Studio::default()),
             backends,
             edge: Arc::new(edge),
-            services: vec![(STORE_WRITER, Arc::new(move || Box::pin(writer.writer())))],
+            services: vec![
+                (STORE_WRITER, Arc::new(move || Box::pin(writer.writer()))),
+                (WORKFLOWS, Arc::new(move || Box::pin(workflows.clone().keep_current()))),
+            ],
             clock,
             board,
             deadline: Deadline::new(settings.lease * 2 / 3),
@@ -184,13 +191,12 @@ impl App {
 }
 
 /// Binds the socket once, for the life of the process.
-fn listen(config: &Config, workflows: Arc<Workflows>) -> Result<(AxumEdge, SocketAddr), AppError> {
+fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), AppError> {
     let address = SocketAddr::new(config.server.host, config.server.port);
     let bind = || {
         let listener = TcpListener::bind(address)?;
         let bound = listener.local_addr()?;
-        let edge = AxumEdge::new(listener, HttpConfig::from(config), workflows, config.server.drain_grace)?;
-        Ok((edge, bound))
+        Ok((listener, bound))
     };
     bind().map_err(|source| AppError::Listen { address, source })
 }

@@ -17,6 +17,7 @@ mod problem;
 mod server;
 mod tasks;
 mod view;
+mod workflows;
 
 use std::sync::Arc;
 
@@ -114,6 +115,10 @@ fn routes() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(backends::pause))
         .routes(routes!(backends::resume))
         .routes(routes!(outputs::download))
+        .routes(routes!(workflows::list))
+        .routes(routes!(workflows::get, workflows::put, workflows::delete))
+        .routes(routes!(workflows::schema))
+        .routes(routes!(workflows::run))
         .routes(routes!(comfyui::queue_status))
         .routes(routes!(comfyui::system_stats))
         .routes(routes!(comfyui::interrupt))

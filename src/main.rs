@@ -26,7 +26,7 @@ fn main() -> ExitCode {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) | Err(_) => ExitCode::FAILURE,
         },
-        Some(Command::Openapi) => print(&comfyd::http::document().to_pretty_json().unwrap_or_default()),
+        Some(Command::Openapi) => print(&format!("{:#}", comfyd::http::document(&[]))),
         Some(Command::MockComfyui { host, port, node_time, generation }) => {
             let addr = SocketAddr::new(host, port);
             let fake = FakeConfig { addr, node_time, generation, sampler_previews: true, ..FakeConfig::default() };

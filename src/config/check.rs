@@ -11,10 +11,10 @@ use crate::workflows::Workflows;
 /// When `out` cannot be written.
 pub fn check(out: &mut impl Write) -> io::Result<bool> {
     let loaded = read(Sources::gather());
-    let workflows = Workflows::load(&loaded.config.workflows.dir);
+    let workflows = Workflows::faults(&loaded.config.workflows.dir);
     print(out, &loaded)?;
     let faults = loaded.faults.iter().map(ToString::to_string);
-    let faults: Vec<String> = faults.chain(workflows.err().into_iter().flatten()).collect();
+    let faults: Vec<String> = faults.chain(workflows).collect();
     let warnings = loaded.warnings.iter().cloned().chain(public_address_warning(&loaded.config.server));
     report(out, &faults, &warnings.collect::<Vec<_>>())?;
     Ok(faults.is_empty())

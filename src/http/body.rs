@@ -189,6 +189,14 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     }
 }
 
+/// A whole body's value.
+///
+/// # Errors
+/// 400 when it is not JSON, or holds what nobody can represent.
+pub fn whole(body: &[u8]) -> Result<Value, Problem> {
+    serde_json::from_slice(body).map_err(|error| not_json(&error.to_string()))
+}
+
 /// A field's value.
 ///
 /// # Errors
@@ -219,7 +227,7 @@ pub fn object(pointer: &str, raw: &RawValue) -> Result<Map<String, Value>, Field
 /// # Errors
 /// 422 when the body is nested too deeply.
 pub fn fingerprint(body: &[u8]) -> Result<[u8; 32], Problem> {
-    let parsed: Value = serde_json::from_slice(body).map_err(|error| not_json(&error.to_string()))?;
+    let parsed = whole(body)?;
     let canonical = serde_json::to_vec(&parsed).map_err(|_| Problem::internal())?;
     Ok(Sha256::digest(&canonical).into())
 }

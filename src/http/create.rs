@@ -18,7 +18,7 @@ use comfyd_actors::{
         order::Priority,
         task::Task,
         time::Timestamp,
-        workflow::{self, InputFault, type_of},
+        workflow::{self, InputFault, Reference, type_of},
     },
     ports::store::{Created, Idempotency, Payload},
 };
@@ -32,9 +32,11 @@ use super::{
     problem::{FieldFault, MAX_FAULTS, Problem, ProblemBody},
     tasks::{self, patience},
     view::{TaskSummary, TaskView},
+    workflows::not_found,
 };
-use crate::{config::nearest, workflows::Workflows};
+use crate::{config::nearest, workflows::Found};
 
+/// `workflow` is the first: where the path names it, the others are what is left.
 const FIELDS: [&str; 10] = [
     "workflow",
     "inputs",
@@ -64,7 +66,7 @@ const MAX_DELAY: Duration = Duration::from_secs(366 * 24 * 3_600);
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "the OpenAPI document is made from it")]
 pub struct CreateTask {
-    /// The name of a workflow, or a graph in ComfyUI's API format.
+    /// The name of a workflow (`name@3` is exactly that version), or a graph in ComfyUI's API format.
     #[schema(value_type = WorkflowOrGraph)]
     workflow: Value,
     /// Of a named workflow: its inputs by name. Of a graph: values by `"<node id>.<field>"`.
@@ -140,18 +142,40 @@ pub enum PriorityOrWord {
         (status = 202, description = "Accepted and stored", body = TaskSummary, headers(("Location" = String, description = "The task"))),
         (status = 200, description = "The task an earlier request with this key made (`Idempotent-Replayed: true`), or the finished task (`Prefer`)", body = TaskSummary),
         (status = 400, description = "Not JSON", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 404, description = "No workflow of this name", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "No workflow of this name, or no such version", body = ProblemBody, content_type = "application/problem+json"),
         (status = 408, description = "The body stopped coming", body = ProblemBody, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "Not sent as JSON", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "Faulty fields, all of them listed; or the key was used for another body", body = ProblemBody, content_type = "application/problem+json"),
         (status = 429, description = "The queue is full; nothing was stored", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Shutting down, or the task store is away", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Shutting down, the task store is away, or the workflow is broken", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 pub async fn create(State(service): State<Arc<Service>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
     let body = body::read(&headers, body, service.config.body_limit).await?;
-    let request = parse_aside(body, headers.get("idempotency-key").cloned(), &service.workflows).await?;
+    let subject = match aside(&body, workflow_name).await? {
+        Some(name) => {
+            let reference = Reference::parse(&name);
+            let found = service.workflows.find(&reference).await;
+            Subject::Named(found.map_err(|error| not_found(error, &reference, Some("/workflow"))))
+        }
+        None => Subject::Body,
+    };
+    submit(&service, &headers, body, subject).await
+}
+
+/// Stores the task a body asks for and answers as its client prefers.
+///
+/// # Errors
+/// As [`parse`], and whatever the queue says.
+pub async fn submit(
+    service: &Service,
+    headers: &HeaderMap,
+    body: Bytes,
+    subject: Subject,
+) -> Result<Response, Problem> {
+    let key = headers.get("idempotency-key").cloned();
+    let request = aside(&body, move |body| parse(body, key.as_ref(), subject)).await?;
     let (task, replayed) = match service.bridge.submit(request).await? {
         Created::New(task) => (task, false),
         Created::Replayed(task) => (task, true),
@@ -159,8 +183,8 @@ pub async fn create(State(service): State<Arc<Service>>, headers: HeaderMap, bod
     };
     tasks::note(task.id);
     let place = location(&task.id.to_string());
-    let mut response = match patience(&headers) {
-        Some(wait) => finished_or_accepted(&service, &headers, (task, replayed), wait).await,
+    let mut response = match patience(headers) {
+        Some(wait) => finished_or_accepted(service, headers, (task, replayed), wait).await,
         _ => accepted(task, replayed),
     };
     response.headers_mut().extend(place);
@@ -205,45 +229,68 @@ fn key_reused() -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail)
 }
 
-/// Parses a large body on a thread of its own, so that it does not keep the small ones waiting.
-async fn parse_aside(
-    body: Bytes,
-    key: Option<HeaderValue>,
-    workflows: &Arc<Workflows>,
-) -> Result<TaskRequest, Problem> {
+/// Reads a large body on a thread of its own, so that it does not keep the small ones waiting.
+async fn aside<T: Send + 'static>(
+    body: &Bytes,
+    read: impl FnOnce(&[u8]) -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
     /// About a millisecond of parsing.
     const SMALL: usize = 256 << 10;
     if body.len() <= SMALL {
-        return parse(&body, key.as_ref(), workflows);
+        return read(body);
     }
-    let workflows = workflows.clone();
-    let parsed = tokio::task::spawn_blocking(move || parse(&body, key.as_ref(), &workflows)).await;
-    parsed.unwrap_or_else(|_| Err(Problem::internal()))
+    let body = body.clone();
+    tokio::task::spawn_blocking(move || read(&body)).await.unwrap_or_else(|_| Err(Problem::internal()))
+}
+
+/// What a request is about.
+pub enum Subject {
+    /// Its body says so: a graph.
+    Body,
+    /// Its body names a workflow, and this is what was found.
+    Named(Result<Found, Problem>),
+    /// Its path does.
+    Path(Found),
+}
+
+/// The workflow a body names, if it does.
+fn workflow_name(body: &[u8]) -> Result<Option<String>, Problem> {
+    let fields = Fields::parse(body)?.0;
+    let raw = fields.iter().find(|(field, _)| field == "workflow").map(|(_, raw)| raw.get());
+    Ok(raw.and_then(|raw| serde_json::from_str(raw).ok()))
 }
 
 /// The fields of a request and what is wrong with them.
 struct Reading<'a> {
     fields: Vec<(String, &'a RawValue)>,
     faults: Vec<FieldFault>,
-    unknown_workflow: bool,
+    /// What the answer is when this is all that is wrong.
+    alone: Option<Problem>,
 }
 
 /// Reads the body and the `Idempotency-Key` of a creation.
 ///
 /// # Errors
-/// 400 or 422 with every fault; 404 when the only one is the workflow's name.
-pub fn parse(body: &[u8], key: Option<&HeaderValue>, workflows: &Workflows) -> Result<TaskRequest, Problem> {
-    let mut reading = Reading { fields: Fields::parse(body)?.0, faults: Vec::new(), unknown_workflow: false };
-    reading.check_names();
+/// 400 or 422 with every fault; what was said of the workflow's name, when that is the only one.
+pub fn parse(body: &[u8], key: Option<&HeaderValue>, subject: Subject) -> Result<TaskRequest, Problem> {
+    let mut reading = Reading { fields: Fields::parse(body)?.0, faults: Vec::new(), alone: None };
+    reading.check_names(matches!(subject, Subject::Path(_)));
     let key = key.and_then(|key| reading.key(key));
     let metadata = reading.metadata();
     let priority = reading.field("priority", priority).unwrap_or_default();
     let start = reading.start();
     let max_attempts = reading.field("max_attempts", max_attempts);
     let timeout = reading.field("timeout", timeout);
-    let options = reading.options();
+    let mut options = reading.options();
     let inputs = reading.inputs();
-    let run = reading.workflow(workflows, inputs);
+    let run = match subject {
+        Subject::Body => reading.workflow(&inputs),
+        Subject::Named(Err(problem)) => reading.not_found(problem),
+        Subject::Named(Ok(found)) | Subject::Path(found) => {
+            options.workflow_version = Some(found.version);
+            reading.named(found, inputs)
+        }
+    };
     if let Some((_, graph, _)) = &run {
         reading.faults.extend(output_options::unknown_nodes(&options.output, graph));
     }
@@ -279,15 +326,18 @@ impl<'a> Reading<'a> {
         self.fields.iter().find(|(field, _)| field == name).map(|(_, raw)| *raw)
     }
 
-    fn check_names(&mut self) {
+    /// Where the path names the workflow, the body must not.
+    fn check_names(&mut self, in_path: bool) {
         let mut seen = std::collections::HashSet::new();
+        let known = &FIELDS[usize::from(in_path)..];
         for (name, _) in &self.fields {
             let pointer = format!("/{}", escape(name));
-            if !FIELDS.contains(&name.as_str()) {
+            if !known.contains(&name.as_str()) {
                 if self.faults.len() == MAX_FAULTS {
                     break;
                 }
-                let fault = FieldFault::at(pointer, "there is no such field").suggesting(nearest(name, FIELDS));
+                let fault =
+                    FieldFault::at(pointer, "there is no such field").suggesting(nearest(name, known.iter().copied()));
                 self.faults.push(fault);
             } else if !seen.insert(name) {
                 self.faults.push(FieldFault::at(pointer, "this field is there twice"));
@@ -358,15 +408,14 @@ impl<'a> Reading<'a> {
         body::object("/inputs", raw).map_err(|fault| self.faults.push(fault)).unwrap_or_default()
     }
 
-    fn workflow(&mut self, workflows: &Workflows, inputs: Map<String, Value>) -> Option<Run> {
+    fn workflow(&mut self, inputs: &Map<String, Value>) -> Option<Run> {
         let Some(raw) = self.raw("workflow") else {
             let detail = "required: the name of a workflow, or a graph in ComfyUI's API format";
             self.faults.push(FieldFault::at("/workflow", detail));
             return None;
         };
         match body::value("/workflow", raw) {
-            Ok(Value::String(name)) => self.named(workflows, name, inputs),
-            Ok(graph @ Value::Object(_)) => self.graph(raw, graph, &inputs),
+            Ok(graph @ Value::Object(_)) => self.graph(raw, graph, inputs),
             Ok(other) => {
                 let detail = format!("expected the name of a workflow or a graph, found {}", type_of(&other));
                 self.faults.push(FieldFault::at("/workflow", detail));
@@ -379,15 +428,14 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn named(&mut self, workflows: &Workflows, name: String, inputs: Map<String, Value>) -> Option<Run> {
-        let Some(workflow) = workflows.get(&name) else {
-            let names: Vec<&str> = workflows.names().collect();
-            let detail = format!("there is no such workflow; there are: {}", names.join(", "));
-            let suggestion = nearest(&name, names.iter().copied());
-            self.faults.push(FieldFault::at("/workflow", detail).suggesting(suggestion));
-            self.unknown_workflow = true;
-            return None;
-        };
+    fn not_found(&mut self, problem: Problem) -> Option<Run> {
+        self.faults.extend(problem.errors().iter().cloned());
+        self.alone = Some(problem);
+        None
+    }
+
+    fn named(&mut self, found: Found, inputs: Map<String, Value>) -> Option<Run> {
+        let Found { name, workflow, .. } = found;
         match workflow.apply(inputs, rand::random) {
             Ok(applied) => Some((Some(name), applied.graph.to_string(), Value::Object(applied.inputs).to_string())),
             Err(faults) => {
@@ -427,10 +475,8 @@ impl<'a> Reading<'a> {
     }
 
     fn problem(self) -> Problem {
-        match (self.faults.as_slice(), self.unknown_workflow) {
-            ([only], true) => {
-                Problem::new(StatusCode::NOT_FOUND, "unknown_workflow", only.detail.clone()).with_errors(self.faults)
-            }
+        match self.alone {
+            Some(problem) if self.faults.len() == problem.errors().len() => problem,
             _ => Problem::invalid(self.faults),
         }
     }

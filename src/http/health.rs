@@ -218,6 +218,6 @@ pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
         storage: part(storage),
         backends,
         restarts: bridge.restarts(),
-        workflows: service.workflows.names().map(str::to_owned).collect(),
+        workflows: service.workflows.names(),
     })
 }

@@ -182,6 +182,12 @@ impl Problem {
         &self.body.detail
     }
 
+    /// The faults it lists.
+    #[must_use]
+    pub fn errors(&self) -> &[FieldFault] {
+        &self.body.errors
+    }
+
     /// The problem as it is written.
     #[cfg(test)]
     pub fn body(&self) -> &ProblemBody {

@@ -58,6 +58,8 @@ pub struct TaskView {
     /// What lists show.
     #[serde(flatten)]
     pub summary: TaskSummary,
+    /// The version of the named workflow it was made from: `workflow@workflow_version` runs the same again.
+    pub workflow_version: Option<u32>,
     /// As given, and with the seed that was drawn.
     #[schema(value_type = Object)]
     pub inputs: Box<RawValue>,
@@ -228,12 +230,13 @@ impl TaskView {
     /// Of a task; `base` is what the URLs of outputs begin with.
     #[must_use]
     pub fn of(record: TaskRecord, progress: Option<Progress>, base: &str) -> Self {
-        let TaskRecord { task, inputs, metadata, artifacts, nodes, .. } = record;
+        let TaskRecord { task, inputs, metadata, artifacts, nodes, options, .. } = record;
         let url = format!("{base}/api/tasks/{}/outputs", task.id);
         Self {
             progress: ProgressView::of(task.state, progress),
             outputs: artifacts.into_iter().filter_map(|artifact| OutputView::of(artifact, &url)).collect(),
             nodes: nodes.into_iter().map(NodeView::of).collect(),
+            workflow_version: options.workflow_version,
             inputs: raw(&inputs),
             metadata: raw(&metadata),
             summary: TaskSummary::of(task),

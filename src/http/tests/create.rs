@@ -1,10 +1,17 @@
 use axum::http::StatusCode;
-use comfyd_actors::{bridge::RequestError, domain::task::TaskState, ports::store::StoreError};
+use comfyd_actors::{
+    bridge::RequestError,
+    domain::{task::TaskState, workflow::Workflow},
+    ports::store::StoreError,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::fakes::{Answer, App, full};
-use crate::{http::create::parse, workflows::Workflows};
+use crate::{
+    http::create::{Subject, parse},
+    workflows::Found,
+};
 
 fn graph() -> Value {
     json!({"1": {"class_type": "A", "inputs": {"x": 1.0, "seed": 5}}, "2": {"class_type": "B", "inputs": {"from": ["1", 0]}}})
@@ -225,11 +232,12 @@ proptest! {
         field in "(workflow|inputs|priority|max_attempts|timeout|metadata|[a-z]{1,9})",
         value in "(null|true|-1|1e9|1e999|[0-9]{1,30}|\"[a-z0-9 ]{0,9}\"|\\[\\[\\]\\]|\\{\"1\":\\{\\}\\})",
     ) {
-        let workflows = Workflows::built_in().unwrap();
-        let _ = parse(&bytes, None, &workflows);
-        let _ = parse(workflow.as_bytes(), None, &workflows);
+        let text = include_str!("../../../config/workflows/text-to-image.json");
+        let found = || Found { name: "a".into(), version: 1, workflow: Workflow::parse(text).unwrap().into() };
+        let _ = parse(&bytes, None, Subject::Body);
+        let _ = parse(workflow.as_bytes(), None, Subject::Path(found()));
         let body = format!("{{\"workflow\": \"text-to-image\", \"{field}\": {value}}}");
-        if let Err(problem) = parse(body.as_bytes(), None, &workflows) {
+        if let Err(problem) = parse(body.as_bytes(), None, Subject::Named(Ok(found()))) {
             prop_assert!(problem.body().status == 400 || !problem.body().errors.is_empty());
         }
     }

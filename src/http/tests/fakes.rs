@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -98,7 +99,7 @@ impl App {
         let mut config = HttpConfig::from(&crate::config::read(Sources::default()).config);
         config.body_limit = 1 << 20;
         alter(&mut config);
-        let workflows = Arc::new(Workflows::built_in().unwrap());
+        let workflows = workflows().await;
         Self { router: router(bridge, Arc::new(config), workflows, CancellationToken::new()), world, slot }
     }
 
@@ -156,6 +157,12 @@ impl App {
             cancelling: false,
         });
     }
+}
+
+/// What is built in, and a store for what is published.
+pub async fn workflows() -> Arc<Workflows> {
+    let store = MemoryStore::new(Arc::new(TestClock::default()));
+    Arc::new(Workflows::open(Path::new("/nowhere"), Arc::new(store)).await.unwrap())
 }
 
 async fn parts(backends: Vec<Arc<dyn ComfyTransport>>) -> (Bridge, Arc<World>, Slot<QueueMsg>) {
