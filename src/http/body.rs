@@ -68,13 +68,17 @@ pub async fn read_any(headers: &HeaderMap, body: Body, limit: usize) -> Result<B
     }
 }
 
-/// Reads a JSON body that may be missing. No body at all is empty, whatever its type is said to be.
+/// Reads a JSON body that may be missing: no body at all, whatever its type is said to be, and `null` are read as empty.
 ///
 /// # Errors
 /// As [`read`].
 pub async fn read_optional(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
     let bytes = read_any(headers, body, limit).await?;
-    if bytes.is_empty() { Ok(bytes) } else { read(headers, Body::from(bytes), limit).await }
+    if matches!(bytes.trim_ascii(), b"" | b"null") {
+        Ok(Bytes::new())
+    } else {
+        read(headers, Body::from(bytes), limit).await
+    }
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -43,11 +43,11 @@ pub struct QueueData {
     pub pending: usize,
     /// Both.
     pub total: usize,
-    /// ComfyUI's own list of what runs.
-    #[schema(value_type = Vec<Object>)]
+    /// ComfyUI's own list of what runs: number, id, graph, extra data, output nodes.
+    #[schema(value_type = Vec<Vec<Value>>)]
     pub queue_running: Vec<Value>,
-    /// ComfyUI's own list of what waits.
-    #[schema(value_type = Vec<Object>)]
+    /// ComfyUI's own list of what waits, likewise.
+    #[schema(value_type = Vec<Vec<Value>>)]
     pub queue_pending: Vec<Value>,
 }
 

@@ -43,8 +43,8 @@ pub struct Binary(Vec<u8>);
         ("If-None-Match" = Option<String>, Header, description = "An ETag you have already")
     ),
     responses(
-        (status = 200, description = "The bytes", content_type = "application/octet-stream", body = Binary),
-        (status = 206, description = "The part asked for", content_type = "application/octet-stream", body = Binary),
+        (status = 200, description = "The bytes, under the type `content_type` of the output tells", content_type = "*/*", body = Binary),
+        (status = 206, description = "The part asked for", content_type = "*/*", body = Binary),
         (status = 304, description = "You have it already"),
         (status = 404, description = "No such task or output, or it is not stored yet", body = ProblemBody, content_type = "application/problem+json"),
         (status = 416, description = "The range lies outside", body = ProblemBody, content_type = "application/problem+json"),

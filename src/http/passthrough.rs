@@ -27,6 +27,7 @@ use futures_util::{StreamExt, TryStreamExt};
 
 use super::{
     Service,
+    outputs::Binary,
     problem::{FieldFault, Problem, ProblemBody, Verbatim},
 };
 use crate::config::nearest;
@@ -54,7 +55,7 @@ const BACKEND: &str = "backend";
         ("backend" = Option<String>, Query, description = "Which ComfyUI server, as `/api/status` names it; goes before the header"),
         ("Comfyd-Backend" = Option<String>, Header, description = "The same")
     ),
-    request_body(content = Option<Vec<u8>>, content_type = "*/*", description = "Whatever ComfyUI takes there, of any length"),
+    request_body(content = Option<Binary>, content_type = "*/*", description = "Whatever ComfyUI takes there, of any length"),
     responses(
         (status = "default", description = "ComfyUI's own answer, with its status and its type", content_type = "*/*"),
         (status = 400, description = "A path that can be read in two ways; or ComfyUI's own answer", content_type = "*/*"),

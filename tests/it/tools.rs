@@ -1,0 +1,54 @@
+//! Programs that tests run: interpreters and clients of others. `tests/run` installs them and says where they are; a missing one is
+//! a failure.
+
+use std::{
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+/// The program a variable names, or the usual one.
+fn program(variable: &str, usual: &str) -> Command {
+    let mut command = Command::new(std::env::var(variable).unwrap_or_else(|_| usual.to_owned()));
+    // A proxy of the machine's does not know the way to a test's own server.
+    for proxy in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+        command.env_remove(proxy);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Python with the packages of `tests/requirements.txt`.
+pub fn python() -> Command {
+    program("PYTHON", "python3")
+}
+
+pub fn node() -> Command {
+    program("NODE", "node")
+}
+
+pub fn sh() -> Command {
+    program("SH", "sh")
+}
+
+/// The root of the source.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Runs a program to its end.
+pub async fn run(mut command: Command, patience: Duration) -> Output {
+    let name = format!("{:?}", command.get_program());
+    let running = tokio::task::spawn_blocking(move || command.output());
+    let output =
+        tokio::time::timeout(patience, running).await.unwrap_or_else(|_| panic!("{name} does not end")).unwrap();
+    output.unwrap_or_else(|error| panic!("{name} cannot be run ({error}): tests/run installs it"))
+}
+
+/// What a program wrote, which must have ended well.
+pub async fn written_by(command: Command, patience: Duration) -> String {
+    let output = run(command, patience).await;
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
+    stdout.into_owned()
+}
