@@ -9,6 +9,8 @@
 mod connection;
 mod feed;
 mod flight;
+mod frames;
+mod keeping;
 mod phase;
 
 use std::collections::{HashMap, VecDeque};
@@ -18,26 +20,27 @@ use tracing::{debug, warn};
 
 pub use flight::Origin;
 use flight::{Act, Flight, Stop};
+use frames::{Frames, Outline};
 use phase::Phase;
 
 use crate::{
     comfy_session::feed::{Feed, Word},
     domain::{
-        artifact::Artifact,
+        artifact::{Artifact, StoredObject},
         id::{BackendId, ClientId, PromptId, TaskId},
         progress::NodeTiming,
         prompt::{Abilities, Finished, Receipt, Sighting},
         task::{Change, Fence, Refusal, Release},
         time::Timestamp,
     },
-    kit::tasks::{Panicked, Tasks},
+    kit::tasks::{Guard, Panicked, Tasks},
     ports::{
         comfy::{ComfyError, ComfyTransport, Signals, Submission, SubmitError},
         store::{Assignment, StoreError},
     },
     queue::QueueMsg,
     system::System,
-    uploads::UploadsMsg,
+    uploads::{UploadsMsg, transfer::Failure},
 };
 
 /// How often flights are looked over. Only for what no event tells: silences, timeouts, a history that is late.
@@ -79,6 +82,17 @@ pub enum SessionMsg {
     },
     /// A frame that matters.
     Heard(Word),
+    /// A picture that came over the WebSocket is stored, or is not.
+    FrameKept {
+        /// The task.
+        id: TaskId,
+        /// Under which fence it came.
+        fence: Fence,
+        /// Which of its pictures.
+        number: usize,
+        /// What came of it.
+        result: Box<Result<StoredObject, Failure>>,
+    },
     /// An act ended.
     Done {
         /// The task.
@@ -142,6 +156,8 @@ pub struct State {
     connections: u64,
     flights: HashMap<TaskId, (Flight, std::sync::Arc<str>)>,
     feed: Feed,
+    /// Pictures being stored, by task; dropping a guard gives one up.
+    keeping: HashMap<TaskId, Vec<Guard>>,
     /// Since when an accepted prompt's status frame is awaited.
     status_owed_since: Option<Timestamp>,
     orphans: VecDeque<PromptId>,
@@ -170,6 +186,7 @@ impl Actor for ComfySessionActor {
             connections: 0,
             flights: HashMap::new(),
             feed,
+            keeping: HashMap::new(),
             status_owed_since: None,
             orphans: VecDeque::new(),
             forgettable: Vec::new(),
@@ -194,6 +211,7 @@ impl Actor for ComfySessionActor {
             SessionMsg::Dialed(result) => state.on_dialed(&me, result),
             SessionMsg::SocketClosed { connection, reason } => state.on_socket_closed(&me, connection, &reason),
             SessionMsg::Heard(word) => state.on_heard(&me, word),
+            SessionMsg::FrameKept { id, fence, number, result } => state.on_frame_kept(&me, id, fence, number, *result),
             SessionMsg::Done { id, fence, outcome } => state.on_done(&me, id, fence, outcome),
             SessionMsg::Tick => state.on_tick(&me),
             SessionMsg::QueueIsBack => state.tell_demand(&me),
@@ -211,8 +229,10 @@ impl State {
             return;
         }
         debug!(task.id = %id, task.dispatch = task.dispatch, ?origin, "took on the task");
-        let flight = Flight::new(task, options, origin, self.now(), &self.system.settings.session);
-        self.feed.follow(flight.prompt(), id, count_nodes(&graph));
+        let outline = Outline::of(&graph, &options.output);
+        let mut flight = Flight::new(task, options, origin, self.now(), &self.system.settings.session);
+        flight.frames = Frames::new(!outline.senders.is_empty());
+        self.feed.follow(flight.prompt(), id, outline);
         self.flights.insert(id, (flight, graph));
         if self.phase.client().is_none() {
             self.give_back_unsent();
@@ -238,7 +258,7 @@ impl State {
 
     fn on_heard(&mut self, me: &ActorRef<SessionMsg>, word: Word) {
         let now = self.now();
-        let (Word::Running(prompt) | Word::Over { prompt, .. }) = &word;
+        let prompt = word.prompt();
         let Some((flight, _)) = self.flights.values_mut().find(|(flight, _)| flight.prompt() == *prompt) else {
             return;
         };
@@ -252,6 +272,7 @@ impl State {
                     self.tell_ran(id);
                 }
             }
+            Word::Frame { node, picture, .. } => self.on_frame(me, id, &node, picture),
         }
         self.advance(me, id);
     }
@@ -303,7 +324,7 @@ impl State {
     fn on_accepted(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, prompt: PromptId) {
         let Some((flight, graph)) = self.flights.get(&id) else { return };
         if prompt != PromptId::of(id, flight.task.dispatch) {
-            self.feed.follow(prompt.clone(), id, count_nodes(graph));
+            self.feed.follow(prompt.clone(), id, Outline::of(graph, &flight.options.output));
         }
         self.record_acceptance(me, id, flight.task.fence, prompt);
     }
@@ -341,6 +362,7 @@ impl State {
 
     fn remove(&mut self, id: TaskId) -> Option<(Flight, std::sync::Arc<str>)> {
         let (flight, graph) = self.flights.remove(&id)?;
+        self.keeping.remove(&id);
         let mut nodes = self.feed.unfollow(&PromptId::of(id, flight.task.dispatch));
         nodes.extend(self.feed.unfollow(&flight.prompt()));
         self.note_run(id, flight.task.dispatch, nodes, graph.clone());
@@ -516,9 +538,4 @@ fn name_classes(nodes: &mut [NodeTiming], graph: &str) {
     for node in nodes {
         node.class_type = graph.remove(&node.node_id).map(|node| node.class_type);
     }
-}
-
-/// How many nodes a graph has, for the share of them that is done.
-fn count_nodes(graph: &str) -> usize {
-    serde_json::from_str::<HashMap<&str, serde::de::IgnoredAny>>(graph).map_or(0, |nodes| nodes.len())
 }

@@ -11,6 +11,7 @@ pub mod transfer;
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,11 +25,12 @@ use self::{
 use crate::{
     domain::{
         artifact::StoredObject,
+        error::TaskError,
         id::TaskId,
         task::{Change, Fence, Release},
     },
     kit::tasks::Tasks,
-    ports::store::Assignment,
+    ports::{comfy::ComfyTransport, store::Assignment},
     queue::QueueMsg,
     system::System,
 };
@@ -55,6 +57,15 @@ pub enum UploadsMsg {
         index: u32,
         /// What came of it.
         result: Result<StoredObject, Failure>,
+    },
+    /// The server was told to forget its results: the task may run again.
+    CacheDropped {
+        /// The task.
+        id: TaskId,
+        /// Under which fence.
+        fence: Fence,
+        /// Why it runs again.
+        error: Box<TaskError>,
     },
     /// The delay before another try is over.
     Again { id: TaskId, fence: Fence, index: u32 },
@@ -105,6 +116,7 @@ impl Actor for UploadSupervisor {
             UploadsMsg::Cancel { id } => state.cancel(&me, id),
             UploadsMsg::Drop { id, fence } => state.drop_batch(&me, id, fence),
             UploadsMsg::Transferred { id, fence, index, result } => state.on_transferred(&me, id, fence, index, result),
+            UploadsMsg::CacheDropped { id, fence, error } => state.on_cache_dropped(&me, id, fence, *error),
             UploadsMsg::Again { id, fence, index } => state.ready.push_back((id, fence, index)),
             UploadsMsg::Announce => state.announce(&me),
         }
@@ -158,8 +170,7 @@ impl State {
         let Some(batch) = self.batches.get(&id).filter(|batch| batch.task.fence == fence) else { return };
         let Some((artifact, stem)) = batch.transfer(index) else { return };
         let options = batch.options.clone();
-        let backend = batch.task.prompt.as_ref().and_then(|prompt| self.system.backends.get(&prompt.backend));
-        let Some(comfy) = backend.cloned() else {
+        let Some(comfy) = self.backend_of(id) else {
             return self.on_transferred(
                 me,
                 id,
@@ -231,13 +242,34 @@ impl State {
                 info!(task.id = %id, index, %failure, ?delay, "an output could not be stored; trying again");
                 me.send_after(delay, move || UploadsMsg::Again { id, fence, index });
             }
-            Verdict::Fail(error) => {
-                let retryable = error.retryable;
-                let change =
-                    if retryable { Change::Retry { error, delay: Duration::ZERO } } else { Change::Fail { error } };
-                self.settle(me, id, change);
-            }
+            Verdict::Fail(error) => self.give_up(me, id, error),
+            Verdict::Rerun(error) => self.drop_cache(me, id, fence, error),
         }
+    }
+
+    fn give_up(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, error: TaskError) {
+        let retryable = error.retryable;
+        let change = if retryable { Change::Retry { error, delay: Duration::ZERO } } else { Change::Fail { error } };
+        self.settle(me, id, change);
+    }
+
+    /// Without this the next run would report the same missing file. Whether it was heard shows in that run.
+    fn drop_cache(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, fence: Fence, error: TaskError) {
+        let Some(comfy) = self.backend_of(id) else { return self.give_up(me, id, error) };
+        info!(task.id = %id, %error.message, "an output's file is gone; its server forgets its results and the task runs again");
+        let work = async move { _ = comfy.drop_cache().await };
+        self.tasks.run(me, work, move |_| UploadsMsg::CacheDropped { id, fence, error: Box::new(error) });
+    }
+
+    fn on_cache_dropped(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, fence: Fence, error: TaskError) {
+        if self.batches.get(&id).is_some_and(|batch| batch.task.fence == fence) {
+            self.give_up(me, id, error);
+        }
+    }
+
+    fn backend_of(&self, id: TaskId) -> Option<Arc<dyn ComfyTransport>> {
+        let prompt = self.batches.get(&id)?.task.prompt.as_ref()?;
+        self.system.backends.get(&prompt.backend).cloned()
     }
 
     fn complete(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId) {

@@ -212,6 +212,11 @@ impl ComfyTransport for HttpComfy {
         check_status(self.http.tell(&["history"], &json!({ "delete": prompts })).await?)
     }
 
+    async fn drop_cache(&self) -> Result<(), ComfyError> {
+        let wish = json!({ "unload_models": false, "free_memory": true });
+        check_status(self.http.tell(&["free"], &wish).await?)
+    }
+
     async fn view(&self, file: &FileRef) -> Result<Download, ComfyError> {
         if !file.is_safe() {
             return Err(ComfyError::NotFound);

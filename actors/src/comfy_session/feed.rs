@@ -6,6 +6,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::frames::Outline;
 use crate::{
     board::Board,
     domain::{
@@ -17,13 +21,38 @@ use crate::{
     ports::clock::Clock,
 };
 
+/// KiB of pictures that wait to be stored, per session. More come than the storage takes: the run is lost, not the process.
+const ROOM: usize = 128 << 10;
+/// The least a picture counts for, so that their number is bounded too.
+const LEAST: usize = 1 << 10;
+
 /// A frame that changes what is known about a prompt: these alone reach the session's mailbox.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Word {
     /// It runs.
     Running(PromptId),
     /// It is over; `written` when its history is there for certain.
     Over { prompt: PromptId, written: bool },
+    /// A node whose result is what it sends sent a picture; none when there was no room for it.
+    Frame { prompt: PromptId, node: String, picture: Option<Picture> },
+}
+
+impl Word {
+    /// Which prompt it is about.
+    #[must_use]
+    pub fn prompt(&self) -> &PromptId {
+        match self {
+            Self::Running(prompt) | Self::Over { prompt, .. } | Self::Frame { prompt, .. } => prompt,
+        }
+    }
+}
+
+/// A picture in memory, and the room it takes until it is dropped.
+#[derive(Debug)]
+pub struct Picture {
+    /// The file.
+    pub bytes: Bytes,
+    _room: OwnedSemaphorePermit,
 }
 
 /// Shared by a session and its reader.
@@ -34,12 +63,15 @@ struct Inner {
     board: Board,
     clock: Arc<dyn Clock>,
     heard: Mutex<Heard>,
+    room: Arc<Semaphore>,
 }
 
 #[derive(Default)]
 struct Heard {
     followed: HashMap<PromptId, Followed>,
     last_status: Timestamp,
+    /// What the server runs now: plain pictures name neither prompt nor node.
+    current: Option<(PromptId, String)>,
 }
 
 struct Followed {
@@ -47,19 +79,22 @@ struct Followed {
     tracker: Tracker,
     last_word: Timestamp,
     running: bool,
+    /// Nodes whose pictures are results, not previews.
+    senders: Vec<String>,
 }
 
 impl Feed {
     /// Writes progress to `board`.
     #[must_use]
     pub fn new(board: Board, clock: Arc<dyn Clock>) -> Self {
-        Self(Arc::new(Inner { board, clock, heard: Mutex::default() }))
+        Self(Arc::new(Inner { board, clock, heard: Mutex::default(), room: Arc::new(Semaphore::new(ROOM)) }))
     }
 
     /// Frames of this prompt are about that task from now on.
-    pub fn follow(&self, prompt: PromptId, task: TaskId, nodes: usize) {
+    pub fn follow(&self, prompt: PromptId, task: TaskId, outline: Outline) {
+        let Outline { nodes, senders } = outline;
         let last_word = self.0.clock.now();
-        let followed = Followed { task, tracker: Tracker::new(nodes), last_word, running: false };
+        let followed = Followed { task, tracker: Tracker::new(nodes), last_word, running: false, senders };
         self.lock().followed.insert(prompt, followed);
     }
 
@@ -94,6 +129,7 @@ impl Feed {
             Signal::Started { prompt } => self.advance(prompt, now, |_| ()),
             Signal::Cached { prompt, nodes } => self.advance(prompt, now, |tracker| tracker.cached(nodes)),
             Signal::Executing { prompt: Some(prompt), node } => {
+                self.lock().current = Some((prompt.clone(), node.clone()));
                 self.advance(prompt, now, |tracker| tracker.node_started(&node, now))
             }
             Signal::Stepped { prompt, node, value, max } => {
@@ -101,8 +137,23 @@ impl Feed {
             }
             Signal::Ending { prompt } => Some(self.over(prompt, false, now)),
             Signal::Ended { prompt } => Some(self.over(prompt, true, now)),
+            Signal::Preview { prompt, node, content_type: "image/png", image } => self.frame(prompt.zip(node), image),
             Signal::Executing { prompt: None, .. } | Signal::Preview { .. } | Signal::Other => None,
         }
+    }
+
+    /// A picture, when the node that sent it keeps no file. Those without a name are of what runs now, as servers run one at a time.
+    fn frame(&self, of: Option<(PromptId, String)>, image: Bytes) -> Option<Word> {
+        let mut heard = self.lock();
+        let (prompt, node) = of.or_else(|| heard.current.clone())?;
+        let now = self.0.clock.now();
+        let followed = heard.followed.get_mut(&prompt).filter(|followed| followed.senders.contains(&node))?;
+        followed.last_word = now;
+        drop(heard);
+        let cost = u32::try_from((image.len() >> 10).clamp(LEAST, ROOM)).ok()?;
+        let room = self.0.room.clone().try_acquire_many_owned(cost);
+        let picture = room.ok().map(|room| Picture { bytes: image, _room: room });
+        Some(Word::Frame { prompt, node, picture })
     }
 
     fn advance(&self, prompt: PromptId, now: Timestamp, update: impl FnOnce(&mut Tracker)) -> Option<Word> {

@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use super::frames::{Delivery, Frames};
 use crate::{
     domain::{
         artifact::Artifact,
@@ -103,6 +104,8 @@ pub struct Flight {
     pub task: Task,
     /// What is done differently for it.
     pub options: Arc<TaskOptions>,
+    /// What it sends over the WebSocket.
+    pub frames: Frames,
     fate: Fate,
     verify: bool,
     /// One act is being done.
@@ -114,6 +117,8 @@ pub struct Flight {
     running_since: Option<Timestamp>,
     /// When its end was first heard of.
     end_heard_at: Option<Timestamp>,
+    /// When its history was read.
+    over_at: Timestamp,
     next_ask: Timestamp,
     asks: u32,
     /// What the server said when it failed to take it.
@@ -144,6 +149,7 @@ impl Flight {
             stop_asked_at: stop.as_ref().map(|_| now),
             task,
             options,
+            frames: Frames::default(),
             fate,
             verify: origin == Origin::ClaimedUnsure,
             busy: false,
@@ -151,6 +157,7 @@ impl Flight {
             stop_sent_at: None,
             running_since: None,
             end_heard_at: None,
+            over_at: now,
             next_ask: now,
             asks: 0,
             post_failed: None,
@@ -221,7 +228,7 @@ impl Flight {
             Fate::Unsent if self.verify => due.then(|| self.look()),
             Fate::Unsent => online.then_some(Act::Submit),
             Fate::Sending => None,
-            Fate::Over(finished) => Some(self.ending(finished)),
+            Fate::Over(finished) => self.ending(finished, now),
             Fate::Gone { was_accepted, was_running } => {
                 Some(self.settle(self.after_loss(*was_accepted, *was_running), None))
             }
@@ -280,20 +287,24 @@ impl Flight {
         Act::Settle { change, orphan }
     }
 
-    /// What a finished prompt means for its task.
-    fn ending(&self, finished: &Finished) -> Act {
+    /// What a finished prompt means for its task. Nothing yet while pictures it sent are still being stored.
+    fn ending(&self, finished: &Finished, now: Timestamp) -> Option<Act> {
         let change = match (&finished.outcome, &self.stop) {
             (_, Some(Stop::Client)) => Change::Release(Release::Cancelled),
             (_, Some(Stop::Partial(error))) => Change::Fail { error: error.clone() },
-            (Outcome::Success, _) => match finished.artifacts(&self.options.output, &[]) {
-                Ok(artifacts) => return Act::Plan(artifacts),
-                Err(error) => failure(error),
+            (Outcome::Success, _) => match self.frames.delivery(self.end_heard_at.is_some(), self.over_at, now) {
+                Delivery::Open => return None,
+                Delivery::Failed(error) => failure(error),
+                Delivery::Complete(frames) => match finished.artifacts(&self.options.output, &frames) {
+                    Ok(artifacts) => return Some(Act::Plan(artifacts)),
+                    Err(error) => failure(error),
+                },
             },
             (Outcome::Failed(error), _) => failure(error.clone()),
             (Outcome::Interrupted, None) => Change::Release(Release::Interrupted),
             (Outcome::Interrupted, Some(_)) => self.after_stop(),
         };
-        self.settle(change, None)
+        Some(self.settle(change, None))
     }
 
     fn after_stop(&self) -> Change {
@@ -410,7 +421,7 @@ impl Flight {
                 }
                 self.next_ask = now.after(ASK_EVERY);
             }
-            Verdict::Ended(finished) => self.on_finished(finished),
+            Verdict::Ended(finished) => self.on_finished(finished, now),
             Verdict::LookAgain(at) => {
                 self.fate = Fate::Unclear(doubt);
                 self.next_ask = at.max(now);
@@ -436,7 +447,7 @@ impl Flight {
     pub fn on_history(&mut self, result: Result<Option<Finished>, ComfyError>, now: Timestamp) {
         self.busy = false;
         match result {
-            Ok(Some(finished)) => self.on_finished(finished),
+            Ok(Some(finished)) => self.on_finished(finished, now),
             Ok(None) if self.end_heard_at.is_some() => self.next_ask = now.after(REREAD_EVERY),
             Ok(None) | Err(_) => self.next_ask = now.after(ASK_EVERY),
         }
@@ -454,7 +465,8 @@ impl Flight {
         self.next_ask = now.after(PAIR_GAP);
     }
 
-    fn on_finished(&mut self, finished: Finished) {
+    fn on_finished(&mut self, finished: Finished, now: Timestamp) {
+        self.over_at = now;
         if let Some(prompt) = &mut self.task.prompt {
             prompt.accepted = true;
             prompt.id = finished.prompt.clone();

@@ -175,6 +175,13 @@ pub trait ComfyTransport: Send + Sync + 'static {
     /// `Unavailable`.
     async fn forget(&self, prompts: &[PromptId]) -> Result<(), ComfyError>;
 
+    /// Has the server forget the results it would reuse, as soon as it has nothing running; models stay loaded. Results of others
+    /// go too: they are computed again.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn drop_cache(&self) -> Result<(), ComfyError>;
+
     /// Opens an output file.
     ///
     /// # Errors

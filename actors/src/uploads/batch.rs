@@ -21,6 +21,8 @@ pub enum Verdict {
     Again(Duration),
     /// The task failed; retryable when only another run can bring the file.
     Fail(TaskError),
+    /// The server reused a result whose file is gone. It must forget its results, then another run brings the file.
+    Rerun(TaskError),
 }
 
 /// The outputs of one task.
@@ -73,6 +75,11 @@ impl Batch {
         }
     }
 
+    /// Whether the attempt before this one ended for want of a file.
+    fn was_rerun(&self) -> bool {
+        self.task.error.as_ref().is_some_and(|error| error.code == ErrorCode::OutputMissing)
+    }
+
     /// A transfer failed. A storage that is away is waited for: the GPU's work is done and must not be done again. A file that cannot be
     /// read is worth some tries, then only another run can bring it.
     pub fn failed(
@@ -83,6 +90,7 @@ impl Batch {
         settings: UploadSettings,
         draw: f64,
     ) -> Verdict {
+        let was_rerun = self.was_rerun();
         let (of_reading, of_anything) = self.failures.entry(index).or_default();
         *of_anything += 1;
         let delay = settings.backoff.delay_at_least_half(*of_anything, draw);
@@ -99,10 +107,14 @@ impl Batch {
                 ErrorCode::ConversionFailed,
                 format!("output {index} cannot be made into what output_options ask for: {reason}"),
             )),
-            Failure::Missing => Verdict::Fail(TaskError::new(
-                ErrorCode::OutputMissing,
-                format!("the run reported output {index}, but the ComfyUI server does not have the file any more"),
-            )),
+            // Once. If the file of a fresh run is gone as well, more runs would be burnt for nothing.
+            Failure::Missing if was_rerun => Verdict::Fail(TaskError {
+                retryable: false,
+                ..missing(index, "twice in a row; something deletes files on it before they are fetched")
+            }),
+            Failure::Missing => {
+                Verdict::Rerun(missing(index, "most likely it reused an earlier result whose file was deleted"))
+            }
             Failure::Lost(reason) | Failure::Source(reason) | Failure::Crashed(reason) => {
                 *of_reading += 1;
                 if *of_reading < settings.attempts {
@@ -115,6 +127,11 @@ impl Batch {
             }
         }
     }
+}
+
+fn missing(index: u32, why: &str) -> TaskError {
+    let message = format!("the run reported output {index}, but the ComfyUI server does not have the file: {why}");
+    TaskError::new(ErrorCode::OutputMissing, message)
 }
 
 fn fatal(message: String) -> TaskError {

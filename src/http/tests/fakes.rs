@@ -466,6 +466,10 @@ impl ComfyTransport for FakeComfy {
         unreachable!()
     }
 
+    async fn drop_cache(&self) -> Result<(), ComfyError> {
+        Ok(())
+    }
+
     async fn view(&self, _: &FileRef) -> Result<Download, ComfyError> {
         unreachable!()
     }

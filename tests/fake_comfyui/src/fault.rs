@@ -36,6 +36,8 @@ pub enum Fault {
     Kill,
     /// Brings a killed server back.
     Revive,
+    /// Every output and temp file is deleted; cached results go on naming them.
+    FilesGone,
     /// Changes the API generation.
     Generation { generation: Generation },
 
@@ -131,6 +133,7 @@ impl Fault {
                 | Self::Restart { .. }
                 | Self::Kill
                 | Self::Revive
+                | Self::FilesGone
                 | Self::Generation { .. }
         )
     }

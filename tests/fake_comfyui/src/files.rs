@@ -198,10 +198,10 @@ impl Files {
         *counter
     }
 
-    /// Empties the temp folder, as ComfyUI does when it starts.
-    pub fn clear_temp(&self) {
+    /// Empties a folder, as ComfyUI does with temp when it starts.
+    pub fn clear(&self, folder: Folder) {
         let mut stored = self.lock();
-        let gone: Vec<Place> = stored.keys().filter(|place| place.folder == Folder::Temp).cloned().collect();
+        let gone: Vec<Place> = stored.keys().filter(|place| place.folder == folder).cloned().collect();
         let old: Vec<Stored> = gone.iter().filter_map(|place| stored.remove(place)).collect();
         drop(stored);
         old.into_iter().for_each(|old| self.release(Some(old)));

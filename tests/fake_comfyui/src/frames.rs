@@ -4,6 +4,8 @@ use axum::body::Bytes;
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
+use crate::nodes::expand::{parent, shown};
+
 /// A text frame: `{"type": ..., "data": ...}`.
 pub(crate) fn text<T: Serialize>(kind: &str, data: &T) -> String {
     #[derive(Serialize)]
@@ -33,7 +35,7 @@ pub(crate) fn executing(prompt_id: &str, node: Option<&str>) -> String {
         display_node: Option<&'a str>,
         prompt_id: &'a str,
     }
-    text("executing", &Data { node, display_node: node, prompt_id })
+    text("executing", &Data { node, display_node: node.map(shown), prompt_id })
 }
 
 /// `executing` as a client gets it that reconnects while its prompt runs: no prompt id.
@@ -49,7 +51,7 @@ pub(crate) fn executed(prompt_id: &str, node: &str, output: &Json) -> String {
         output: &'a Json,
         prompt_id: &'a str,
     }
-    text("executed", &Data { node, display_node: node, output, prompt_id })
+    text("executed", &Data { node, display_node: shown(node), output, prompt_id })
 }
 
 pub(crate) fn progress(prompt_id: &str, node: &str, value: u64, max: u64) -> String {
@@ -103,9 +105,9 @@ pub(crate) fn progress_state(prompt_id: &str, states: &[NodeState]) -> String {
                     state: if state.finished { "finished" } else { "running" },
                     node_id: &state.id,
                     prompt_id: self.0,
-                    display_node_id: &state.id,
-                    parent_node_id: None,
-                    real_node_id: &state.id,
+                    display_node_id: shown(&state.id),
+                    parent_node_id: parent(&state.id),
+                    real_node_id: shown(&state.id),
                 };
                 (&state.id, line)
             }))

@@ -37,8 +37,7 @@
 //! # Where it differs from ComfyUI
 //!
 //! Deliberately: graphs are echoed as they were sent (no conversion of numbers), JSON is not ASCII-escaped, `queue_pending` comes in
-//! the order of execution, an interrupt ends a sampler's step at once, `/view?preview=webp` yields PNG, `channel` is ignored, PNG files carry no metadata,
-//! a batch of more than 32 megapixels is out of memory, and a reader that stops reading is cut off instead of stalling everybody.
+//! the order of execution, an interrupt ends a sampler's step at once, `/view?preview=webp` yields PNG, `channel` is ignored, a batch of more than 32 megapixels is out of memory, and a reader that stops reading is cut off instead of stalling everybody.
 //! The routes of the web interface (users, settings, userdata, assets, internal) are not there.
 
 #![expect(

@@ -2,6 +2,8 @@
 
 mod bytes;
 pub(crate) mod classes;
+mod clips;
+pub(crate) mod expand;
 mod image;
 mod lab;
 mod sampling;
@@ -33,6 +35,8 @@ pub(crate) enum Value {
     /// The text that conditions a sampler.
     Conditioning(Arc<str>),
     Latent(Arc<sampling::Latent>),
+    Audio,
+    Video,
     Text(Arc<str>),
 }
 
@@ -43,6 +47,8 @@ pub(crate) struct Product {
     pub values: Vec<Value>,
     /// What an output node shows: the `output` of `executed` and of history.
     pub ui: Option<Json>,
+    /// The subgraph it expanded into: what its nodes show, in the order they run.
+    pub children: Vec<Option<Json>>,
 }
 
 /// An exception in a node.
@@ -104,6 +110,16 @@ pub(crate) enum Work {
     PreviewAny,
     SaveText,
     Gifs,
+    EmptyAudio,
+    SaveAudio(&'static str),
+    PreviewAudio,
+    CreateVideo,
+    SaveVideo(&'static str),
+    SaveAnimatedWebp,
+    SaveAnimatedPng,
+    SaveLatent,
+    SendImages,
+    Expand,
     Bytes,
 }
 
@@ -132,12 +148,22 @@ pub(crate) async fn run(work: Work, step: &mut Step<'_>) -> Result<Product, Stop
         Work::PreviewAny => text::preview_any(step),
         Work::SaveText => text::save_text(step),
         Work::Gifs => lab::gifs(step).await,
+        Work::EmptyAudio => Ok(clips::empty_audio()),
+        Work::SaveAudio(ending) => clips::save_audio(step, ending),
+        Work::PreviewAudio => clips::preview_audio(step),
+        Work::CreateVideo => clips::create_video(step),
+        Work::SaveVideo(ending) => clips::save_video(step, ending),
+        Work::SaveAnimatedWebp => clips::save_animated_webp(step).await,
+        Work::SaveAnimatedPng => clips::save_animated_png(step).await,
+        Work::SaveLatent => sampling::save_latent(step),
+        Work::SendImages => image::send(step).await,
+        Work::Expand => expand::expand(step),
         Work::Bytes => bytes::produce(step),
     }
 }
 
 pub(crate) fn values<const N: usize>(values: [Value; N]) -> Product {
-    Product { values: values.into(), ui: None }
+    Product { values: values.into(), ..Product::default() }
 }
 
 /// Does CPU work without holding up the runtime. Work that costs less than the hand-over itself is done on the spot.

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::graph::{Graph, Members};
 use crate::log::Outcome;
+use crate::nodes::expand::{parent, shown};
 
 /// A place in the queue: the counter as an integer, a given number as a float.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -145,7 +146,10 @@ impl Serialize for Record {
                 serializer.collect_map(self.0.iter().map(|(id, output)| (id, &**output)))
             }
         }
-        let meta = |id: &String| serde_json::json!({"node_id": id, "display_node": id, "parent_node": null, "real_node_id": id});
+        let meta = |id: &String| {
+            let outer = shown(id);
+            serde_json::json!({"node_id": id, "display_node": outer, "parent_node": parent(id), "real_node_id": outer})
+        };
         Entry {
             prompt: &self.prompt,
             outputs: InOrder(&self.outputs),

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::{FakeConfig, Generation};
 use crate::fault::{Fault, Faults, Injection};
-use crate::files::Files;
+use crate::files::{Files, Folder};
 use crate::frames;
 use crate::gate::Gate;
 use crate::http;
@@ -118,7 +118,7 @@ impl Server {
         *jobs = Jobs::default();
         drop(jobs);
         self.free_memory.store(false, Ordering::SeqCst);
-        self.files.clear_temp();
+        self.files.clear(Folder::Temp);
         life.reserved = Some(reserved);
         self.log.push(EventKind::WentDown);
         Ok(())
@@ -164,6 +164,10 @@ impl Server {
             Fault::ResetSockets => self.links.set_websockets(Mode::Reset),
             Fault::HalfOpen => self.links.set_websockets(Mode::Frozen),
             Fault::Deafen => self.hub.forget_all(),
+            Fault::FilesGone => {
+                self.files.clear(Folder::Output);
+                self.files.clear(Folder::Temp);
+            }
             Fault::Generation { generation } => self.settings().generation = generation,
             Fault::Kill => self.go_down(asking).await?,
             Fault::Revive => self.come_up().await?,

@@ -16,6 +16,7 @@ use crate::frames::{self, Amount, NodeState};
 use crate::graph::order::Staging;
 use crate::graph::validate::traceback;
 use crate::log::{EventKind, Outcome, wall_ms};
+use crate::nodes::expand::child;
 use crate::nodes::{self, Failure, Product, Stop, Value};
 use crate::queue::{Prompt, Record, Running};
 use crate::server::Server;
@@ -100,7 +101,10 @@ impl<'a> Execution<'a> {
             } else {
                 let product =
                     self.run_node(prompt, signatures, node, samples).await.map_err(|stop| Halt { node, stop })?;
-                self.cache.insert(signatures[node], product);
+                // What is sent is sent anew each time.
+                if prompt.graph.nodes[node].class.work != nodes::Work::SendImages {
+                    self.cache.insert(signatures[node], product);
+                }
             }
             staging.finish(node);
         }
@@ -165,18 +169,43 @@ impl<'a> Execution<'a> {
             states: &mut self.states,
         };
         let product = nodes::run(node.class.work, &mut step).await?;
+        self.run_children(prompt, node, &product);
 
         self.executed.push(node.id.clone());
         if let Some(ui) = &product.ui {
             self.show(prompt, &node.id, Arc::new(ui.clone()));
         }
-        if let Some(state) = self.states.last_mut() {
-            state.value = state.max;
-            state.finished = true;
-        }
+        self.finish_state(&node.id);
         self.tell_states(prompt);
         self.values.insert(at, Arc::new(product.values.clone()));
         Ok(product)
+    }
+
+    /// The subgraph of a node that expanded. Its work is done already; here its nodes are told of, one after the other.
+    fn run_children(&mut self, prompt: &Prompt, node: &crate::graph::Node, product: &Product) {
+        for (number, ui) in (1..).zip(&product.children) {
+            let id = child(&node.id, number);
+            self.states.push(NodeState {
+                id: id.clone(),
+                value: Amount::Part(0.0),
+                max: Amount::Part(1.0),
+                finished: false,
+            });
+            self.tell_states(prompt);
+            self.server.hub.to_owner(prompt.client_id.as_deref(), || frames::executing(&prompt.id, Some(&id)));
+            if let Some(ui) = ui {
+                self.show(prompt, &id, Arc::new(ui.clone()));
+            }
+            self.finish_state(&id);
+            self.tell_states(prompt);
+        }
+    }
+
+    fn finish_state(&mut self, id: &str) {
+        if let Some(state) = self.states.iter_mut().rev().find(|state| state.id == id) {
+            state.value = state.max;
+            state.finished = true;
+        }
     }
 
     /// The values on the links of a node.

@@ -224,6 +224,7 @@ fn media_type(filename: &str) -> (&'static str, bool) {
         "webm" => ("video/webm", false),
         "flac" => ("audio/flac", false),
         "mp3" => ("audio/mpeg", false),
+        "opus" | "ogg" => ("audio/ogg", false),
         "wav" => ("audio/x-wav", false),
         "txt" => ("text/plain", false),
         "json" => ("application/json", false),

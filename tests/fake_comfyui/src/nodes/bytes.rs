@@ -25,5 +25,5 @@ pub(super) fn produce(step: &mut Step<'_>) -> Result<Product, Stop> {
             shown
         })
         .collect();
-    Ok(Product { values: Vec::new(), ui: Some(json!({"images": files})) })
+    Ok(Product { ui: Some(json!({"images": files})), ..Product::default() })
 }

@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::{Failure, Images, Product, Stop, Value, compute, values};
 use crate::files::{Folder, Place, clean_subfolder, mix};
+use crate::frames::{Preview, PreviewFormat};
 use crate::worker::step::Step;
 
 /// Pictures up to this many pixels are handled on the spot: a hand-over to another thread costs more.
@@ -120,21 +121,28 @@ pub(super) async fn save(step: &mut Step<'_>) -> Result<Product, Stop> {
 }
 
 pub(super) async fn preview(step: &mut Step<'_>) -> Result<Product, Stop> {
-    // Five letters that differ from prompt to prompt, like the random ones of ComfyUI.
-    let mut word =
-        step.prompt.id.bytes().chain(step.node.id.bytes()).fold(0u64, |hash, byte| mix(hash ^ u64::from(byte)));
-    let mut letters = String::new();
-    for _ in 0..5 {
-        letters.push(char::from(b"abcdefghijklmnopqrstupvxyz"[(word % 26) as usize]));
-        word /= 26;
-    }
-    let target = Target::new(step, Folder::Temp, &format!("ComfyUI_temp_{letters}"))?;
+    let target = Target::temporary(step)?;
     keep(step, target).await
+}
+
+/// Sends the pictures over the WebSocket at full size, as if they were previews. They are kept nowhere.
+pub(super) async fn send(step: &mut Step<'_>) -> Result<Product, Stop> {
+    let images = step.images("images")?;
+    let count = images.len() as u64;
+    let cheap = is_cheap(&images);
+    let encoded = compute(cheap, move || images.iter().map(png).collect::<Result<Vec<_>, _>>()).await?;
+    for (number, bytes) in (0..).zip(encoded) {
+        step.report(number, count, Some(&Preview { format: PreviewFormat::Png, bytes }));
+    }
+    Ok(Product::default())
 }
 
 async fn keep(step: &mut Step<'_>, target: Target) -> Result<Product, Stop> {
     let images = step.images("images")?;
-    let encoded = compute(is_cheap(&images), move || images.iter().map(png).collect::<Result<Vec<_>, _>>()).await?;
+    let prompt = metadata(step);
+    let embedded = move |image: &RgbImage| png(image).map(|bytes| embed(&bytes, &prompt));
+    let encoded =
+        compute(is_cheap(&images), move || images.iter().map(embedded).collect::<Result<Vec<_>, _>>()).await?;
     let files: Vec<Json> = encoded
         .into_iter()
         .map(|bytes| {
@@ -144,7 +152,7 @@ async fn keep(step: &mut Step<'_>, target: Target) -> Result<Product, Stop> {
             shown
         })
         .collect();
-    Ok(Product { values: Vec::new(), ui: Some(json!({"images": files})) })
+    Ok(Product { ui: Some(json!({"images": files})), ..Product::default() })
 }
 
 pub(super) fn is_cheap(images: &Images) -> bool {
@@ -158,6 +166,25 @@ pub(super) fn png(image: &RgbImage) -> Result<Vec<u8>, Failure> {
         .write_image(image.as_raw(), image.width(), image.height(), ExtendedColorType::Rgb8)
         .map_err(|error| Failure::new("OSError", error.to_string()))?;
     Ok(bytes)
+}
+
+/// What ComfyUI embeds into the files of a prompt: a name, and the graph as JSON.
+pub(super) fn metadata(step: &Step<'_>) -> Vec<u8> {
+    [b"prompt\0", step.prompt.text.get().as_bytes()].concat()
+}
+
+/// A PNG with a text in it, behind the signature and the header.
+fn embed(png: &[u8], text: &[u8]) -> Vec<u8> {
+    let (head, rest) = png.split_at(33.min(png.len()));
+    [head, &chunk(*b"tEXt", text), rest].concat()
+}
+
+/// A chunk of a PNG: length, kind, data, checksum.
+pub(super) fn chunk(kind: [u8; 4], data: &[u8]) -> Vec<u8> {
+    let sum = !kind.iter().chain(data).fold(u32::MAX, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| if sum & 1 == 1 { sum >> 1 ^ 0xEDB8_8320 } else { sum >> 1 })
+    });
+    [&(data.len() as u32).to_be_bytes()[..], &kind, data, &sum.to_be_bytes()].concat()
 }
 
 /// Where the files of an output node go.
@@ -185,6 +212,18 @@ impl Target {
         };
         let name = name.replace("%width%", &width.to_string()).replace("%height%", &height.to_string());
         Ok(Self { folder, subfolder, name })
+    }
+
+    /// The temp folder, under a name with five letters that differ from prompt to prompt, like the random ones of ComfyUI.
+    pub fn temporary(step: &Step<'_>) -> Result<Self, Stop> {
+        let mut word =
+            step.prompt.id.bytes().chain(step.node.id.bytes()).fold(0u64, |hash, byte| mix(hash ^ u64::from(byte)));
+        let mut letters = String::new();
+        for _ in 0..5 {
+            letters.push(char::from(b"abcdefghijklmnopqrstupvxyz"[(word % 26) as usize]));
+            word /= 26;
+        }
+        Self::new(step, Folder::Temp, &format!("ComfyUI_temp_{letters}"))
     }
 
     /// The next free name, `<name>_<number><ending>`.

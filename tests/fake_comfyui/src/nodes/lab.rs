@@ -66,7 +66,7 @@ pub(super) async fn gifs(step: &mut Step<'_>) -> Result<Product, Stop> {
     shown["format"] = Json::from("image/gif");
     shown["frame_rate"] = Json::from(10.0);
     step.server.files.write(target.place(filename), bytes.into());
-    Ok(Product { values: Vec::new(), ui: Some(json!({"gifs": [shown]})) })
+    Ok(Product { ui: Some(json!({"gifs": [shown]})), ..Product::default() })
 }
 
 /// Pixels between two clear codes, so that the code width never grows.

@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use image::codecs::jpeg::JpegEncoder;
 use image::{RgbImage, imageops};
+use serde_json::json;
 
-use super::image::{MAX_SIDE, pixels};
+use super::image::{MAX_SIDE, Target, pixels};
 use super::{Failure, Images, Product, Stop, Value, compute, values};
+use crate::files::Folder;
 use crate::frames::{Preview, PreviewFormat};
 use crate::picture;
 use crate::worker::step::Step;
@@ -148,4 +150,17 @@ pub(super) fn shrink(image: &RgbImage) -> RgbImage {
     }
     let fit = |side: u32| (side * PREVIEW_SIDE / longer).max(1);
     imageops::thumbnail(image, fit(image.width()), fit(image.height()))
+}
+
+/// A safetensors file with the prompt in its header, as ComfyUI writes latents.
+pub(super) fn save_latent(step: &mut Step<'_>) -> Result<Product, Stop> {
+    let target = Target::new(step, Folder::Output, &step.text("filename_prefix"))?;
+    let prompt = step.prompt.text.get();
+    let tensor = json!({"dtype": "F32", "shape": [1], "data_offsets": [0, 4]});
+    let header = json!({"__metadata__": {"prompt": prompt}, "latent_tensor": tensor}).to_string();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
+    let filename = target.next_name(step, "_.latent");
+    let shown = target.describe(&filename);
+    step.server.files.write(target.place(filename), bytes.into());
+    Ok(Product { ui: Some(json!({"latents": [shown]})), ..Product::default() })
 }

@@ -13,7 +13,7 @@ pub(super) fn lab_text_out(step: &mut Step<'_>) -> Result<Product, Stop> {
     let owner = step.prompt.client_id.as_deref();
     step.server.hub.progress_text(owner, &step.node.id, &format!("progress text: {text}"));
     let ui = json!({"text": [text], "lab_extra": [{"answer": 42}]});
-    Ok(Product { values: vec![Value::Text(text.into())], ui: Some(ui) })
+    Ok(Product { values: vec![Value::Text(text.into())], ui: Some(ui), ..Product::default() })
 }
 
 pub(super) fn preview_any(step: &mut Step<'_>) -> Result<Product, Stop> {
@@ -21,7 +21,7 @@ pub(super) fn preview_any(step: &mut Step<'_>) -> Result<Product, Stop> {
         Some(Value::Images(_)) => "tensor([[[[0.5, 0.5, 0.5]]]])".to_owned(),
         _ => step.text("source"),
     };
-    Ok(Product { values: Vec::new(), ui: Some(json!({"text": [text]})) })
+    Ok(Product { ui: Some(json!({"text": [text]})), ..Product::default() })
 }
 
 pub(super) fn save_text(step: &mut Step<'_>) -> Result<Product, Stop> {
@@ -32,5 +32,5 @@ pub(super) fn save_text(step: &mut Step<'_>) -> Result<Product, Stop> {
     let filename = target.next_name(step, &format!(".{format}"));
     let shown = target.describe(&filename);
     step.server.files.write(target.place(filename), text.clone().into_bytes().into());
-    Ok(Product { values: Vec::new(), ui: Some(json!({"text": [text], "files": [shown]})) })
+    Ok(Product { ui: Some(json!({"text": [text], "files": [shown]})), ..Product::default() })
 }

@@ -253,9 +253,19 @@ replayed! {
     png_previews_with_flags: CURRENT "02c";
     png_previews_without_flags: CURRENT "02d";
     previews_after_other_first_message: CURRENT "02e";
+    batch: CURRENT "14a";
     temp_preview_output: CURRENT "14c";
-    gifs: CURRENT "14j";
+    animated_webp: CURRENT "14d";
+    animated_png: CURRENT "14e";
+    video: CURRENT "14g";
+    webm: CURRENT "14h";
     text_outputs: CURRENT "14i";
+    gifs: CURRENT "14j";
+    subgraph_expansion: CURRENT "14k";
+    images_over_the_websocket: CURRENT "14l";
+    images_over_the_websocket_with_flags: CURRENT "14m";
+    latent: CURRENT "14o";
+    text_only: CURRENT "14p";
     api_prefix: CURRENT "15";
     text_to_image: CURRENT "20";
     old_success: OLD "01";
@@ -266,6 +276,17 @@ replayed! {
     old_previews_after_other_first_message: OLD "02e";
     old_temp_preview_output: OLD "14c";
     old_gifs: OLD "14j";
+    old_images_over_the_websocket: OLD "14l";
+}
+
+/// In which order savers that wait for the same node run is chance in the original, so only the answers are compared.
+#[tokio::test]
+async fn audio() {
+    for set in [CURRENT, OLD] {
+        let mut replay = Replay::new(set, "14f").await;
+        replay.requests().await;
+        replay.judge();
+    }
 }
 
 #[tokio::test]
