@@ -51,6 +51,7 @@ mod open;
 mod ops;
 mod place;
 mod reads;
+mod statement;
 mod tx;
 mod workflows;
 mod writer;

@@ -14,12 +14,10 @@ use comfyd_actors::{
     },
     ports::store::{Assignment, StoreError, TaskRecord},
 };
-use sqlx::{
-    Decode, Row, Sqlite, Type,
-    query::Query,
-    sqlite::{SqliteArguments, SqliteRow},
-};
+use sqlx::{Decode, Row, Sqlite, Type, sqlite::SqliteRow};
 use uuid::Uuid;
+
+use super::statement::{Statement, query};
 
 /// The columns [`task`] reads, of the table called `t`.
 macro_rules! task_columns {
@@ -58,19 +56,17 @@ macro_rules! input_columns {
     };
 }
 
-/// The columns that change in a task's life, in the order in which [`bind_save`] binds them.
-pub(super) const SAVE: &str = "UPDATE tasks SET priority = ?, sort_key = ?, queued_at = ?, state = ?, generation = ?, uploads_only = ?, fence = ?, dispatch = ?, attempt = ?, poison = ?, worker = ?, lease_until = ?,
+/// The columns that change in a task's life, in the order in which [`save`] binds them.
+const SAVE: &str = "UPDATE tasks SET priority = ?, sort_key = ?, queued_at = ?, state = ?, generation = ?, uploads_only = ?, fence = ?, dispatch = ?, attempt = ?, poison = ?, worker = ?, lease_until = ?,
      prompt_id = ?, backend = ?, client = ?, accepted = ?, run_at = ?, cancel_requested_at = ?, started_at = ?, executing_at = ?,
      uploading_at = ?, finished_at = ?, error = ? WHERE id = ?";
 
-pub(super) type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
-
-/// Binds everything [`SAVE`] asks for.
-pub(super) fn bind_save<'q>(save: Statement<'q>, task: &Task) -> Result<Statement<'q>, StoreError> {
+/// Saves what changes in a task's life.
+pub(super) fn save(task: &Task) -> Result<Statement, StoreError> {
     let error = task.error.as_ref().map(serde_json::to_string).transpose().map_err(corrupt)?;
     let lease = task.lease.as_ref();
     let prompt = task.prompt.as_ref();
-    Ok(save
+    Ok(query(SAVE)
         .bind(task.priority.level())
         .bind(task.sort_key)
         .bind(task.queued_at.0)
@@ -98,7 +94,7 @@ pub(super) fn bind_save<'q>(save: Statement<'q>, task: &Task) -> Result<Statemen
 }
 
 /// Binds the row of a new task, without the columns that are empty at first.
-pub(super) fn bind_new<'q>(insert: Statement<'q>, task: &Task) -> Statement<'q> {
+pub(super) fn bind_new(insert: Statement, task: &Task) -> Statement {
     insert
         .bind(key(task.id))
         .bind(task.tenant)

@@ -24,6 +24,7 @@ use super::{
     ops::{ClaimHeads, Create, SEEKING},
     reads,
     rows::corrupt,
+    statement::query,
     tx::Tx,
     writer::Operation,
 };
@@ -98,9 +99,9 @@ impl Operation for RoomLeft {
     type Answer = ();
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
-        let row = tx.fetch(sqlx::query("PRAGMA page_count")).await?;
+        let row = tx.fetch(query("PRAGMA page_count")).await?;
         let pages = row.first().map_or(0, |row| row.get::<u32, _>(0)) + self.0;
-        tx.execute(sqlx::query(AssertSqlSafe(format!("PRAGMA max_page_count = {pages}")))).await.map(drop)
+        tx.fetch(query(format!("PRAGMA max_page_count = {pages}"))).await.map(drop)
     }
 }
 
@@ -250,7 +251,7 @@ impl Operation for Durability {
     }
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<i64, Fault> {
-        let rows = tx.fetch(sqlx::query("PRAGMA synchronous")).await?;
+        let rows = tx.fetch(query("PRAGMA synchronous")).await?;
         Ok(rows.first().map_or(-1, |row| row.get(0)))
     }
 }
@@ -309,10 +310,11 @@ async fn a_claim_costs_the_same_however_many_wait() {
             sqlx::query_scalar("SELECT id FROM tasks LIMIT 1 OFFSET 50").fetch_one(&mut conn).await.unwrap();
         // Once beforehand: what a statement costs to prepare is not what it costs.
         for sql in [SEEKING[0].1, reads::GET] {
-            sqlx::query(sql).bind("[0]").bind(0).fetch_all(&mut conn).await.unwrap();
+            sqlx::query(sql).bind("[0]").bind("[0]").bind(0).bind(0).fetch_all(&mut conn).await.unwrap();
         }
         let steps = count_steps(&mut conn).await;
-        let heads = sqlx::query(SEEKING[0].1).bind("[0]").bind(1).fetch_all(&mut conn).await.unwrap();
+        let heads =
+            sqlx::query(SEEKING[0].1).bind("[0]").bind("[0]").bind(1).bind(1).fetch_all(&mut conn).await.unwrap();
         let claim = steps.swap(0, Ordering::SeqCst);
         let found = sqlx::query(reads::GET).bind(id).fetch_all(&mut conn).await.unwrap();
         let get = steps.swap(0, Ordering::SeqCst);

@@ -10,13 +10,17 @@ use comfyd_actors::{
         workflow_store::{Kept, Publication, Published, WorkflowStore},
     },
 };
-use sqlx::sqlite::SqliteRow;
+use sqlx::{
+    Sqlite,
+    query::Query,
+    sqlite::{SqliteArguments, SqliteRow},
+};
 
 use super::{
     SqliteStore,
     fault::store_error,
     ops::{Content, Publish, Record, Withdraw},
-    rows::{Statement, corrupt, get},
+    rows::{corrupt, get},
 };
 
 /// One statement, so that the number and what it counts are of the same moment.
@@ -28,7 +32,7 @@ const VERSION: &str = "SELECT text FROM workflow_versions WHERE name = ? AND ver
 const VERSIONS: &str = "SELECT version, created_at FROM workflow_versions WHERE name = ? ORDER BY version DESC";
 
 impl SqliteStore {
-    async fn rows(&self, query: Statement<'_>) -> Result<Vec<SqliteRow>, StoreError> {
+    async fn rows(&self, query: Query<'_, Sqlite, SqliteArguments>) -> Result<Vec<SqliteRow>, StoreError> {
         query.fetch_all(&self.readers.0).await.map_err(|error| store_error(&error))
     }
 }

@@ -11,9 +11,12 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use comfyd_actors::ports::{
-    clock::Clock,
-    store::{Changed, StoreError},
+use comfyd_actors::{
+    domain::id::TaskId,
+    ports::{
+        clock::Clock,
+        store::{Changed, StoreError},
+    },
 };
 use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::{
@@ -47,6 +50,11 @@ pub(super) trait Operation: Send + 'static {
         false
     }
 
+    /// The task it begins by loading, if it does: those of a batch are read together.
+    fn task(&self) -> Option<TaskId> {
+        None
+    }
+
     /// Does it, on the writer's connection, inside a savepoint.
     fn run(self, tx: &mut Tx<'_>) -> impl Future<Output = Result<Self::Answer, Fault>> + Send;
 }
@@ -56,11 +64,13 @@ pub(super) trait Operation: Send + 'static {
 pub(super) trait Job: Send {
     fn is_promise(&self) -> bool;
 
-    /// Runs it and keeps the answer. `Ok(false)`: it was refused and must leave no trace.
+    fn task(&self) -> Option<TaskId>;
+
+    /// Runs it and keeps the answer; one that was refused leaves no trace. The `last` one of its batch commits.
     ///
     /// # Errors
     /// The connection or the file failed.
-    async fn run(&mut self, tx: &mut Tx<'_>) -> Result<bool, StoreError>;
+    async fn run(&mut self, tx: &mut Tx<'_>, last: bool) -> Result<(), StoreError>;
 
     /// Gives the kept answer to who waits, or the reason why the whole batch failed.
     fn answer(self: Box<Self>, outcome: Result<(), StoreError>);
@@ -89,16 +99,25 @@ impl<O: Operation> Job for Envelope<O> {
         self.is_promise
     }
 
-    async fn run(&mut self, tx: &mut Tx<'_>) -> Result<bool, StoreError> {
-        let Some(operation) = self.operation.take() else { return Ok(true) };
-        let answer = match operation.run(tx).await {
-            Ok(answer) => Ok(answer),
-            Err(Fault::Refused(error)) => Err(error),
-            Err(Fault::Broken(error)) => return Err(error),
+    fn task(&self) -> Option<TaskId> {
+        self.operation.as_ref().and_then(Operation::task)
+    }
+
+    async fn run(&mut self, tx: &mut Tx<'_>, last: bool) -> Result<(), StoreError> {
+        let Some(operation) = self.operation.take() else { return Ok(()) };
+        let outcome = match operation.run(tx).await {
+            Ok(answer) => tx.keep_operation(last).await.map(|()| answer),
+            Err(fault) => Err(fault),
         };
-        let kept = answer.is_ok();
-        self.answer = Some(answer);
-        Ok(kept)
+        self.answer = Some(match outcome {
+            Ok(answer) => Ok(answer),
+            Err(Fault::Refused(error)) => {
+                tx.undo_operation(last).await.map_err(Fault::into_inner)?;
+                Err(error)
+            }
+            Err(Fault::Broken(error)) => return Err(error),
+        });
+        Ok(())
     }
 
     fn answer(self: Box<Self>, outcome: Result<(), StoreError>) {
@@ -124,7 +143,8 @@ pub(super) struct Writer {
 /// The open connection and how far its commits go.
 struct Link {
     conn: SqliteConnection,
-    synchronous: &'static str,
+    /// `None`: not known.
+    synchronous: Option<&'static str>,
 }
 
 /// Commits wait for the disk: nothing committed is lost, whatever happens to the machine.
@@ -190,27 +210,26 @@ impl Writer {
         let clock = Arc::clone(&self.clock);
         let link = self.link().await.map_err(|error| Fault::from(error).into_inner())?;
         let wanted = if batch.iter().any(|job| job.is_promise()) { FULL } else { NORMAL };
-        link.prepare(wanted).await.map_err(unavailable)?;
-        let mut tx = Tx::begin(&mut link.conn).await.map_err(unavailable)?;
+        // Known again when the batch is through.
+        let setting = (link.synchronous.take() != Some(wanted)).then_some(wanted);
+        let mut tx = Tx::new(&mut link.conn, setting);
+        let asked: Vec<_> = batch.iter().filter_map(|job| job.task()).collect();
+        tx.prefetch(asked.into_iter()).await.map_err(Fault::into_inner)?;
+        let last = batch.len().saturating_sub(1);
         for (place, job) in batch.iter_mut().enumerate() {
-            if place > 0 {
-                tx.next_operation().await.map_err(unavailable)?;
-            }
             tx.now = clock.now();
-            let told = tx.changed.len();
-            if !job.run(&mut tx).await? {
-                tx.undo_operation().await.map_err(unavailable)?;
-                tx.changed.truncate(told);
-            }
+            job.run(&mut tx, place == last).await?;
         }
-        tx.commit().await.map_err(unavailable)
+        let (changed, unsent) = tx.end();
+        link.synchronous = unsent.is_none().then_some(wanted);
+        Ok(changed)
     }
 
     async fn link(&mut self) -> Result<&mut Link, sqlx::Error> {
         let link = match self.link.take() {
             Some(link) => link,
             // The options open it with FULL.
-            None => Link { conn: self.options.connect().await?, synchronous: FULL },
+            None => Link { conn: self.options.connect().await?, synchronous: Some(FULL) },
         };
         Ok(self.link.insert(link))
     }
@@ -236,19 +255,4 @@ impl Writer {
             }
         }
     }
-}
-
-impl Link {
-    /// `SQLite` takes this setting between transactions only.
-    async fn prepare(&mut self, synchronous: &'static str) -> Result<(), sqlx::Error> {
-        if self.synchronous != synchronous {
-            sqlx::query(synchronous).execute(&mut self.conn).await?;
-            self.synchronous = synchronous;
-        }
-        Ok(())
-    }
-}
-
-fn unavailable(error: sqlx::Error) -> StoreError {
-    Fault::from(error).into_inner()
 }

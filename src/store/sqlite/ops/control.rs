@@ -14,6 +14,7 @@ use sqlx::sqlite::SqliteRow;
 use crate::store::sqlite::{
     fault::Fault,
     rows::{corrupt, get, key},
+    statement::query,
     tx::Tx,
     writer::Operation,
 };
@@ -38,6 +39,10 @@ impl Operation for Amend {
 
     fn is_promise(&self) -> bool {
         self.change.is_promise()
+    }
+
+    fn task(&self) -> Option<TaskId> {
+        Some(self.id)
     }
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Task, Fault> {
@@ -67,10 +72,9 @@ impl Operation for SetPaused {
             Pausable::Queue => String::new(),
             Pausable::Backend(backend) => backend.as_str().to_owned(),
         };
-        let change =
-            if self.paused { sqlx::query(PAUSE).bind(name).bind(tx.now.0) } else { sqlx::query(RESUME).bind(name) };
-        tx.execute(change).await?;
-        let paused = tx.fetch(sqlx::query(PAUSES)).await?;
+        let change = if self.paused { query(PAUSE).bind(name).bind(tx.now.0) } else { query(RESUME).bind(name) };
+        tx.write(change);
+        let paused = tx.fetch(query(PAUSES)).await?;
         Ok(paused.iter().map(pause).collect::<Result<_, _>>()?)
     }
 }
@@ -96,7 +100,8 @@ impl Operation for NoteRun {
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
         let nodes = serde_json::to_string(&self.nodes).map_err(corrupt)?;
-        let note = sqlx::query(NOTE_RUN).bind(key(self.id)).bind(self.dispatch).bind(nodes);
-        tx.execute(note.bind(key(self.id)).bind(self.dispatch)).await.map(drop)
+        let note = query(NOTE_RUN).bind(key(self.id)).bind(self.dispatch).bind(nodes);
+        tx.write(note.bind(key(self.id)).bind(self.dispatch));
+        Ok(())
     }
 }

@@ -14,7 +14,8 @@ use comfyd_actors::{
 use super::inputs;
 use crate::store::sqlite::{
     fault::Fault,
-    rows::{self, Statement, corrupt, get, key, keys},
+    rows::{self, corrupt, get, key, keys},
+    statement::{Statement, query},
     tx::Tx,
     writer::Operation,
 };
@@ -43,11 +44,11 @@ const NEW_LANE: &str = "INSERT OR IGNORE INTO lanes (id, needs) VALUES (?, ?)";
 macro_rules! lanes {
     () => {
         "WITH RECURSIVE present (lane) AS (
-             SELECT min(lane) FROM tasks INDEXED BY tasks_claim WHERE state = 'pending' AND ?1 IS NULL
+             SELECT min(lane) FROM tasks INDEXED BY tasks_claim WHERE state = 'pending' AND ? IS NULL
              UNION ALL
              SELECT (SELECT min(n.lane) FROM tasks n INDEXED BY tasks_claim WHERE n.state = 'pending' AND n.lane > present.lane)
              FROM present WHERE present.lane IS NOT NULL
-         ), lanes (lane) AS (SELECT value FROM json_each(?1) UNION ALL SELECT lane FROM present)"
+         ), lanes (lane) AS (SELECT value FROM json_each(?) UNION ALL SELECT lane FROM present)"
     };
 }
 
@@ -55,7 +56,7 @@ macro_rules! lanes {
 macro_rules! heads_of_lane {
     () => {
         "(SELECT h.id FROM tasks h INDEXED BY tasks_claim
-          WHERE h.state = 'pending' AND h.lane = lanes.lane ORDER BY h.sort_key, h.id LIMIT 0 + ?2)"
+          WHERE h.state = 'pending' AND h.lane = lanes.lane ORDER BY h.sort_key, h.id LIMIT 0 + ?)"
     };
 }
 
@@ -67,7 +68,7 @@ pub(in crate::store::sqlite) const HEADS: &str = concat!(
     " FROM lanes CROSS JOIN tasks t CROSS JOIN task_payloads p
      WHERE t.id IN ",
     heads_of_lane!(),
-    " AND p.task_id = t.id ORDER BY t.sort_key, t.id LIMIT 0 + ?2"
+    " AND p.task_id = t.id ORDER BY t.sort_key, t.id LIMIT 0 + ?"
 );
 
 /// The heads of each lane, in order, by name only: for slots that differ, which of them are taken is found out in between.
@@ -105,7 +106,7 @@ impl Operation for Create {
         {
             return Ok((repeated, Vec::new()));
         }
-        let task = insert(tx, new).await?;
+        let task = insert(tx, new)?;
         let claimed = match claim {
             Some(claim) => claim_heads(tx, claim).await?,
             None => Vec::new(),
@@ -126,7 +127,7 @@ impl Operation for ClaimHeads {
 }
 
 async fn find_repeated(tx: &mut Tx<'_>, tenant: i64, asked: &Idempotency) -> Result<Option<Created>, Fault> {
-    let found = tx.fetch(sqlx::query(FIND_KEY).bind(tenant).bind(asked.key.clone())).await?;
+    let found = tx.fetch(query(FIND_KEY).bind(tenant).bind(asked.key.clone())).await?;
     let Some(row) = found.first() else { return Ok(None) };
     let body: &[u8] = get(row, "body_sha256")?;
     if body != asked.body_sha256 {
@@ -136,15 +137,15 @@ async fn find_repeated(tx: &mut Tx<'_>, tenant: i64, asked: &Idempotency) -> Res
     tx.load(id).await.map(|task| Some(Created::Replayed(task)))
 }
 
-async fn insert(tx: &mut Tx<'_>, new: NewTask) -> Result<Task, Fault> {
+fn insert(tx: &mut Tx<'_>, new: NewTask) -> Result<Task, Fault> {
     let task = new.first_state();
     if task.lane != ANYBODY {
         let needs = serde_json::to_string(&new.lane.needs).map_err(corrupt)?;
-        tx.execute(sqlx::query(NEW_LANE).bind(task.lane).bind(needs)).await?;
+        tx.write(query(NEW_LANE).bind(task.lane).bind(needs));
     }
     let options = serde_json::to_string(&new.payload.options).map_err(corrupt)?;
     let sql = if new.idempotency.is_some() { INSERT_WITH_KEY } else { INSERT };
-    let mut insert = rows::bind_new(sqlx::query(sql), &task)
+    let mut insert = rows::bind_new(query(sql), &task)
         .bind(key(task.id))
         .bind(new.payload.graph)
         .bind(new.payload.inputs)
@@ -154,9 +155,9 @@ async fn insert(tx: &mut Tx<'_>, new: NewTask) -> Result<Task, Fault> {
         let body = asked.body_sha256.to_vec();
         insert = insert.bind(task.tenant).bind(asked.key).bind(body).bind(key(task.id)).bind(task.created_at.0);
     }
-    tx.execute(insert).await?;
+    tx.write(insert);
     if !new.payload.options.files.is_empty() {
-        inputs::need(tx, &task, new.payload.options.files.iter()).await?;
+        inputs::need(tx, &task, new.payload.options.files.iter())?;
     }
     tx.tell(&task, None);
     Ok(task)
@@ -168,7 +169,10 @@ async fn claim_heads(tx: &mut Tx<'_>, claim: Claim) -> Result<Vec<Assignment>, F
         return Ok(Vec::new());
     }
     let (mut heads, intents) = if slots.windows(2).all(|pair| pair[0].lanes == pair[1].lanes) {
-        (tx.assignments(bind_lanes(HEADS, &slots)?).await?, slots.into_iter().map(|slot| slot.intent).collect())
+        (
+            tx.assignments(bind_lanes(HEADS, &slots)?.bind(wanted(&slots))).await?,
+            slots.into_iter().map(|slot| slot.intent).collect(),
+        )
     } else {
         allotted(tx, slots).await?
     };
@@ -188,12 +192,16 @@ async fn allotted(tx: &mut Tx<'_>, slots: Vec<ClaimSlot>) -> Result<(Vec<Assignm
     let taken = ids.into_iter().zip(allot(&lanes, &served));
     let taken: Vec<_> = taken.filter_map(|(id, slot)| Some((id, slots.get(slot?)?.intent.clone()))).collect();
     let (ids, intents): (Vec<TaskId>, Vec<Intent>) = taken.into_iter().unzip();
-    let heads = tx.assignments(sqlx::query(TAKE).bind(keys(ids.into_iter()))).await?;
+    let heads = tx.assignments(query(TAKE).bind(keys(ids.into_iter()))).await?;
     Ok((heads, intents))
 }
 
-/// Binds every lane that any of the slots serves, and how many slots there are.
-fn bind_lanes<'q>(sql: &'static str, slots: &[ClaimSlot]) -> Result<Statement<'q>, Fault> {
+fn wanted(slots: &[ClaimSlot]) -> i64 {
+    i64::try_from(slots.len()).unwrap_or(i64::MAX)
+}
+
+/// Binds every lane that any of the slots serves, twice, and how many slots there are.
+fn bind_lanes(sql: &'static str, slots: &[ClaimSlot]) -> Result<Statement, Fault> {
     let lists: Option<Vec<&BTreeSet<i64>>> = slots
         .iter()
         .map(|slot| match &slot.lanes {
@@ -203,6 +211,5 @@ fn bind_lanes<'q>(sql: &'static str, slots: &[ClaimSlot]) -> Result<Statement<'q
         .collect();
     let all: Option<BTreeSet<i64>> = lists.map(|lists| lists.into_iter().flatten().copied().collect());
     let list = all.map(|lanes| serde_json::to_string(&lanes)).transpose().map_err(corrupt)?;
-    let wanted = i64::try_from(slots.len()).unwrap_or(i64::MAX);
-    Ok(sqlx::query(sql).bind(list).bind(wanted))
+    Ok(query(sql).bind(list.clone()).bind(list).bind(wanted(slots)))
 }

@@ -1,6 +1,6 @@
 //! What becomes of a task while somebody holds it, and how it changes hands.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use comfyd_actors::{
     domain::{
@@ -11,12 +11,7 @@ use comfyd_actors::{
     ports::store::{Assignment, Renewed},
 };
 
-use crate::store::sqlite::{
-    fault::Fault,
-    rows::{self, keys},
-    tx::Tx,
-    writer::Operation,
-};
+use crate::store::sqlite::{fault::Fault, rows::keys, statement::query, tx::Tx, writer::Operation};
 
 // Held tasks are as few as there are backends, so these walk over all of them.
 const HELD: &str = concat!(
@@ -39,9 +34,6 @@ pub(super) const EXPIRED: &str = concat!(
      WHERE t.lease_until <= ? AND p.task_id = t.id ORDER BY t.lease_until, t.id LIMIT 0 + ?"
 );
 
-const LOAD_MANY: &str =
-    concat!("SELECT ", task_columns!(), " FROM tasks t WHERE t.id IN (SELECT unhex(value) FROM json_each(?))");
-
 /// Saves what `Change::Renew` changes, for a whole consumer at once.
 const SAVE_LEASES: &str = "UPDATE tasks SET lease_until = ? WHERE id IN (SELECT unhex(value) FROM json_each(?))";
 
@@ -57,6 +49,10 @@ impl Operation for Apply {
 
     fn is_promise(&self) -> bool {
         self.change.is_promise()
+    }
+
+    fn task(&self) -> Option<TaskId> {
+        Some(self.id)
     }
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Task, Fault> {
@@ -78,7 +74,7 @@ impl Operation for Renew {
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Vec<Renewed>, Fault> {
         let until = tx.now.after(self.lease);
-        let mut tasks = load_many(tx, self.held.iter().map(|(id, _)| *id)).await?;
+        let mut tasks = tx.load_many(self.held.iter().map(|(id, _)| *id)).await?;
         let mut renewed = Vec::with_capacity(tasks.len());
         for (id, fence) in self.held {
             let Some(task) = tasks.get_mut(&id) else { continue };
@@ -88,16 +84,10 @@ impl Operation for Renew {
         }
         if !renewed.is_empty() {
             let ids = keys(renewed.iter().map(|renewed| renewed.id));
-            tx.execute(sqlx::query(SAVE_LEASES).bind(until.0).bind(ids)).await?;
+            tx.write(query(SAVE_LEASES).bind(until.0).bind(ids));
         }
         Ok(renewed)
     }
-}
-
-async fn load_many(tx: &mut Tx<'_>, ids: impl Iterator<Item = TaskId>) -> Result<HashMap<TaskId, Task>, Fault> {
-    let found = tx.fetch(sqlx::query(LOAD_MANY).bind(keys(ids))).await?;
-    let tasks = found.iter().map(|row| rows::task(row).map(|task| (task.id, task)));
-    Ok(tasks.collect::<Result<_, _>>()?)
 }
 
 /// An expired lease is not renewed, even if nobody took the task yet: somebody may be about to.
@@ -125,7 +115,7 @@ impl Operation for Held {
     type Answer = Vec<Assignment>;
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Self::Answer, Fault> {
-        tx.assignments(sqlx::query(HELD).bind(self.0.as_str().to_owned())).await
+        tx.assignments(query(HELD).bind(self.0.as_str().to_owned())).await
     }
 }
 
@@ -139,7 +129,7 @@ impl Operation for TakeOver {
     type Answer = Vec<Assignment>;
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Self::Answer, Fault> {
-        let others = sqlx::query(HELD_BY_OTHERS).bind(self.worker.as_str().to_owned());
+        let others = query(HELD_BY_OTHERS).bind(self.worker.as_str().to_owned());
         let mut found = tx.assignments(others).await?;
         found.retain(|held| held.task.lease.as_ref().is_some_and(|lease| lease.worker.node() == self.worker.node()));
         adopt(tx, found, &self.worker, self.lease).await
@@ -157,7 +147,7 @@ impl Operation for AdoptExpired {
     type Answer = Vec<Assignment>;
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Self::Answer, Fault> {
-        let expired = sqlx::query(EXPIRED).bind(tx.now.0).bind(self.limit);
+        let expired = query(EXPIRED).bind(tx.now.0).bind(self.limit);
         let found = tx.assignments(expired).await?;
         adopt(tx, found, &self.worker, self.lease).await
     }

@@ -13,6 +13,7 @@ use comfyd_actors::{
 use crate::store::sqlite::{
     fault::Fault,
     rows::{self, corrupt, key},
+    statement::query,
     tx::Tx,
     writer::Operation,
 };
@@ -46,9 +47,10 @@ const FORGET: &str = "DELETE FROM inputs WHERE sha256 IS NULL AND object_key IN 
 const NEED: &str = "INSERT INTO task_inputs (sha256, task_id) SELECT value, ? FROM json_each(?)";
 
 /// Notes which files a new task needs.
-pub(super) async fn need(tx: &mut Tx<'_>, task: &Task, files: impl Iterator<Item = &InputId>) -> Result<(), Fault> {
+pub(super) fn need<'a>(tx: &mut Tx<'_>, task: &Task, files: impl Iterator<Item = &'a InputId>) -> Result<(), Fault> {
     let files = list(files.map(InputId::as_str))?;
-    tx.execute(sqlx::query(NEED).bind(key(task.id)).bind(files)).await.map(drop)
+    tx.write(query(NEED).bind(key(task.id)).bind(files));
+    Ok(())
 }
 
 /// Texts as one argument: a JSON array.
@@ -67,7 +69,8 @@ impl Operation for Reserve {
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
         let until = tx.now.after(self.patience).0;
-        tx.execute(sqlx::query(RESERVE).bind(self.key).bind(until)).await.map(drop)
+        tx.write(query(RESERVE).bind(self.key).bind(until));
+        Ok(())
     }
 }
 
@@ -89,15 +92,15 @@ impl Operation for Keep {
     async fn run(self, tx: &mut Tx<'_>) -> Result<Input, Fault> {
         let Self { key, id, about, keep } = self;
         if let Some(mut kept) = refresh(tx, std::slice::from_ref(&id), keep).await?.pop() {
-            tx.execute(sqlx::query(RENAME).bind(about.name.clone()).bind(id.as_str().to_owned())).await?;
+            tx.write(query(RENAME).bind(about.name.clone()).bind(id.as_str().to_owned()));
             let now = tx.now.0;
-            tx.execute(sqlx::query(SUPERFLUOUS).bind(now).bind(key)).await?;
+            tx.write(query(SUPERFLUOUS).bind(now).bind(key));
             kept.about.name = about.name;
             return Ok(kept);
         }
         let expires_at = tx.now.after(keep);
         let bytes = i64::try_from(about.bytes).map_err(corrupt)?;
-        let save = sqlx::query(KEEP)
+        let save = query(KEEP)
             .bind(id.as_str().to_owned())
             .bind(about.name.clone())
             .bind(about.content_type.clone())
@@ -131,7 +134,7 @@ impl Operation for Refresh {
 
 async fn refresh(tx: &mut Tx<'_>, ids: &[InputId], keep: Duration) -> Result<Vec<Input>, Fault> {
     let (until, ids) = (tx.now.after(keep).0, list(ids.iter().map(InputId::as_str))?);
-    let found = tx.fetch(sqlx::query(REFRESH).bind(until).bind(ids)).await?;
+    let found = tx.fetch(query(REFRESH).bind(until).bind(ids)).await?;
     Ok(found.iter().map(rows::input).collect::<Result<_, _>>()?)
 }
 
@@ -144,10 +147,10 @@ impl Operation for GiveUp {
     type Answer = Vec<String>;
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Vec<String>, Fault> {
-        let due = tx.fetch(sqlx::query(DUE).bind(tx.now.0).bind(self.limit)).await?;
+        let due = tx.fetch(query(DUE).bind(tx.now.0).bind(self.limit)).await?;
         let keys = due.iter().map(|row| rows::get(row, "object_key")).collect::<Result<Vec<String>, _>>()?;
         if !keys.is_empty() {
-            tx.execute(sqlx::query(GIVE_UP).bind(list(keys.iter().map(String::as_str))?)).await?;
+            tx.write(query(GIVE_UP).bind(list(keys.iter().map(String::as_str))?));
         }
         Ok(keys)
     }
@@ -160,6 +163,7 @@ impl Operation for Forget {
     type Answer = ();
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
-        tx.execute(sqlx::query(FORGET).bind(list(self.0.iter().map(String::as_str))?)).await.map(drop)
+        tx.write(query(FORGET).bind(list(self.0.iter().map(String::as_str))?));
+        Ok(())
     }
 }

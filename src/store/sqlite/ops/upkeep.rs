@@ -5,6 +5,7 @@ use comfyd_actors::{domain::task::Change, ports::store::Retention};
 use crate::store::sqlite::{
     fault::Fault,
     rows::{self, keys},
+    statement::query,
     tx::Tx,
     writer::Operation,
 };
@@ -52,7 +53,7 @@ impl Operation for Promote {
     type Answer = u32;
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<u32, Fault> {
-        let due = tx.fetch(sqlx::query(DUE).bind(tx.now.0).bind(self.limit)).await?;
+        let due = tx.fetch(query(DUE).bind(tx.now.0).bind(self.limit)).await?;
         let mut promoted = 0;
         for row in &due {
             let mut task = rows::task(row)?;
@@ -76,7 +77,7 @@ impl Operation for Prune {
         let Self { retention, limit } = self;
         let [completed, failed, idempotency] =
             [retention.completed, retention.failed, retention.idempotency].map(|kept| tx.now.before(kept).0);
-        let mut finished = sqlx::query(FINISHED);
+        let mut finished = query(FINISHED);
         for before in [completed, completed, failed] {
             finished = finished.bind(before).bind(limit);
         }
@@ -84,11 +85,12 @@ impl Operation for Prune {
         let due = due.iter().map(|row| rows::id(row, "id")).collect::<Result<Vec<_>, _>>()?;
         let mut gone = 0;
         if !due.is_empty() {
-            gone = tx.execute(sqlx::query(DELETE_TASKS).bind(keys(due.into_iter()))).await?;
-            tx.execute(sqlx::query(DELETE_LANES)).await?;
+            gone = tx.execute(query(DELETE_TASKS).bind(keys(due.iter().copied()))).await?;
+            tx.gone(&due);
+            tx.write(query(DELETE_LANES));
         }
         let gone = u32::try_from(gone).unwrap_or(limit);
-        let keys = tx.execute(sqlx::query(DELETE_KEYS).bind(idempotency).bind(limit.saturating_sub(gone))).await?;
+        let keys = tx.execute(query(DELETE_KEYS).bind(idempotency).bind(limit.saturating_sub(gone))).await?;
         Ok(gone.saturating_add(u32::try_from(keys).unwrap_or(limit)))
     }
 }
@@ -100,6 +102,7 @@ impl Operation for Check {
     type Answer = ();
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
-        tx.execute(sqlx::query(CHECK).bind(tx.now.0.to_string())).await.map(drop)
+        tx.write(query(CHECK).bind(tx.now.0.to_string()));
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 use crate::store::sqlite::{
     fault::Fault,
     rows::{corrupt, get},
+    statement::query,
     tx::Tx,
     writer::Operation,
 };
@@ -48,18 +49,18 @@ impl Content {
 
     /// Gives it the next number of its name.
     async fn number(&self, tx: &mut Tx<'_>) -> Result<u32, Fault> {
-        let rows = tx.fetch(sqlx::query(NEXT).bind(&self.name)).await?;
+        let rows = tx.fetch(query(NEXT).bind(&self.name)).await?;
         let row = rows.first().ok_or_else(|| corrupt("a workflow has no number"))?;
         let version: u32 = get(row, "last")?;
-        let insert = sqlx::query(INSERT).bind(&self.name).bind(version).bind(&self.sha256).bind(&self.text);
-        tx.execute(insert.bind(tx.now.0)).await?;
+        let insert = query(INSERT).bind(&self.name).bind(version).bind(self.sha256.clone()).bind(&self.text);
+        tx.write(insert.bind(tx.now.0));
         Ok(version)
     }
 
     /// Forgets the versions that are too many, once it is known which is published.
-    async fn forget(&self, tx: &mut Tx<'_>, newest: u32) -> Result<(), Fault> {
+    fn forget(&self, tx: &mut Tx<'_>, newest: u32) {
         let last = newest.saturating_sub(VERSIONS_KEPT);
-        tx.execute(sqlx::query(FORGET).bind(&self.name).bind(last)).await.map(drop)
+        tx.write(query(FORGET).bind(&self.name).bind(last));
     }
 }
 
@@ -75,14 +76,14 @@ impl Operation for Record {
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<u32, Fault> {
         let Self(content) = self;
-        let known = tx.fetch(sqlx::query(KNOWN).bind(&content.name).bind(&content.sha256)).await?;
+        let known = tx.fetch(query(KNOWN).bind(&content.name).bind(content.sha256.clone())).await?;
         if let Some(row) = known.first()
             && let Some(version) = get(row, "version")?
         {
             return Ok(version);
         }
         let version = content.number(tx).await?;
-        content.forget(tx, version).await?;
+        content.forget(tx, version);
         Ok(version)
     }
 }
@@ -99,18 +100,18 @@ impl Operation for Publish {
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Publication, Fault> {
         let Self(content) = self;
-        let same = tx.fetch(sqlx::query(PUBLISHED).bind(&content.name).bind(&content.sha256)).await?;
+        let same = tx.fetch(query(PUBLISHED).bind(&content.name).bind(content.sha256.clone())).await?;
         if let Some(row) = same.first() {
             return Ok(Publication::Same(get(row, "version")?));
         }
         let limit = i64::try_from(MAX_NAMES).map_err(corrupt)?;
-        let room = tx.fetch(sqlx::query(ROOM).bind(limit).bind(&content.name)).await?;
+        let room = tx.fetch(query(ROOM).bind(limit).bind(&content.name)).await?;
         if !room.first().map(|row| get(row, "room")).transpose()?.unwrap_or(false) {
             return Ok(Publication::TooMany);
         }
         let version = content.number(tx).await?;
-        tx.execute(sqlx::query(PUBLISH).bind(version).bind(&content.name)).await?;
-        content.forget(tx, version).await?;
+        tx.write(query(PUBLISH).bind(version).bind(&content.name));
+        content.forget(tx, version);
         Ok(Publication::New(version))
     }
 }
@@ -126,6 +127,6 @@ impl Operation for Withdraw {
     }
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<bool, Fault> {
-        Ok(tx.execute(sqlx::query(WITHDRAW).bind(self.0)).await? > 0)
+        Ok(tx.execute(query(WITHDRAW).bind(self.0)).await? > 0)
     }
 }
