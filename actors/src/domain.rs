@@ -7,6 +7,8 @@ pub mod artifact;
 pub mod catalogue;
 pub mod check;
 pub mod error;
+pub mod eta;
+pub mod event;
 pub mod fleet;
 pub mod graph;
 pub mod id;

@@ -37,7 +37,7 @@ use super::{
 use crate::{config::nearest, workflows::Found};
 
 /// `workflow` is the first: where the path names it, the others are what is left.
-const FIELDS: [&str; 10] = [
+const FIELDS: [&str; 11] = [
     "workflow",
     "inputs",
     "priority",
@@ -47,6 +47,7 @@ const FIELDS: [&str; 10] = [
     "timeout",
     "metadata",
     "allow_partial",
+    "previews",
     "output_options",
 ];
 /// Metadata is for labels, not for files.
@@ -89,6 +90,8 @@ pub struct CreateTask {
     timeout: Option<String>,
     /// Run what the server takes of a graph it does not take whole, instead of failing.
     allow_partial: Option<bool>,
+    /// Have samplers make pictures of unfinished work, for who watches the task with `previews=true`. Costs the server a little per step.
+    previews: Option<bool>,
     /// Which outputs are kept, and as what.
     output_options: Option<OutputOptionsBody>,
     /// Your own data, at most 64 KiB; comes back with the task.
@@ -376,6 +379,7 @@ impl<'a> Reading<'a> {
     fn options(&mut self) -> TaskOptions {
         TaskOptions {
             allow_partial: self.field("allow_partial", truth).unwrap_or_default(),
+            previews: self.field("previews", truth).unwrap_or_default(),
             output: self.output_options(),
             ..TaskOptions::default()
         }

@@ -3,6 +3,7 @@
 use comfyd_actors::domain::{
     artifact::{Artifact, Facts},
     error::TaskError,
+    event::Stage,
     progress::{NodeTiming, Progress},
     task::{Task, TaskState},
     time::{Timestamp, millis},
@@ -194,15 +195,6 @@ pub fn states(status_word: &str) -> Vec<TaskState> {
     TaskState::ALL.into_iter().filter(|state| status(*state) == status_word).collect()
 }
 
-fn stage(task: &Task) -> &'static str {
-    match task.state {
-        _ if task.is_cancelling() => "cancelling",
-        TaskState::Pending => "queued",
-        TaskState::Dispatching => "preparing",
-        state => state.as_str(),
-    }
-}
-
 impl TaskSummary {
     /// Of a task.
     #[must_use]
@@ -210,7 +202,7 @@ impl TaskSummary {
         Self {
             task_id: task.id.to_string(),
             status: status(task.state),
-            stage: stage(&task),
+            stage: Stage::of(&task).as_str(),
             priority: task.priority.level(),
             generation: task.generation,
             attempt: task.attempt,

@@ -13,6 +13,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use comfyd_actors::{
     domain::{
+        event::Event,
         id::{TaskId, WorkerId},
         input::{About, Input, InputId},
         lane::Lane,
@@ -176,6 +177,18 @@ impl TaskStore for SqliteStore {
 
     async fn check(&self) -> Result<(), StoreError> {
         self.write(Check).await
+    }
+
+    async fn events(&self, of: Option<TaskId>, after: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
+        self.readers.events(of, after, limit).await
+    }
+
+    async fn newest_event(&self) -> Result<i64, StoreError> {
+        self.readers.newest_event().await
+    }
+
+    async fn ahead(&self, id: TaskId, limit: u32) -> Result<Option<u32>, StoreError> {
+        self.readers.ahead(id, limit).await
     }
 
     fn changes(&self) -> broadcast::Receiver<Changed> {

@@ -14,6 +14,9 @@ pub struct TaskOptions {
     /// A graph that the server takes only in part is run in part, instead of failing the task.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub allow_partial: bool,
+    /// The server is asked for pictures of unfinished work.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub previews: bool,
     /// The version of the named workflow it was made from. Not asked for but found: the newest, unless the client named one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workflow_version: Option<u32>,

@@ -7,7 +7,11 @@
 //! - a change is durable when the call returns; when [`Change::is_promise`] says so, even against a power cut;
 //! - the pending tasks of a lane are claimed in the order of `(sort_key, id)`;
 //! - leases are computed from the store's own clock, so all consumers agree on it;
-//! - every committed change is told to [`TaskStore::changes`].
+//! - every committed change is told to [`TaskStore::changes`];
+//! - what [`facts`](crate::domain::event::facts) makes of a change is written in the same transaction as events. Their numbers grow in the
+//!   order in which they become visible: whoever has read up to a number never finds a lower one later. One writer at a time gives that for
+//!   nothing. A store with concurrent writers must see to it, for example by drawing the numbers under a lock that is held until the
+//!   commit; a plain sequence is not enough, because a transaction that drew early may commit late.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,6 +20,7 @@ use tokio::sync::broadcast;
 
 use crate::domain::{
     artifact::Artifact,
+    event::Event,
     id::{BackendId, TaskId, WorkerId},
     lane::{Lane, Lanes, Needs},
     options::TaskOptions,
@@ -377,6 +382,25 @@ pub trait TaskStore: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`.
     async fn check(&self) -> Result<(), StoreError>;
+
+    /// Events of one task, or of all, with numbers above `after`, oldest first, at most `limit`.
+    ///
+    /// # Errors
+    /// `Unavailable`. A task that is not there has no events.
+    async fn events(&self, of: Option<TaskId>, after: i64, limit: u32) -> Result<Vec<Event>, StoreError>;
+
+    /// The number of the newest event, 0 before the first. Never smaller than one told before, even when its task is deleted.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn newest_event(&self) -> Result<i64, StoreError>;
+
+    /// How many tasks are to be taken before this one, over all lanes, counted no further than `limit` in each: the cost does not grow with
+    /// the queue. `None` when it does not wait for its turn.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn ahead(&self, id: TaskId, limit: u32) -> Result<Option<u32>, StoreError>;
 
     /// All changes committed through this process from now on.
     fn changes(&self) -> broadcast::Receiver<Changed>;

@@ -17,6 +17,7 @@ use self::inputs::Rows;
 use crate::{
     domain::{
         artifact::Artifact,
+        event::{Event, Fact, Stage, facts},
         id::{TaskId, WorkerId},
         input::InputId,
         lane::{ANYBODY, Lane, Lanes, Needs, allot},
@@ -56,6 +57,9 @@ struct Shelf {
     workflows: workflows::Workflows,
     lanes: BTreeMap<i64, Arc<Needs>>,
     pauses: BTreeMap<Pausable, Timestamp>,
+    /// Without their artifacts, which are looked up when they are read.
+    events: Vec<Event>,
+    newest_event: i64,
 }
 
 struct Row {
@@ -114,7 +118,9 @@ impl MemoryStore {
     ) -> Result<Assignment, StoreError> {
         let row = shelf.tasks.get_mut(&id).ok_or(StoreError::NotFound)?;
         let mut task = row.task.clone();
-        let edit = task.apply(fence, change, self.clock.now())?;
+        let (before, now) = (Stage::of(&task), self.clock.now());
+        let edit = task.apply(fence, change, now)?;
+        let facts = facts(Some(before), &task, &edit);
         match edit {
             ArtifactEdit::Keep => {}
             ArtifactEdit::Replace(artifacts) => row.artifacts = artifacts,
@@ -125,7 +131,9 @@ impl MemoryStore {
         }
         let was = std::mem::replace(&mut row.task, task).state;
         self.tell(&row.task, Some(was));
-        Ok(row.assignment())
+        let assignment = row.assignment();
+        shelf.write_down(&assignment.task, now, facts);
+        Ok(assignment)
     }
 
     /// Makes the same change to many tasks that are known to accept it.
@@ -198,7 +206,27 @@ impl Shelf {
         self.pauses.iter().map(|(what, since)| Pause { what: what.clone(), since: *since }).collect()
     }
 
-    fn insert(&mut self, new: NewTask) -> Result<Task, StoreError> {
+    fn write_down(&mut self, task: &Task, at: Timestamp, facts: Vec<Fact>) {
+        for fact in facts {
+            let told = |event: &Event| event.task == task.id && event.fact == fact;
+            if matches!(fact, Fact::Output { .. }) && self.events.iter().any(told) {
+                continue;
+            }
+            self.newest_event += 1;
+            let (seq, task, workflow) = (self.newest_event, task.id, task.workflow.clone());
+            self.events.push(Event { seq, task, workflow, at, fact, artifact: None });
+        }
+    }
+
+    /// The output an event is about, if its run still counts.
+    fn artifact(&self, event: &Event) -> Option<Artifact> {
+        let row = self.tasks.get(&event.task)?;
+        let Fact::Output { dispatch, index } = event.fact else { return None };
+        let found = row.artifacts.iter().find(|artifact| artifact.index == index && artifact.object.is_some())?;
+        (row.task.dispatch == dispatch).then(|| found.clone())
+    }
+
+    fn insert(&mut self, new: NewTask, now: Timestamp) -> Result<Task, StoreError> {
         if self.tasks.contains_key(&new.id) {
             return Err(StoreError::Corrupt(format!("task {} exists already", new.id)));
         }
@@ -212,6 +240,7 @@ impl Shelf {
         }
         let row = Row { task: task.clone(), payload: new.payload, artifacts: Vec::new(), nodes: (0, Vec::new()) };
         self.tasks.insert(task.id, row);
+        self.write_down(&task, now, facts(None, &task, &ArtifactEdit::Keep));
         Ok(task)
     }
 }
@@ -235,7 +264,7 @@ impl TaskStore for MemoryStore {
         if let Some(repeated) = shelf.repeated(&new) {
             return Ok((repeated, Vec::new()));
         }
-        let task = shelf.insert(new)?;
+        let task = shelf.insert(new, self.clock.now())?;
         self.tell(&task, None);
         let claimed = claim.map_or_else(|| Ok(Vec::new()), |claim| self.claim_from(&mut shelf, claim))?;
         Ok((Created::New(task), claimed))
@@ -327,6 +356,28 @@ impl TaskStore for MemoryStore {
 
     async fn check(&self) -> Result<(), StoreError> {
         self.open().map(drop)
+    }
+
+    async fn events(&self, of: Option<TaskId>, after: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
+        let shelf = self.open()?;
+        let wanted = shelf.events.iter().filter(|event| event.seq > after && of.is_none_or(|id| event.task == id));
+        let wanted = wanted.take(up_to(limit));
+        Ok(wanted.map(|event| Event { artifact: shelf.artifact(event), ..event.clone() }).collect())
+    }
+
+    async fn newest_event(&self) -> Result<i64, StoreError> {
+        Ok(self.open()?.newest_event)
+    }
+
+    async fn ahead(&self, id: TaskId, limit: u32) -> Result<Option<u32>, StoreError> {
+        let shelf = self.open()?;
+        let Some(row) = shelf.tasks.get(&id).filter(|row| row.task.state == TaskState::Pending) else {
+            return Ok(None);
+        };
+        let place = |task: &Task| (task.sort_key, task.id);
+        let before = |task: &Task| task.state == TaskState::Pending && place(task) < place(&row.task);
+        let ahead = shelf.tasks.values().filter(|row| before(&row.task)).take(up_to(limit)).count();
+        Ok(Some(u32::try_from(ahead).unwrap_or(u32::MAX)))
     }
 
     fn changes(&self) -> broadcast::Receiver<Changed> {
@@ -435,6 +486,7 @@ impl WorkSource for MemoryStore {
         gone.truncate(up_to(limit));
         for id in &gone {
             shelf.tasks.remove(id);
+            shelf.events.retain(|event| event.task != *id);
             shelf.keys.retain(|_, key| key.task != *id);
         }
         let inhabited: BTreeSet<i64> = shelf.tasks.values().map(|row| row.task.lane).collect();

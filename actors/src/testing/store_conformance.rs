@@ -132,6 +132,10 @@ macro_rules! store_conformance {
             a_repeated_request_finds_its_task
             pruning_forgets_keys
             changes_are_told
+            what_happens_is_written_down
+            an_output_is_told_once_per_run
+            event_numbers_are_never_given_twice
+            a_place_in_the_queue_is_counted_so_far
             only_the_same_node_takes_over
             two_claimers_never_share_a_task
             pages_miss_nothing

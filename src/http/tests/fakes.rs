@@ -20,6 +20,7 @@ use comfyd_actors::{
     domain::{
         artifact::{FileRef, StoredObject},
         catalogue::Catalogue,
+        event::Event,
         id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
         lane::Lane,
         order::{Ordering, Priority},
@@ -61,6 +62,7 @@ pub struct World {
     pub refuse: Mutex<Option<RequestError>>,
     pub store_down: Mutex<bool>,
     pub objects: Mutex<HashMap<String, Bytes>>,
+    pub events: Mutex<Vec<Event>>,
     pub changes: broadcast::Sender<Changed>,
     pub board: Board,
 }
@@ -172,6 +174,7 @@ async fn parts(backends: Vec<Arc<dyn ComfyTransport>>) -> (Bridge, Arc<World>, S
         refuse: Mutex::default(),
         store_down: Mutex::default(),
         objects: Mutex::default(),
+        events: Mutex::default(),
         changes: broadcast::channel(16).0,
         board: Board::default(),
     });
@@ -367,6 +370,24 @@ impl TaskStore for FakeStore {
 
     async fn check(&self) -> Result<(), StoreError> {
         self.up()
+    }
+
+    async fn events(&self, of: Option<TaskId>, after: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
+        self.up()?;
+        let events = self.0.events.lock().unwrap();
+        let wanted = events.iter().filter(|event| event.seq > after && of.is_none_or(|id| event.task == id));
+        Ok(wanted.take(limit as usize).cloned().collect())
+    }
+
+    async fn newest_event(&self) -> Result<i64, StoreError> {
+        self.up()?;
+        Ok(self.0.events.lock().unwrap().last().map_or(0, |event| event.seq))
+    }
+
+    async fn ahead(&self, id: TaskId, _: u32) -> Result<Option<u32>, StoreError> {
+        self.up()?;
+        let records = self.0.records.lock().unwrap();
+        Ok(records.get(&id).filter(|record| record.task.state == TaskState::Pending).map(|_| 0))
     }
 
     fn changes(&self) -> broadcast::Receiver<Changed> {

@@ -2,6 +2,7 @@
 
 use comfyd_actors::{
     domain::{
+        event::Event,
         id::TaskId,
         input::{Input, InputId},
         lane::Lane,
@@ -46,6 +47,33 @@ const COUNTS: &str = "SELECT
 
 pub(super) const DEPTHS: &str = "SELECT priority, count(*) AS waiting, min(queued_at) AS oldest
     FROM tasks INDEXED BY tasks_claim WHERE state = 'pending' GROUP BY priority ORDER BY priority";
+/// An event and, if the run it tells of still counts, the output it is about.
+macro_rules! events {
+    ($of:literal) => {
+        concat!(
+            "SELECT e.seq, e.task_id, t.workflow, e.at, e.dispatch, e.attempt, e.stage, e.error, e.output, CASE WHEN o.idx IS NOT NULL THEN ",
+            artifact_json!(),
+            " END AS artifact
+             FROM task_events e CROSS JOIN tasks t ON t.id = e.task_id
+             LEFT JOIN task_outputs o ON o.task_id = e.task_id AND o.idx = e.output AND e.dispatch = t.dispatch AND o.object_key IS NOT NULL
+             WHERE e.seq > ? ",
+            $of,
+            " ORDER BY e.seq LIMIT 0 + ?"
+        )
+    };
+}
+
+pub(super) const EVENTS: &str = events!("");
+pub(super) const EVENTS_OF: &str = events!("AND e.task_id = ?");
+
+/// Kept by `SQLite` itself, also when the newest rows are gone.
+const NEWEST_EVENT: &str = "SELECT max(seq) FROM sqlite_sequence WHERE name = 'task_events'";
+
+/// Bounded in each lane. NULL when the task does not wait.
+pub(super) const AHEAD: &str = "SELECT sum((SELECT count(*) FROM (
+         SELECT 1 FROM tasks b INDEXED BY tasks_claim
+         WHERE b.state = 'pending' AND b.lane = present.lane AND (b.sort_key, b.id) < (t.sort_key, t.id) LIMIT 0 + ?)))
+     FROM tasks t CROSS JOIN (SELECT 0 AS lane UNION ALL SELECT id FROM lanes) present WHERE t.id = ? AND t.state = 'pending'";
 
 pub(super) const NEXT_SCHEDULED: &str =
     "SELECT min(run_at) FROM tasks INDEXED BY tasks_scheduled WHERE state = 'scheduled'";
@@ -103,6 +131,26 @@ impl Readers {
     pub(super) async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
         let found = sqlx::query(PAUSES).fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
         found.iter().map(pause).collect()
+    }
+
+    pub(super) async fn events(&self, of: Option<TaskId>, after: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
+        let query = match of {
+            Some(id) => sqlx::query(EVENTS_OF).bind(after).bind(key(id)),
+            None => sqlx::query(EVENTS).bind(after),
+        };
+        let found = query.bind(limit).fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
+        found.iter().map(rows::event).collect()
+    }
+
+    pub(super) async fn newest_event(&self) -> Result<i64, StoreError> {
+        let newest = sqlx::query_scalar::<_, Option<i64>>(NEWEST_EVENT).fetch_one(&self.0).await;
+        Ok(newest.map_err(|error| store_error(&error))?.unwrap_or(0))
+    }
+
+    pub(super) async fn ahead(&self, id: TaskId, limit: u32) -> Result<Option<u32>, StoreError> {
+        let ahead = sqlx::query_scalar::<_, Option<i64>>(AHEAD).bind(limit).bind(key(id)).fetch_one(&self.0).await;
+        let ahead = ahead.map_err(|error| store_error(&error))?;
+        Ok(ahead.map(|ahead| u32::try_from(ahead).unwrap_or(u32::MAX).min(limit)))
     }
 
     pub(super) async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {

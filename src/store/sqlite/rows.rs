@@ -4,6 +4,7 @@ use std::{fmt::Display, sync::Arc, time::Duration};
 
 use comfyd_actors::{
     domain::{
+        event::{Event, Fact, Stage},
         id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
         input::{About, Input, InputId},
         lane::{Lane, Needs},
@@ -29,16 +30,27 @@ macro_rules! task_columns {
     };
 }
 
-/// The artifacts of `t` in one column, as JSON of `Vec<Artifact>`: part of the same statement, so of the same moment, as the row.
-macro_rules! artifacts_column {
+/// The artifact `o` as JSON of `Artifact`.
+macro_rules! artifact_json {
     () => {
-        "(SELECT json_group_array(json_object(
+        "json_object(
              'index', o.idx, 'node_id', o.node_id, 'kind', o.kind,
              'source', json_object('filename', o.filename, 'subfolder', o.subfolder, 'type', o.folder_type, 'text', o.text),
              'object', json(CASE WHEN o.object_key IS NOT NULL THEN json_object(
                  'key', o.object_key, 'content_type', o.content_type, 'bytes', o.bytes, 'sha256', o.sha256,
                  'facts', json(coalesce(o.facts, '{}'))) END)
-          ) ORDER BY o.idx) FROM task_outputs o WHERE o.task_id = t.id) AS artifacts"
+          )"
+    };
+}
+
+/// The artifacts of `t` in one column, as JSON of `Vec<Artifact>`: part of the same statement, so of the same moment, as the row.
+macro_rules! artifacts_column {
+    () => {
+        concat!(
+            "(SELECT json_group_array(",
+            artifact_json!(),
+            " ORDER BY o.idx) FROM task_outputs o WHERE o.task_id = t.id) AS artifacts"
+        )
     };
 }
 
@@ -237,6 +249,28 @@ pub(super) fn input(row: &SqliteRow) -> Result<Input, StoreError> {
     };
     let id = InputId::parse(get(row, "sha256")?).ok_or_else(|| corrupt("a hash is not one"))?;
     Ok(Input { id, key: get(row, "object_key")?, about, expires_at: Timestamp(get(row, "expires_at")?) })
+}
+
+/// Reads an event and the output it is about.
+pub(super) fn event(row: &SqliteRow) -> Result<Event, StoreError> {
+    let artifact: Option<&str> = get(row, "artifact")?;
+    let stage: Option<&str> = get(row, "stage")?;
+    let fact = match stage {
+        Some(stage) => Fact::Stage {
+            stage: Stage::parse(stage).ok_or_else(|| corrupt(format!("unknown stage `{stage}`")))?,
+            attempt: get(row, "attempt")?,
+            error: get::<Option<&str>>(row, "error")?.map(serde_json::from_str).transpose().map_err(corrupt)?,
+        },
+        None => Fact::Output { dispatch: get(row, "dispatch")?, index: get(row, "output")? },
+    };
+    Ok(Event {
+        seq: get(row, "seq")?,
+        task: id(row, "task_id")?,
+        workflow: get(row, "workflow")?,
+        at: Timestamp(get(row, "at")?),
+        fact,
+        artifact: artifact.map(serde_json::from_str).transpose().map_err(corrupt)?,
+    })
 }
 
 fn options(row: &SqliteRow) -> Result<Arc<TaskOptions>, StoreError> {

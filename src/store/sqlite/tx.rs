@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use comfyd_actors::{
     domain::{
         artifact::{Artifact, StoredObject},
+        event::{Fact, Stage, facts},
         id::TaskId,
         task::{ArtifactEdit, Change, Fence, Refusal, Task, TaskState},
         time::Timestamp,
@@ -68,6 +69,13 @@ const REPLACE_ARTIFACTS: &str = "DELETE FROM task_outputs WHERE task_id = ?;
 const FORGET_ARTIFACTS: &str = "DELETE FROM task_outputs WHERE task_id = ?";
 
 const STORE_ARTIFACT: &str = "UPDATE task_outputs SET object_key = ?, content_type = ?, bytes = ?, sha256 = ?, facts = ? WHERE task_id = ? AND idx = ?";
+
+const STAGE_BEGAN: &str =
+    "INSERT INTO task_events (task_id, at, dispatch, attempt, stage, error) VALUES (?, ?, ?, ?, ?, ?)";
+
+/// Those told before are not told again.
+const OUTPUTS_STORED: &str = "INSERT INTO task_events (task_id, at, dispatch, attempt, output)
+     SELECT ?, ?, ?, ?, value FROM json_each(?) WHERE true ORDER BY key ON CONFLICT DO NOTHING";
 
 /// The life of the transaction: what the writer calls.
 impl<'c> Tx<'c> {
@@ -228,16 +236,44 @@ impl Tx<'_> {
 
     /// Applies a change to a loaded task and saves what comes out.
     pub(super) async fn change(&mut self, task: &mut Task, fence: Option<Fence>, change: Change) -> Result<(), Fault> {
-        let was = task.state;
+        let (was, before) = (task.state, Stage::of(task));
         let edit = task.apply(fence, change, self.now)?;
+        let facts = facts(Some(before), task, &edit);
         self.write(rows::save(task)?);
         match edit {
             ArtifactEdit::Keep => {}
             ArtifactEdit::Replace(artifacts) => self.replace_artifacts(task.id, &artifacts)?,
             ArtifactEdit::Stored(index, object) => self.store_artifact(task.id, index, object).await?,
         }
+        self.write_down(task, facts)?;
         self.tell(task, Some(was));
         Ok(())
+    }
+
+    /// Makes events of what happened to a task just now: one statement for its outputs, however many, and one for its stage.
+    pub(super) fn write_down(&mut self, task: &Task, facts: Vec<Fact>) -> Result<(), Fault> {
+        let mut outputs = Vec::new();
+        let mut stages = Vec::new();
+        for fact in facts {
+            match fact {
+                Fact::Output { index, .. } => outputs.push(index),
+                Fact::Stage { stage, error, .. } => {
+                    let error = error.map(|error| serde_json::to_string(&error)).transpose().map_err(corrupt)?;
+                    stages.push(self.event(STAGE_BEGAN, task).bind(stage.as_str()).bind(error));
+                }
+            }
+        }
+        if !outputs.is_empty() {
+            let outputs = serde_json::to_string(&outputs).map_err(corrupt)?;
+            let stored = self.event(OUTPUTS_STORED, task).bind(outputs);
+            self.write(stored);
+        }
+        self.waiting.append(&mut stages);
+        Ok(())
+    }
+
+    fn event(&self, sql: &'static str, task: &Task) -> Statement {
+        query(sql).bind(key(task.id)).bind(self.now.0).bind(task.dispatch).bind(task.attempt)
     }
 
     /// Has listeners told of it after the commit, and the batch's other operations see it; it stood at `was` before.

@@ -42,11 +42,11 @@ fn intent() -> Intent {
     Intent { backend: BackendId::new("http://b"), client: ClientId::new("c") }
 }
 
-fn claim() -> Change {
+pub(crate) fn claim() -> Change {
     Change::Claim { worker: WorkerId::new("n:1"), until: Timestamp(30_000), intent: intent() }
 }
 
-fn artifact(stored: bool) -> Artifact {
+pub(crate) fn artifact(stored: bool) -> Artifact {
     let object = StoredObject {
         key: "k".into(),
         content_type: "image/png".into(),

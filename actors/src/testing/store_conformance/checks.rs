@@ -8,10 +8,11 @@ use super::{
 };
 use crate::{
     domain::{
+        event::{Event, Fact},
         id::{PromptId, TaskId},
         lane::Lanes,
         order::Priority,
-        task::{Change, Fence, Refusal, Task, TaskState},
+        task::{Change, Fence, Refusal, Release, Task, TaskState},
         time::Timestamp,
     },
     ports::{
@@ -272,6 +273,96 @@ pub async fn changes_are_told<F: Future<Output = Subject>>(open: &impl Fn(Arc<dy
         changed(Some(TaskState::Dispatching), TaskState::Cancelled, false),
     ];
     assert_eq!(told, expected);
+}
+
+impl Subject {
+    /// What happened after `after`, without what the facts are about.
+    async fn facts(&self, of: TaskId, after: i64) -> Vec<(i64, String)> {
+        let short = |event: Event| match event.fact {
+            Fact::Stage { stage, error, .. } if error.is_some() => (event.seq, format!("{stage}!")),
+            Fact::Stage { stage, .. } => (event.seq, stage.to_string()),
+            Fact::Output { index, .. } => (event.seq, format!("{index}:{}", event.artifact.is_some())),
+        };
+        self.tasks.events(Some(of), after, 100).await.unwrap().into_iter().map(short).collect()
+    }
+
+    async fn words(&self, of: TaskId) -> Vec<String> {
+        self.facts(of, 0).await.into_iter().map(|(_, word)| word).collect()
+    }
+}
+
+/// With the change, in its order, to be read from any place on; of one task or of all.
+pub async fn what_happens_is_written_down<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, clock) = fresh(open).await;
+    let task = store.uploading().await;
+    let other = store.add(new_task(7)).await;
+    clock.advance(Duration::from_secs(1));
+    store.change(&task, Change::Renew { until: clock.now() }).await;
+    store.change(&task, Change::Fail { error: error() }).await;
+    let refused = store.work.apply(task.id, task.fence, Change::HandOff).await;
+    assert!(refused.is_err());
+    let facts = store.facts(task.id, 0).await;
+    let words: Vec<_> = facts.iter().map(|(_, word)| word.as_str()).collect();
+    assert_eq!(words, ["queued", "preparing", "executing", "uploading", "failed!"]);
+    assert_eq!(store.facts(task.id, facts[2].0).await, facts[3..]);
+    assert_eq!(store.words(other).await, ["queued"]);
+    let all = store.tasks.events(None, facts[3].0, 100).await.unwrap();
+    assert_eq!(all.iter().map(|event| event.task).collect::<Vec<_>>(), [other, task.id]);
+    assert_eq!(all[1].at, clock.now());
+    assert_eq!(store.tasks.newest_event().await.unwrap(), all[1].seq);
+    assert_eq!(store.tasks.events(None, 0, 2).await.unwrap().len(), 2);
+    assert!(store.facts(TaskId::new(), 0).await.is_empty());
+}
+
+/// By its own record or by the manifest, and before the end; another run makes others.
+pub async fn an_output_is_told_once_per_run<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, _) = fresh(open).await;
+    let task = store.uploading().await;
+    store.change(&task, Change::Store { index: 1, object: super::fixtures::object(1) }).await;
+    assert_eq!(store.words(task.id).await[4..], ["1:true"]);
+    store.change(&task, Change::Release(Release::Recalled)).await;
+    let task = store.take(1).await.remove(0).task;
+    assert_eq!(
+        store.words(task.id).await[4..],
+        ["1:false", "queued", "preparing"],
+        "what a given up run made is nobody's"
+    );
+    store.change(&task, Change::Plan { artifacts: artifacts(2, false) }).await;
+    store.change(&task, Change::Store { index: 1, object: super::fixtures::object(1) }).await;
+    store.change(&task, Change::Complete { artifacts: artifacts(2, true) }).await;
+    assert_eq!(store.words(task.id).await[7..], ["uploading", "1:true", "0:true", "completed"]);
+}
+
+/// Not even when everything is deleted: somebody may have read up to there.
+pub async fn event_numbers_are_never_given_twice<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, _) = fresh(open).await;
+    assert_eq!(store.tasks.newest_event().await.unwrap(), 0);
+    let gone = store.add(new_task(0)).await;
+    store.tasks.cancel(gone).await.unwrap();
+    let newest = store.facts(gone, 0).await[1].0;
+    let none = Duration::ZERO;
+    store.work.prune(Retention { completed: none, failed: none, idempotency: none }, 9).await.unwrap();
+    assert!(store.tasks.events(None, 0, 9).await.unwrap().is_empty());
+    assert_eq!(store.tasks.newest_event().await.unwrap(), newest);
+    let next = store.add(new_task(0)).await;
+    assert!(store.facts(next, 0).await[0].0 > newest);
+}
+
+/// Over all lanes, and only for who waits.
+pub async fn a_place_in_the_queue_is_counted_so_far<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, _) = fresh(open).await;
+    let mut waiting = Vec::new();
+    for place in 0..6 {
+        waiting.push(store.add(NewTask { lane: lane(place % 2), ..new_task(place / 3) }).await);
+    }
+    for (place, id) in (0..).zip(&waiting) {
+        assert_eq!(store.tasks.ahead(*id, 9).await.unwrap(), Some(place));
+        assert_eq!(store.tasks.ahead(*id, 2).await.unwrap(), Some(place.min(2)));
+    }
+    store.take(1).await;
+    assert_eq!(store.tasks.ahead(waiting[0], 9).await.unwrap(), None);
+    assert_eq!(store.tasks.ahead(waiting[5], 9).await.unwrap(), Some(4));
+    assert_eq!(store.tasks.ahead(TaskId::new(), 9).await.unwrap(), None);
 }
 
 /// A node's next incarnation takes over at once; another node, whatever it is called, waits for the lease to end.

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     domain::{
+        event::Event,
         id::{BackendId, PromptId, TaskId, WorkerId},
         lane::Lanes,
         options::TaskOptions,
@@ -90,6 +91,14 @@ pub(super) enum Step {
     Workflow(WorkflowCall),
     Lanes,
     Depths,
+    Events {
+        task: Option<usize>,
+        limit: u32,
+    },
+    Ahead {
+        task: usize,
+        limit: u32,
+    },
     Advance(Duration),
 }
 
@@ -122,6 +131,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => workflow_call().prop_map(Step::Workflow),
         1 => Just(Step::Lanes),
         1 => Just(Step::Depths),
+        2 => (option::of(task()), 0_u32..8).prop_map(|(task, limit)| Step::Events { task, limit }),
+        2 => (task(), limit()).prop_map(|(task, limit)| Step::Ahead { task, limit }),
         4 => seconds(40).prop_map(Step::Advance),
     ]
 }
@@ -280,6 +291,8 @@ pub(super) enum Call {
     Waiting,
     Lanes,
     Depths,
+    Events { of: Option<TaskId>, limit: u32 },
+    Ahead { id: TaskId, limit: u32 },
 }
 
 /// The ids in play.
@@ -330,6 +343,8 @@ impl World {
             Step::Workflow(call) => Call::Workflow(call),
             Step::Lanes => Call::Lanes,
             Step::Depths => Call::Depths,
+            Step::Events { task, limit } => Call::Events { of: task.and_then(|task| self.pick(task)), limit },
+            Step::Ahead { task, limit } => Call::Ahead { id: self.pick(task)?, limit },
             Step::Advance(step) => {
                 clock.advance(step);
                 return None;
@@ -349,8 +364,10 @@ impl World {
             Call::NextScheduled,
             Call::Pauses,
             Call::Workflow(WorkflowCall::Published),
+            Call::Events { of: None, limit: 1000 },
         ];
-        self.ids.iter().map(|id| Call::Get(*id)).chain(last).collect()
+        let each = |id: &TaskId| [Call::Get(*id), Call::Events { of: Some(*id), limit: 1000 }];
+        self.ids.iter().flat_map(each).chain(last).collect()
     }
 
     fn pick(&self, place: usize) -> Option<TaskId> {
@@ -422,6 +439,12 @@ impl Call {
             Self::Waiting => answer(tasks.waiting().await),
             Self::Lanes => answer(work.lanes().await),
             Self::Depths => answer(tasks.depths().await),
+            // Numbers may be left out, so they are not compared; their order is that of the answer.
+            Self::Events { of, limit } => answer(tasks.events(of, 0, limit).await.map(|events| {
+                assert!(events.is_sorted_by(|a, b| a.seq < b.seq), "events come in order: {events:#?}");
+                events.into_iter().map(|event| Event { seq: 0, ..event }).collect::<Vec<_>>()
+            })),
+            Self::Ahead { id, limit } => answer(tasks.ahead(id, limit).await),
         }
     }
 }

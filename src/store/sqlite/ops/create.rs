@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use comfyd_actors::{
     domain::{
+        event::facts,
         id::TaskId,
         lane::{ANYBODY, Lanes, allot},
-        task::{Change, Intent, Task},
+        task::{ArtifactEdit, Change, Intent, Task},
     },
     ports::store::{Assignment, Claim, ClaimSlot, Created, Idempotency, NewTask, StoreError},
 };
@@ -159,6 +160,7 @@ fn insert(tx: &mut Tx<'_>, new: NewTask) -> Result<Task, Fault> {
     if !new.payload.options.files.is_empty() {
         inputs::need(tx, &task, new.payload.options.files.iter())?;
     }
+    tx.write_down(&task, facts(None, &task, &ArtifactEdit::Keep))?;
     tx.tell(&task, None);
     Ok(task)
 }
