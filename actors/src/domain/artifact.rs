@@ -246,13 +246,14 @@ impl FileRef {
     }
 }
 
-/// Where the objects of one dispatch of a task go: `{tenant}/{date}/{task}/{dispatch}/`. The dispatch in it fences storage: a run that
-/// lost can never overwrite the bytes of the one that won.
+/// What the keys of one dispatch of a task begin with: `{tenant}/{date}/{task}_{dispatch}_`. The dispatch in it fences storage: a run that
+/// lost can never overwrite the bytes of the one that won. One folder a day, because each new folder costs local storage a flush
+/// (decision 024).
 #[must_use]
 pub fn object_prefix(task: &Task) -> String {
     let date = task.created_at.rfc3339();
     let date = date.get(..10).unwrap_or("undated");
-    format!("{}/{date}/{}/{}/", task.tenant, task.id, task.dispatch)
+    format!("{}/{date}/{}_{}_", task.tenant, task.id, task.dispatch)
 }
 
 /// The key of an output, without its extension: what it is made into decides on that.
@@ -313,8 +314,8 @@ mod tests {
             source: Source::File(file("../../evil.PNG", "", "output")),
             object: None,
         };
-        assert_eq!(object_stem(&task, &artifact), format!("0/2023-11-14/{}/2/1.0_..__-3", task.id));
-        assert_eq!(frame_stem(&task, "1:2", 0), format!("0/2023-11-14/{}/2/1_2-f0", task.id));
+        assert_eq!(object_stem(&task, &artifact), format!("0/2023-11-14/{}_2_1.0_..__-3", task.id));
+        assert_eq!(frame_stem(&task, "1:2", 0), format!("0/2023-11-14/{}_2_1_2-f0", task.id));
     }
 
     #[test]

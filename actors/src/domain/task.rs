@@ -291,6 +291,12 @@ impl Change {
             || self.is_clients()
     }
 
+    /// Whether nobody waits until it is recorded: evidence that saves a successor some looks at the server.
+    #[must_use]
+    pub fn can_wait(&self) -> bool {
+        matches!(self, Self::Accept { .. } | Self::Plan { .. } | Self::Store { .. })
+    }
+
     /// Whether only the holder may do it, so that it must carry the fence.
     fn is_holders(&self) -> bool {
         !matches!(self, Self::Claim { .. } | Self::Adopt { .. } | Self::Promote) && !self.is_clients()

@@ -1,7 +1,7 @@
 //! The one writer: turns whatever queued up while it committed into the next commit.
 //!
-//! It owns the only connection that writes and is spoken to through the store's queue. It waits for nobody: a lone operation is
-//! committed at once, sixteen that arrive during that commit share the next one and its single fsync. Each runs in a savepoint, so
+//! It owns the only connection that writes and is spoken to through the store's queue. It waits for nobody: a lone operation
+//! that somebody waits for is committed at once, sixteen that arrive during that commit share the next one and its single fsync. Each runs in a savepoint, so
 //! one that is refused leaves no trace and does not harm its neighbours; an I/O error fails the whole batch, and the next one is tried
 //! afresh. Nobody gets an answer, and no listener a word, before the commit.
 //!
@@ -21,7 +21,7 @@ use comfyd_actors::{
 use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
-    time::{error::Elapsed, timeout},
+    time::{Instant, error::Elapsed, timeout, timeout_at},
 };
 use tracing::{debug, warn};
 
@@ -29,6 +29,10 @@ use super::{fault::Fault, tx::Tx};
 
 /// Operations in one commit at most: bounds how long the first of them waits for its answer, and what one I/O error takes down.
 const MAX_BATCH: usize = 256;
+
+/// How long what nobody waits for waits for a commit it can share: longer than a short task needs from one of its changes to the next,
+/// shorter than anybody notices (decision 025).
+const COMPANY: Duration = Duration::from_millis(5);
 
 /// After this long without work the writer tidies up.
 const QUIET: Duration = Duration::from_secs(5);
@@ -50,6 +54,11 @@ pub(super) trait Operation: Send + 'static {
         false
     }
 
+    /// Whether nobody waits for its answer, so that it can wait for the next commit.
+    fn can_wait(&self) -> bool {
+        false
+    }
+
     /// The task it begins by loading, if it does: those of a batch are read together.
     fn task(&self) -> Option<TaskId> {
         None
@@ -63,6 +72,8 @@ pub(super) trait Operation: Send + 'static {
 #[async_trait]
 pub(super) trait Job: Send {
     fn is_promise(&self) -> bool;
+
+    fn can_wait(&self) -> bool;
 
     fn task(&self) -> Option<TaskId>;
 
@@ -99,6 +110,10 @@ impl<O: Operation> Job for Envelope<O> {
         self.is_promise
     }
 
+    fn can_wait(&self) -> bool {
+        self.operation.as_ref().is_some_and(Operation::can_wait)
+    }
+
     fn task(&self) -> Option<TaskId> {
         self.operation.as_ref().and_then(Operation::task)
     }
@@ -129,6 +144,24 @@ impl<O: Operation> Job for Envelope<O> {
         // Who asked may be gone by now. What is committed stays committed.
         let _ = self.reply.send(answer);
     }
+}
+
+/// What is committed next: whatever is there. Only what nobody waits for waits for something that somebody does.
+async fn gather(first: Box<dyn Job>, queue: &mut mpsc::Receiver<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
+    let deadline = Instant::now() + COMPANY;
+    let mut patient = first.can_wait();
+    let mut batch = vec![first];
+    while batch.len() < MAX_BATCH {
+        let next = match queue.try_recv() {
+            Ok(job) => Some(job),
+            Err(_) if patient => timeout_at(deadline, queue.recv()).await.ok().flatten(),
+            Err(_) => None,
+        };
+        let Some(job) = next else { break };
+        patient &= job.can_wait();
+        batch.push(job);
+    }
+    batch
 }
 
 /// The writer's state. Nothing in it outlives a panic.
@@ -164,19 +197,15 @@ impl Writer {
     /// Works until the queue is closed for good.
     pub(super) async fn run(mut self, queue: &mut mpsc::Receiver<Box<dyn Job>>) {
         loop {
-            let mut batch = match self.next(queue).await {
-                Ok(Some(first)) => vec![first],
+            let first = match self.next(queue).await {
+                Ok(Some(first)) => first,
                 Ok(None) => return,
                 Err(Elapsed { .. }) => {
                     self.tidy().await;
                     continue;
                 }
             };
-            while batch.len() < MAX_BATCH
-                && let Ok(job) = queue.try_recv()
-            {
-                batch.push(job);
-            }
+            let batch = gather(first, queue).await;
             self.settle(batch).await;
         }
     }

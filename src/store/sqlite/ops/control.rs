@@ -98,6 +98,10 @@ pub(in crate::store::sqlite) struct NoteRun {
 impl Operation for NoteRun {
     type Answer = ();
 
+    fn can_wait(&self) -> bool {
+        true
+    }
+
     async fn run(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
         let nodes = serde_json::to_string(&self.nodes).map_err(corrupt)?;
         let note = query(NOTE_RUN).bind(key(self.id)).bind(self.dispatch).bind(nodes);

@@ -51,6 +51,10 @@ impl Operation for Apply {
         self.change.is_promise()
     }
 
+    fn can_wait(&self) -> bool {
+        self.change.can_wait()
+    }
+
     fn task(&self) -> Option<TaskId> {
         Some(self.id)
     }
