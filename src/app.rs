@@ -11,6 +11,7 @@ use std::{
 use comfyd_actors::{
     board::Board,
     bridge::{self, Bridge},
+    catalogues::Catalogues,
     domain::id::{BackendId, WorkerId},
     kit::deadline::Deadline,
     ports::{clock::Clock, comfy::ComfyTransport, store::StoreError},
@@ -108,6 +109,7 @@ impl App {
             in_order.iter().map(|backend| (backend.id().clone(), backend.clone())).collect();
         let slots = Slots::new(backends.keys(), [STORE_WRITER, WORKFLOWS]);
         let board = Board::default();
+        let catalogues = Catalogues::new(backends.keys().cloned());
         let bridge = Bridge::new(bridge::Parts {
             queue: slots.queue.clone(),
             store: store.clone(),
@@ -115,6 +117,9 @@ impl App {
             objects: objects.clone(),
             backends: in_order,
             board: board.clone(),
+            catalogues: catalogues.clone(),
+            sessions: slots.sessions.clone(),
+            validate: config.comfyui.validate,
         });
         let settings = settings(config, lock.is_some(), !store.was_clean());
         let writer = store.clone();
@@ -134,6 +139,7 @@ impl App {
             ],
             clock,
             board,
+            catalogues,
             deadline: Deadline::new(settings.lease * 2 / 3),
             settings,
             slots,
@@ -239,6 +245,7 @@ fn settings(config: &Config, takes_over: bool, unclean_start: bool) -> Settings 
     Settings {
         takes_over,
         unclean_start,
+        validate: comfyui.validate,
         ordering: config.queue.ordering,
         max_pending: config.queue.max_pending,
         prepare_ahead: config.queue.prepare_ahead,
@@ -256,6 +263,8 @@ fn settings(config: &Config, takes_over: bool, unclean_start: bool) -> Settings 
             deaf_after: comfyui.deaf_after,
             backend_lost_after: comfyui.backend_lost_after,
             stop_grace: comfyui.stop_grace,
+            nodes_refresh: comfyui.nodes_refresh,
+            nodes_recheck: comfyui.nodes_recheck,
         },
         uploads: UploadSettings {
             parallel: tasks.upload_parallel,

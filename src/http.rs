@@ -10,12 +10,14 @@ mod create;
 mod docs;
 mod frame;
 mod health;
+mod nodes;
 mod output_options;
 mod outputs;
 mod passthrough;
 mod problem;
 mod server;
 mod tasks;
+mod validate;
 mod view;
 mod workflows;
 
@@ -122,6 +124,8 @@ fn routes() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(comfyui::queue_status))
         .routes(routes!(comfyui::system_stats))
         .routes(routes!(comfyui::interrupt))
+        .routes(routes!(nodes::list))
+        .routes(routes!(nodes::get))
         .routes(routes!(health::health))
         .routes(routes!(health::status))
         .routes(routes!(health::livez))

@@ -45,6 +45,8 @@ pub struct BackendStatus {
     pub in_flight: usize,
     /// Connections opened since the start of the process.
     pub connections: u64,
+    /// Node classes it has; `None` while it has not told.
+    pub nodes: Option<usize>,
 }
 
 /// A session's phase, in a word.
@@ -65,7 +67,7 @@ impl BackendStatus {
     /// A backend nobody has tried yet.
     #[must_use]
     pub fn unknown() -> Self {
-        Self { phase: PhaseName::Connecting, problem: None, jobs_api: false, in_flight: 0, connections: 0 }
+        Self { phase: PhaseName::Connecting, problem: None, jobs_api: false, in_flight: 0, connections: 0, nodes: None }
     }
 }
 

@@ -5,10 +5,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
-    board::{BackendStatus, Board},
+    board::{BackendStatus, Board, PhaseName},
+    catalogues::Catalogues,
+    comfy_session::SessionMsg,
     domain::{
+        fleet::Fleet,
         id::{BackendId, TaskId},
-        lane::Lane,
+        lane::{Lane, Needs},
         order::Priority,
         progress::Progress,
         task::{Task, TaskState},
@@ -26,6 +29,8 @@ use crate::{
 
 /// How long a handler waits for an actor. Above a slow commit, below the patience of most clients.
 const ASK_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a request that lacks something waits for the servers to be asked again. A large installation takes a second or two.
+const SURVEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a task somebody waits for is read without being told to: word of a change is lost when the store's writer dies between
 /// the commit and the telling.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -117,6 +122,12 @@ pub struct Parts {
     pub backends: Vec<Arc<dyn ComfyTransport>>,
     /// Progress, phases, restarts.
     pub board: Board,
+    /// What every backend can run.
+    pub catalogues: Catalogues,
+    /// The sessions' current addresses.
+    pub sessions: BTreeMap<BackendId, Slot<SessionMsg>>,
+    /// Graphs are held against what the backends have.
+    pub validate: bool,
 }
 
 impl Bridge {
@@ -174,12 +185,16 @@ impl Bridge {
         Ok(ids)
     }
 
-    /// One task with its newest progress, if it runs in this process.
+    /// One task with its newest progress, if it runs in this process. Of its needs those are left that it waits for: none, unless it is
+    /// pending and no backend that is online has what it needs.
     ///
     /// # Errors
     /// `NotFound`, `Unavailable`.
     pub async fn get(&self, id: TaskId) -> Result<(TaskRecord, Option<Progress>), StoreError> {
-        let record = self.0.store.get(id).await?;
+        let mut record = self.0.store.get(id).await?;
+        if record.task.state != TaskState::Pending || self.is_served(&record.needs) {
+            record.needs = Arc::default();
+        }
         let progress = self.0.board.progress(id).filter(|_| record.task.state == TaskState::Executing);
         Ok((record, progress))
     }
@@ -226,6 +241,26 @@ impl Bridge {
     /// `Unavailable`.
     pub async fn list(&self, query: Query) -> Result<Vec<Task>, StoreError> {
         self.0.store.list(query).await
+    }
+
+    /// What the backends have; `None` when nobody asks them.
+    #[must_use]
+    pub fn fleet(&self) -> Option<Arc<Fleet>> {
+        self.0.validate.then(|| self.0.catalogues.fleet())
+    }
+
+    /// Has every backend asked anew what it has, but for those that were asked just now. One that does not answer is as it was.
+    pub async fn survey(&self) {
+        let asks = self.0.sessions.values().map(|slot| slot.ask(|reply| SessionMsg::Survey { reply }, SURVEY_TIMEOUT));
+        futures_util::future::join_all(asks).await;
+    }
+
+    /// Whether a backend that is online can run tasks with these needs.
+    #[must_use]
+    pub fn is_served(&self, needs: &Needs) -> bool {
+        let (fleet, backends) = (self.0.catalogues.fleet(), self.0.board.backends());
+        let mut online = backends.iter().filter(|(_, status)| status.phase == PhaseName::Online);
+        needs.is_empty() || !self.0.validate || online.any(|(backend, _)| fleet.meets(backend, needs))
     }
 
     /// Every committed change from now on.

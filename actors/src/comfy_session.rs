@@ -12,22 +12,26 @@ mod flight;
 mod frames;
 mod keeping;
 mod phase;
+mod survey;
 
 use std::collections::{HashMap, VecDeque};
 
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tracing::{debug, warn};
 
 pub use flight::Origin;
 use flight::{Act, Flight, Stop};
 use frames::{Frames, Outline};
 use phase::Phase;
+use survey::Survey;
 
 use crate::{
     comfy_session::feed::{Feed, Word},
     domain::{
         artifact::{Artifact, StoredObject},
+        catalogue::Catalogue,
         id::{BackendId, ClientId, PromptId, TaskId},
+        lane::Lanes,
         progress::NodeTiming,
         prompt::{Abilities, Finished, Receipt, Sighting},
         task::{Change, Fence, Refusal, Release},
@@ -63,8 +67,12 @@ pub enum SessionMsg {
     },
     /// A client wants the task stopped.
     Cancel { id: TaskId },
-    /// Another backend is free: give back a prompt that only waits here.
-    Recall,
+    /// Another backend is free: give back a prompt that only waits here, of one of these lanes.
+    Recall { lanes: Lanes },
+    /// A graph lacks something here: see whether that is still so. Answered when seen, or at once when it was looked just now.
+    Survey { reply: RpcReplyPort<()> },
+    /// The server told what it has.
+    Surveyed(Result<Result<Catalogue, ComfyError>, Panicked>),
     /// The lease under this fence is lost: stop all work on it, write nothing.
     Drop { id: TaskId, fence: Fence },
     /// The task's end is recorded: its prompt may leave the server's history.
@@ -158,6 +166,7 @@ pub struct State {
     feed: Feed,
     /// Pictures being stored, by task; dropping a guard gives one up.
     keeping: HashMap<TaskId, Vec<Guard>>,
+    survey: Survey,
     /// Since when an accepted prompt's status frame is awaited.
     status_owed_since: Option<Timestamp>,
     orphans: VecDeque<PromptId>,
@@ -187,6 +196,7 @@ impl Actor for ComfySessionActor {
             flights: HashMap::new(),
             feed,
             keeping: HashMap::new(),
+            survey: Survey::default(),
             status_owed_since: None,
             orphans: VecDeque::new(),
             forgettable: Vec::new(),
@@ -204,7 +214,9 @@ impl Actor for ComfySessionActor {
         match message {
             SessionMsg::Run { assignment, origin } => state.on_run(&me, *assignment, origin),
             SessionMsg::Cancel { id } => state.on_stop(&me, id, Stop::Client),
-            SessionMsg::Recall => state.on_recall(&me),
+            SessionMsg::Recall { lanes } => state.on_recall(&me, &lanes),
+            SessionMsg::Survey { reply } => state.on_survey(&me, reply),
+            SessionMsg::Surveyed(result) => state.on_surveyed(result),
             SessionMsg::Drop { id, fence } => state.drop_flight(id, fence),
             SessionMsg::Forget { prompt } => state.forgettable.push(prompt),
             SessionMsg::Dial => state.dial(&me),
@@ -248,8 +260,9 @@ impl State {
         }
     }
 
-    fn on_recall(&mut self, me: &ActorRef<SessionMsg>) {
-        let prepared = self.flights.values().filter(|(flight, _)| flight.is_prepared());
+    fn on_recall(&mut self, me: &ActorRef<SessionMsg>, lanes: &Lanes) {
+        let fits = |flight: &Flight| flight.is_prepared() && lanes.contains(flight.task.lane);
+        let prepared = self.flights.values().filter(|(flight, _)| fits(flight));
         // The one that came last is the least urgent, and the furthest from running.
         if let Some(id) = prepared.map(|(flight, _)| (flight.task.started_at, flight.task.id)).max().map(|(_, id)| id) {
             self.on_stop(me, id, Stop::Recall);
@@ -467,6 +480,7 @@ impl State {
             let in_flight = self.flights.len();
             self.system.board.update_backend(&self.backend, |status| status.in_flight = in_flight);
         }
+        self.survey_in_time(me);
         self.check_hearing(me, now);
         self.give_up_if_lost(now);
         self.advance_all(me);

@@ -3,6 +3,7 @@
 pub mod backends;
 pub mod board;
 pub mod bridge;
+pub mod catalogues;
 pub mod comfy_session;
 pub mod domain;
 pub mod http;

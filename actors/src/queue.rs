@@ -15,6 +15,7 @@ mod intake;
 mod leases;
 mod matching;
 mod rounds;
+mod routes;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -25,12 +26,13 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::{sync::broadcast, time::Instant};
 use tracing::{debug, info};
 
-use self::{admission::Waiting, control::Pauses};
+use self::{admission::Waiting, control::Pauses, routes::Routes};
 use crate::{
     bridge::{RequestError, TaskRequest, Wish},
     comfy_session::Origin,
     domain::{
         id::{BackendId, ClientId, PromptId, TaskId},
+        lane::{Lane, Lanes},
         task::{Change, Fence, Task, TaskState},
     },
     kit::tasks::{Panicked, Tasks},
@@ -161,10 +163,14 @@ pub enum QueueMsg {
     },
     /// Something became pending.
     Wake,
+    /// A backend has other nodes or models now.
+    CataloguesChanged,
+    /// The lanes that have tasks were read.
+    LanesRead(Result<Result<Vec<Lane>, StoreError>, Panicked>),
     /// A claim ended.
     Claimed {
-        /// The backends places were kept on.
-        kept: Vec<BackendId>,
+        /// The backends places were kept on, and what they serve.
+        kept: Vec<(BackendId, Lanes)>,
         /// What came of it.
         result: Result<Result<Vec<Assignment>, StoreError>, Panicked>,
     },
@@ -215,6 +221,7 @@ enum Whereabouts {
 #[derive(Debug)]
 struct Held {
     fence: Fence,
+    lane: i64,
     attempt: i32,
     backend: BackendId,
     at: Whereabouts,
@@ -236,8 +243,9 @@ pub struct State {
     uploads_open: bool,
     waiting: Waiting,
     creating: u64,
-    /// Nothing was left in the store when it was last asked.
-    dry: bool,
+    /// Of these lanes nothing was left in the store when it was last asked.
+    dry: HashSet<Lanes>,
+    routes: Routes,
     claiming: bool,
     /// Something became pending while a claim was under way, perhaps too late for it.
     woken: bool,
@@ -262,6 +270,8 @@ impl Actor for QueueActor {
         state.listen(&me);
         state.recover(&me);
         state.read_pauses(&me);
+        state.watch_catalogues(&me);
+        state.read_lanes(&me);
         me.send_interval(TICK, || QueueMsg::Tick);
         me.send_interval(COUNT_EVERY, || QueueMsg::Count);
         me.send_interval(state.system.settings.renew_every, || QueueMsg::Renew);
@@ -291,6 +301,8 @@ impl Actor for QueueActor {
             QueueMsg::Settle { id, fence, change, prompt } => state.settle(&me, id, fence, *change, prompt),
             QueueMsg::Settled { id, fence, prompt, result } => state.on_settled(&me, id, fence, prompt, result),
             QueueMsg::Wake => state.on_wake(&me),
+            QueueMsg::CataloguesChanged => state.on_catalogues_changed(&me),
+            QueueMsg::LanesRead(result) => state.on_lanes_read(&me, result),
             QueueMsg::Claimed { kept, result } => state.on_claimed(&me, kept, result),
             QueueMsg::Adopted { assignments } => state.assign_all(&me, assignments, Origin::Expired),
             QueueMsg::Recovered(result) => state.on_recovered(&me, result),
@@ -319,7 +331,8 @@ impl State {
             uploads_open: false,
             waiting: Waiting::default(),
             creating: 0,
-            dry: false,
+            dry: HashSet::new(),
+            routes: Routes::default(),
             claiming: false,
             woken: false,
             recovered: false,

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use crate::{
     backends::BackendsMsg,
     board::Board,
+    catalogues::Catalogues,
     comfy_session::SessionMsg,
     domain::{
         id::{BackendId, WorkerId},
@@ -63,6 +64,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// What everybody may see.
     pub board: Board,
+    /// What every backend can run.
+    pub catalogues: Catalogues,
     /// Until when this process may act on the leases it holds.
     pub deadline: Deadline,
     /// How to behave.
@@ -106,6 +109,8 @@ pub struct Settings {
     /// The process before this one did not stop cleanly: the first prompt of a task that is older than this process is looked for before
     /// it is sent, because the record of having sent it may have been lost with the power.
     pub unclean_start: bool,
+    /// Graphs are held against what the backends have, and tasks go where they can run.
+    pub validate: bool,
     /// How tasks are ordered.
     pub ordering: Ordering,
     /// Most tasks that may wait.
@@ -155,6 +160,10 @@ pub struct SessionSettings {
     pub backend_lost_after: Duration,
     /// A prompt that was asked to stop and did not within this time is abandoned.
     pub stop_grace: Duration,
+    /// How often a server is asked what it has.
+    pub nodes_refresh: Duration,
+    /// How often at most, when something is missing.
+    pub nodes_recheck: Duration,
 }
 
 /// How uploads behave.
@@ -179,6 +188,7 @@ impl Default for Settings {
         Self {
             takes_over: true,
             unclean_start: false,
+            validate: true,
             ordering: Ordering::Aged,
             max_pending: 100_000,
             prepare_ahead: 1,
@@ -209,6 +219,8 @@ impl Default for SessionSettings {
             deaf_after: seconds(2),
             backend_lost_after: seconds(300),
             stop_grace: seconds(30),
+            nodes_refresh: seconds(300),
+            nodes_recheck: seconds(5),
         }
     }
 }

@@ -17,6 +17,8 @@ use super::{PATIENCE, client};
 
 /// Tells a process started by a benchmark that it is the fake.
 const FAKE: &str = "COMFYD_BENCH_FAKE";
+/// Tells the fake how many copies of its classes it has.
+const COPIES: &str = "COMFYD_BENCH_COPIES";
 
 pub fn is_fake() -> bool {
     env::var_os(FAKE).is_some()
@@ -24,7 +26,8 @@ pub fn is_fake() -> bool {
 
 /// Serves until it is killed; says where on its first line.
 pub async fn fake() {
-    let fake = FakeComfy::start(FakeConfig::default()).await.expect("the fake starts");
+    let copies = env::var(COPIES).ok().and_then(|copies| copies.parse().ok()).unwrap_or(0);
+    let fake = FakeComfy::start(FakeConfig { copies, ..FakeConfig::default() }).await.expect("the fake starts");
     println!("{}", fake.url());
     std::future::pending::<()>().await;
     drop(fake);
@@ -49,9 +52,15 @@ pub struct Fake {
 
 impl Fake {
     pub fn start() -> Self {
+        Self::with_copies(0)
+    }
+
+    /// One whose every node class is there so many times more.
+    pub fn with_copies(copies: usize) -> Self {
         let program = env::current_exe().expect("this program");
         let mut command = Command::new(program);
-        let mut child = command.env(FAKE, "1").stdout(Stdio::piped()).spawn().expect("a process");
+        let mut child =
+            command.env(FAKE, "1").env(COPIES, copies.to_string()).stdout(Stdio::piped()).spawn().expect("a process");
         let mut url = String::new();
         BufReader::new(child.stdout.take().expect("its output")).read_line(&mut url).expect("its address");
         Self { url: url.trim().to_owned(), http: client(), _process: Process(child) }
@@ -87,6 +96,11 @@ pub struct Service {
 impl Service {
     /// Starts comfyd on the files in `folder`, with its default settings, and waits until it is ready.
     pub async fn start(folder: &Path, comfyui: &str) -> Self {
+        Self::start_with(folder, comfyui, &[]).await
+    }
+
+    /// As [`Self::start`], with some settings of its own.
+    pub async fn start_with(folder: &Path, comfyui: &str, settings: &[(&str, &str)]) -> Self {
         let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr()).expect("a free port").port();
         let url = format!("http://127.0.0.1:{port}");
         let http = client();
@@ -100,6 +114,7 @@ impl Service {
             .env("DATABASE_URL", database(folder))
             .env("STORAGE_LOCAL_DIR", folder.join("outputs"))
             .env("COMFYD_LOG__DIR", folder.join("logs"))
+            .envs(settings.iter().copied())
             .stdout(Stdio::null());
         let process = Process(command.spawn().expect("comfyd starts"));
         let ready = async {
@@ -118,6 +133,16 @@ impl Service {
     /// Waits until its ComfyUI is connected.
     pub async fn online(&self) {
         while self.get("/api/status").await["backends"][0]["phase"] != "online" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until its ComfyUI has told what it has; how many node classes that are.
+    pub async fn surveyed(&self) -> u64 {
+        loop {
+            if let Some(nodes) = self.get("/api/status").await["backends"][0]["nodes"].as_u64() {
+                return nodes;
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

@@ -92,6 +92,12 @@ pub struct ComfyUi {
     pub backend_lost_after: Duration,
     /// Time a prompt has to stop when asked to.
     pub stop_grace: Duration,
+    /// Graphs are held against what the servers have.
+    pub validate: bool,
+    /// How often a server is asked what it has.
+    pub nodes_refresh: Duration,
+    /// How often at most, when something is missing.
+    pub nodes_recheck: Duration,
 }
 
 /// `[passthrough]`
@@ -256,6 +262,9 @@ pub(super) fn comfyui(r: &mut Reader) -> ComfyUi {
         deaf_after: r.duration("comfyui.deaf_after", MS..=secs(3_600)),
         backend_lost_after: r.duration("comfyui.backend_lost_after", MS..=MONTH),
         stop_grace: r.duration("comfyui.stop_grace", MS..=DAY),
+        validate: r.choice("comfyui.validate", &[("on", true), ("off", false)]),
+        nodes_refresh: r.duration("comfyui.nodes_refresh", secs(1)..=MONTH),
+        nodes_recheck: r.duration("comfyui.nodes_recheck", Duration::ZERO..=DAY),
     }
 }
 

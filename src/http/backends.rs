@@ -56,6 +56,8 @@ pub struct BackendView {
     pub in_flight: usize,
     /// Connections opened since the start of the process.
     pub connections: u64,
+    /// Node classes it has, see `/api/nodes`; null while it has not told, and graphs are not validated for it.
+    pub nodes: Option<usize>,
 }
 
 impl BackendView {
@@ -71,6 +73,7 @@ impl BackendView {
             jobs_api: status.jobs_api,
             in_flight: status.in_flight,
             connections: status.connections,
+            nodes: status.nodes,
         }
     }
 }

@@ -18,7 +18,7 @@ use comfyd_actors::{
         order::Priority,
         task::Task,
         time::Timestamp,
-        workflow::{self, InputFault, Reference, type_of},
+        workflow::{self, InputFault, Reference, Workflow, type_of},
     },
     ports::store::{Created, Idempotency, Payload},
 };
@@ -31,6 +31,7 @@ use super::{
     output_options::{self, OutputOptionsBody},
     problem::{FieldFault, MAX_FAULTS, Problem, ProblemBody},
     tasks::{self, patience},
+    validate::validate,
     view::{TaskSummary, TaskView},
     workflows::not_found,
 };
@@ -149,7 +150,7 @@ pub enum PriorityOrWord {
         (status = 408, description = "The body stopped coming", body = ProblemBody, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "Not sent as JSON", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "Faulty fields, all of them listed; or the key was used for another body", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "Faulty fields, or a graph that no ComfyUI server can run (`invalid_graph`), all faults listed; or the key was used for another body", body = ProblemBody, content_type = "application/problem+json"),
         (status = 429, description = "The queue is full; nothing was stored", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Shutting down, the task store is away, or the workflow is broken", body = ProblemBody, content_type = "application/problem+json"),
     )
@@ -178,7 +179,9 @@ pub async fn submit(
     subject: Subject,
 ) -> Result<Response, Problem> {
     let key = headers.get("idempotency-key").cloned();
+    let workflow = subject.workflow();
     let request = aside(&body, move |body| parse(body, key.as_ref(), subject)).await?;
+    let request = validate(service, request, workflow.as_deref()).await?;
     let (task, replayed) = match service.bridge.submit(request).await? {
         Created::New(task) => (task, false),
         Created::Replayed(task) => (task, true),
@@ -254,6 +257,15 @@ pub enum Subject {
     Named(Result<Found, Problem>),
     /// Its path does.
     Path(Found),
+}
+
+impl Subject {
+    fn workflow(&self) -> Option<Arc<Workflow>> {
+        match self {
+            Self::Named(Ok(found)) | Self::Path(found) => Some(found.workflow.clone()),
+            Self::Named(Err(_)) | Self::Body => None,
+        }
+    }
 }
 
 /// The workflow a body names, if it does.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use axum::{Json, extract::State, http::StatusCode};
-use comfyd_actors::{board::PhaseName, bridge::Bridge};
+use comfyd_actors::{board::PhaseName, bridge::Bridge, domain::lane::Lane};
 use serde::Serialize;
 use tokio::{sync::Mutex, time::Instant};
 use utoipa::ToSchema;
@@ -13,6 +13,7 @@ use super::{
     backends::{self, BackendView},
     control::QueueState,
     problem::{FieldFault, Problem, ProblemBody},
+    view::NeedsView,
 };
 
 /// A check is repeated at most this often, however many probes ask.
@@ -27,11 +28,17 @@ pub struct Checks {
     store: Cached<Option<&'static str>>,
     storage: Cached<Option<&'static str>>,
     counts: Cached<Option<QueueCounts>>,
+    waiting: Cached<Vec<(Lane, u64)>>,
 }
 
 impl Default for Checks {
     fn default() -> Self {
-        Self { store: Cached::new(FRESH), storage: Cached::new(FRESH), counts: Cached::new(COUNTS_FRESH) }
+        Self {
+            store: Cached::new(FRESH),
+            storage: Cached::new(FRESH),
+            counts: Cached::new(COUNTS_FRESH),
+            waiting: Cached::new(COUNTS_FRESH),
+        }
     }
 }
 
@@ -72,6 +79,13 @@ impl Checks {
             Some(QueueCounts { scheduled: counts.scheduled, pending: counts.pending, processing: counts.held })
         };
         self.counts.get(count).await
+    }
+
+    async fn waiting(&self, bridge: &Bridge) -> Vec<WaitingView> {
+        let read = async { tokio::time::timeout(PATIENCE, bridge.store().waiting()).await.ok()?.ok() };
+        let lanes = self.waiting.get(async { read.await.unwrap_or_default() }).await;
+        let unserved = lanes.into_iter().filter(|(lane, _)| !bridge.is_served(&lane.needs));
+        unserved.filter_map(|(lane, tasks)| Some(WaitingView { needs: NeedsView::of(&lane.needs)?, tasks })).collect()
     }
 }
 
@@ -123,6 +137,8 @@ pub struct Status {
     pub paused: bool,
     /// Tasks that are not over; a few seconds old. Null when they could not be counted.
     pub queue: Option<QueueCounts>,
+    /// What tasks wait for that no ComfyUI server which is online has; a few seconds old.
+    pub waiting_for: Vec<WaitingView>,
     /// Where tasks are kept.
     pub store: Part,
     /// Where outputs are kept.
@@ -144,6 +160,16 @@ pub struct QueueCounts {
     pub pending: u64,
     /// Being worked on.
     pub processing: u64,
+}
+
+/// Tasks that no server can run now.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct WaitingView {
+    /// What they need.
+    #[serde(flatten)]
+    pub needs: NeedsView,
+    /// How many wait for it.
+    pub tasks: u64,
 }
 
 /// A part of the service.
@@ -198,7 +224,8 @@ pub async fn readyz(State(service): State<Arc<Service>>) -> Result<&'static str,
 #[utoipa::path(get, path = "/api/status", tag = "service", responses((status = 200, description = "Every part", body = Status)))]
 pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
     let (checks, bridge) = (&service.checks, &service.bridge);
-    let (store, storage, queue) = tokio::join!(checks.store(bridge), checks.storage(bridge), checks.counts(bridge));
+    let (store, storage, queue, waiting_for) =
+        tokio::join!(checks.store(bridge), checks.storage(bridge), checks.counts(bridge), checks.waiting(bridge));
     let pauses = bridge.pauses();
     let backends = backends::views(bridge, &pauses);
     let all_online = backends.iter().all(|backend| backend.phase == PhaseName::Online);
@@ -214,6 +241,7 @@ pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
         uptime_seconds: service.started.elapsed().as_secs(),
         paused: QueueState::of(&pauses).paused,
         queue,
+        waiting_for,
         store: part(store),
         storage: part(storage),
         backends,

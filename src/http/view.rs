@@ -4,6 +4,7 @@ use comfyd_actors::domain::{
     artifact::{Artifact, Facts},
     error::TaskError,
     event::Stage,
+    lane::{ListValue, Needs},
     progress::{NodeTiming, Progress},
     task::{Task, TaskState},
     time::{Timestamp, millis},
@@ -69,11 +70,39 @@ pub struct TaskView {
     pub metadata: Box<RawValue>,
     /// How far it is; null when it did not complete.
     pub progress: Option<ProgressView>,
+    /// What no ComfyUI server that is online has: it waits until one does. Null when it waits for nothing but its turn.
+    pub waiting_for: Option<NeedsView>,
     /// What is stored, in the order of node and index.
     pub outputs: Vec<OutputView>,
     /// What its newest run spent on each node, in the order in which they ran, once that run is over. As far as the server told: empty
     /// when the connection was away.
     pub nodes: Vec<NodeView>,
+}
+
+/// What a task needs of a ComfyUI server.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct NeedsView {
+    /// In words.
+    pub detail: String,
+    /// Node classes.
+    pub classes: Vec<String>,
+    /// Models and other values in lists.
+    pub values: Vec<ListValueView>,
+    /// One of these servers itself; empty = any.
+    pub backends: Vec<String>,
+}
+
+/// A value that must be in the list of a node's input.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ListValueView {
+    /// The class of the node.
+    #[schema(example = "CheckpointLoaderSimple")]
+    pub class_type: String,
+    /// Its input.
+    #[schema(example = "ckpt_name")]
+    pub input: String,
+    /// The value.
+    pub value: String,
 }
 
 /// What a node took.
@@ -222,10 +251,11 @@ impl TaskView {
     /// Of a task; `base` is what the URLs of outputs begin with.
     #[must_use]
     pub fn of(record: TaskRecord, progress: Option<Progress>, base: &str) -> Self {
-        let TaskRecord { task, inputs, metadata, artifacts, nodes, options, .. } = record;
+        let TaskRecord { task, inputs, metadata, artifacts, nodes, options, needs, .. } = record;
         let url = format!("{base}/api/tasks/{}/outputs", task.id);
         Self {
             progress: ProgressView::of(task.state, progress),
+            waiting_for: NeedsView::of(&needs),
             outputs: artifacts.into_iter().filter_map(|artifact| OutputView::of(artifact, &url)).collect(),
             nodes: nodes.into_iter().map(NodeView::of).collect(),
             workflow_version: options.workflow_version,
@@ -233,6 +263,24 @@ impl TaskView {
             metadata: raw(&metadata),
             summary: TaskSummary::of(task),
         }
+    }
+}
+
+impl NeedsView {
+    /// `None` without any.
+    #[must_use]
+    pub fn of(needs: &Needs) -> Option<Self> {
+        let value = |need: &ListValue| ListValueView {
+            class_type: need.class.clone(),
+            input: need.input.clone(),
+            value: need.value.clone(),
+        };
+        (!needs.is_empty()).then(|| Self {
+            detail: format!("no ComfyUI server that is online has what this needs: {needs}"),
+            classes: needs.classes.iter().cloned().collect(),
+            values: needs.values.iter().map(value).collect(),
+            backends: needs.backends.iter().map(ToString::to_string).collect(),
+        })
     }
 }
 

@@ -21,4 +21,5 @@ mod stores;
 mod support;
 mod tools;
 mod uploads;
+mod validation;
 mod witness;

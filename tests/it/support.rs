@@ -27,6 +27,7 @@ const FAST: &[(&str, &str)] = &[
     ("COMFYD_COMFYUI__SILENCE", "200ms"),
     ("COMFYD_COMFYUI__DEAF_AFTER", "500ms"),
     ("COMFYD_COMFYUI__STOP_GRACE", "3s"),
+    ("COMFYD_COMFYUI__NODES_RECHECK", "0s"),
     ("COMFYD_TASKS__RETRY_BASE", "10ms"),
     ("COMFYD_TASKS__RETRY_CAP", "50ms"),
     ("COMFYD_TASKS__UPLOAD_RETRY_BASE", "10ms"),
@@ -88,6 +89,9 @@ impl Builder {
         let api = Api::new(app.address());
         let world = World { app, fakes, api, settings: self.settings, dir };
         world.online().await;
+        if world.system().settings.validate {
+            world.surveyed().await;
+        }
         world
     }
 }
@@ -137,6 +141,12 @@ impl Api {
             !backends.is_empty() && backends.iter().all(|backend| backend["phase"] == "online")
         })
         .await;
+    }
+
+    /// Waits until every backend has told what it has.
+    pub async fn surveyed(&self) {
+        let told = |status: &Value| status["backends"].as_array().unwrap().iter().all(|it| it["nodes"].is_u64());
+        self.until_status(told).await;
     }
 
     /// Waits until `/api/status` looks like that: levels without an event for clients.

@@ -69,6 +69,8 @@ impl State {
         self.cancel_orphans();
         self.advance_all(me);
         self.tell_demand(me);
+        self.survey.forget();
+        self.survey_in_time(me);
     }
 
     pub(super) fn on_socket_closed(&mut self, me: &ActorRef<SessionMsg>, connection: u64, reason: &str) {

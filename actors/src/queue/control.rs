@@ -9,6 +9,7 @@ use crate::{
     comfy_session::SessionMsg,
     domain::{
         id::{BackendId, TaskId},
+        lane::Lanes,
         task::{Change, Task, TaskState},
     },
     janitor::JanitorMsg,
@@ -153,7 +154,7 @@ impl State {
     fn recall_paused(&self) {
         for backend in self.sessions.keys().filter(|backend| self.pauses.stop_all() || self.pauses.stop(backend)) {
             for _ in 0..self.system.settings.prepare_ahead {
-                self.tell_session(backend, SessionMsg::Recall);
+                self.tell_session(backend, SessionMsg::Recall { lanes: Lanes::All });
             }
         }
     }

@@ -47,7 +47,7 @@ impl State {
     }
 
     pub(super) fn on_wake(&mut self, me: &ActorRef<QueueMsg>) {
-        self.dry = false;
+        self.dry.clear();
         self.woken = self.claiming;
         self.fill(me);
     }
@@ -57,19 +57,17 @@ impl State {
         if self.claiming {
             return;
         }
-        if self.dry {
-            if to_recall(&self.places()).is_some() {
+        let mut slots = self.places_to_fill();
+        slots.retain(|slot| !self.dry.contains(&slot.lanes));
+        if slots.is_empty() {
+            if self.find_recall().is_some() {
                 me.send_after(RECALL_AFTER, || QueueMsg::ConsiderRecall);
             }
             return;
         }
-        let slots = self.places_to_fill();
-        if slots.is_empty() {
-            return;
-        }
         self.claiming = true;
         let claim = self.keep(slots);
-        let kept = claim.slots.iter().map(|slot| slot.intent.backend.clone()).collect();
+        let kept = claim.slots.iter().map(|slot| (slot.intent.backend.clone(), slot.lanes.clone())).collect();
         let source = self.system.source.clone();
         self.tasks.run(me, async move { source.claim(claim).await }, |result| QueueMsg::Claimed { kept, result });
     }
@@ -77,15 +75,16 @@ impl State {
     pub(super) fn on_claimed(
         &mut self,
         me: &ActorRef<QueueMsg>,
-        kept: Vec<BackendId>,
+        kept: Vec<(BackendId, Lanes)>,
         result: Result<Result<Vec<Assignment>, StoreError>, Panicked>,
     ) {
         self.claiming = false;
-        let wanted = kept.len();
-        self.release_places(kept);
+        self.release_places(kept.iter().map(|(backend, _)| backend.clone()));
         match result {
             Ok(Ok(assignments)) => {
-                self.dry = assignments.len() < wanted && !std::mem::take(&mut self.woken);
+                if !std::mem::take(&mut self.woken) {
+                    self.dry.extend(left_empty(kept, &assignments));
+                }
                 self.waiting.left(assignments.len() as u64);
                 self.assign_all(me, assignments, Origin::Claimed);
                 self.fill(me);
@@ -112,7 +111,8 @@ impl State {
         free.into_iter()
             .filter_map(|backend| {
                 let client = self.sessions.get(&backend)?.client.clone()?;
-                Some(ClaimSlot { intent: Intent { backend, client }, lanes: Lanes::All })
+                let lanes = self.lanes_of(&backend);
+                Some(ClaimSlot { intent: Intent { backend, client }, lanes })
             })
             .collect()
     }
@@ -123,9 +123,16 @@ impl State {
             .map(|(backend, demand)| {
                 let there =
                     self.held.values().filter(|held| held.at == Whereabouts::Backend && held.backend == *backend);
+                let tasks: Vec<i64> = there.map(|held| held.lane).collect();
                 let kept = self.kept.get(backend).copied().unwrap_or(0);
                 let online = demand.client.is_some() && self.is_up(demand) && !self.pauses.stop(backend);
-                Place { backend: backend.clone(), online, occupied: there.count() + kept }
+                Place {
+                    backend: backend.clone(),
+                    online,
+                    occupied: tasks.len() + kept,
+                    lanes: self.lanes_of(backend),
+                    tasks,
+                }
             })
             .collect()
     }
@@ -153,13 +160,22 @@ impl State {
 
     /// Nothing waits, one backend has nothing to do, another has a prompt prepared: that one moves over.
     pub(super) fn recall(&mut self) {
-        if !self.dry || self.claiming || !self.recovered || !self.draining.is_empty() {
+        if self.claiming || !self.recovered || !self.draining.is_empty() {
             return;
         }
-        if let Some(backend) = to_recall(&self.places()) {
+        if let Some((backend, lanes)) = self.find_recall() {
             debug!(%backend, "recalling a prepared prompt for an idle backend");
-            self.tell_session(&backend, SessionMsg::Recall);
+            self.tell_session(&backend, SessionMsg::Recall { lanes });
         }
+    }
+
+    /// Who should give a task back, and of which lanes: those of a backend that is idle and for which nothing waits.
+    fn find_recall(&self) -> Option<(BackendId, Lanes)> {
+        let mut places = self.places();
+        places.iter_mut().filter(|place| place.occupied == 0).for_each(|place| {
+            place.online &= self.dry.contains(&place.lanes);
+        });
+        to_recall(&places)
     }
 
     pub(super) fn assign_all(&mut self, me: &ActorRef<QueueMsg>, assignments: Vec<Assignment>, origin: Origin) {
@@ -187,7 +203,7 @@ impl State {
             known => known.unwrap_or(Whereabouts::Backend),
         };
         let origin = known.and_then(|held| held.untold).unwrap_or(origin);
-        let (attempt, created_at) = (task.attempt, task.created_at);
+        let (attempt, created_at, lane) = (task.attempt, task.created_at, task.lane);
         let assignment = Box::new(assignment);
         let told = if uploading {
             self.system.slots.uploads.cast(UploadsMsg::Begin { assignment })
@@ -196,11 +212,21 @@ impl State {
             let origin = if origin == Origin::Claimed && unsure { Origin::ClaimedUnsure } else { origin };
             self.tell_session(&backend, SessionMsg::Run { assignment, origin })
         };
-        self.held.insert(id, Held { fence, attempt, backend, at, untold: (!told).then_some(origin) });
+        self.held.insert(id, Held { fence, lane, attempt, backend, at, untold: (!told).then_some(origin) });
     }
 
     /// False when the session is down and the message lost; its successor's first demand makes up for it.
     pub(super) fn tell_session(&self, backend: &BackendId, message: SessionMsg) -> bool {
         self.system.slots.sessions.get(backend).is_some_and(|slot| slot.cast(message))
     }
+}
+
+/// What the slots served that got no task: of those lanes there is none.
+fn left_empty(mut kept: Vec<(BackendId, Lanes)>, assignments: &[Assignment]) -> Vec<Lanes> {
+    for backend in assignments.iter().filter_map(|held| Some(&held.task.prompt.as_ref()?.backend)) {
+        if let Some(filled) = kept.iter().position(|(kept, _)| kept == backend) {
+            kept.swap_remove(filled);
+        }
+    }
+    kept.into_iter().map(|(_, lanes)| lanes).collect()
 }

@@ -1,6 +1,6 @@
 //! Which backend gets the next task, and when a prepared one is better off elsewhere.
 
-use crate::domain::id::BackendId;
+use crate::domain::{id::BackendId, lane::Lanes};
 
 /// A backend as the matching sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +11,10 @@ pub struct Place {
     pub online: bool,
     /// Tasks there: the one that runs, those prepared, and those being claimed for it.
     pub occupied: usize,
+    /// What it can serve.
+    pub lanes: Lanes,
+    /// The lanes of the tasks there.
+    pub tasks: Vec<i64>,
 }
 
 /// The places for the next tasks, best first: every idle backend before anything is prepared ahead of its turn, because what sits
@@ -27,12 +31,15 @@ pub fn free_places(places: &[Place], prepare_ahead: usize) -> Vec<BackendId> {
         .collect()
 }
 
-/// The backend that should give back a prepared task, because another has nothing to do and nothing else waits: the fullest one.
+/// The backend that should give back a prepared task, because another has nothing to do and nothing else waits: the fullest one that
+/// has a task the other can run. With it, what the other can run.
 #[must_use]
-pub fn to_recall(places: &[Place]) -> Option<BackendId> {
-    places.iter().find(|place| place.online && place.occupied == 0)?;
-    let fullest = places.iter().filter(|place| place.occupied >= 2).max_by_key(|place| place.occupied)?;
-    Some(fullest.backend.clone())
+pub fn to_recall(places: &[Place]) -> Option<(BackendId, Lanes)> {
+    places.iter().filter(|place| place.online && place.occupied == 0).find_map(|idle| {
+        let has_one = |place: &&Place| place.occupied >= 2 && place.tasks.iter().any(|lane| idle.lanes.contains(*lane));
+        let fullest = places.iter().filter(has_one).max_by_key(|place| place.occupied)?;
+        Some((fullest.backend.clone(), idle.lanes.clone()))
+    })
 }
 
 #[cfg(test)]
@@ -40,7 +47,7 @@ mod tests {
     use super::*;
 
     fn place(name: &str, online: bool, occupied: usize) -> Place {
-        Place { backend: BackendId::new(name), online, occupied }
+        Place { backend: BackendId::new(name), online, occupied, lanes: Lanes::only([0]), tasks: vec![0; occupied] }
     }
 
     fn names(places: Vec<BackendId>) -> Vec<String> {
@@ -57,9 +64,19 @@ mod tests {
 
     #[test]
     fn only_a_waiting_prompt_is_recalled_and_only_for_an_idle_backend() {
-        assert_eq!(to_recall(&[place("a", true, 2), place("b", true, 0)]), Some(BackendId::new("a")));
-        assert_eq!(to_recall(&[place("a", true, 1), place("b", true, 0)]), None);
-        assert_eq!(to_recall(&[place("a", true, 2), place("b", true, 1)]), None);
-        assert_eq!(to_recall(&[place("a", true, 2), place("b", false, 0)]), None);
+        let recalled = |places: &[Place]| to_recall(places).map(|(backend, _)| backend.to_string());
+        assert_eq!(recalled(&[place("a", true, 2), place("b", true, 0)]), Some("a".to_owned()));
+        assert_eq!(recalled(&[place("a", true, 1), place("b", true, 0)]), None);
+        assert_eq!(recalled(&[place("a", true, 2), place("b", true, 1)]), None);
+        assert_eq!(recalled(&[place("a", true, 2), place("b", false, 0)]), None);
+    }
+
+    #[test]
+    fn what_the_idle_backend_cannot_run_stays_where_it_is() {
+        let special = Place { tasks: vec![7, 7], lanes: Lanes::only([0, 7]), ..place("a", true, 2) };
+        assert_eq!(to_recall(&[special.clone(), place("b", true, 0)]), None);
+        let mixed = Place { tasks: vec![7, 0], ..special };
+        let recalled = to_recall(&[mixed, place("b", true, 0)]);
+        assert_eq!(recalled, Some((BackendId::new("a"), Lanes::only([0]))));
     }
 }

@@ -17,6 +17,7 @@ impl State {
         if !self.recovered || self.doubtful {
             return self.recover(me);
         }
+        self.read_lanes(me);
         self.on_wake(me);
     }
 

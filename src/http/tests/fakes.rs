@@ -1,7 +1,7 @@
 //! A service whose queue, store, storage and servers are tables in memory.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::Path,
     sync::{Arc, Mutex},
     time::Duration,
@@ -17,6 +17,7 @@ use bytes::Bytes;
 use comfyd_actors::{
     board::Board,
     bridge::{Bridge, Parts, RequestError, TaskRequest, Wish},
+    catalogues::Catalogues,
     domain::{
         artifact::{FileRef, StoredObject},
         catalogue::Catalogue,
@@ -65,6 +66,7 @@ pub struct World {
     pub events: Mutex<Vec<Event>>,
     pub changes: broadcast::Sender<Changed>,
     pub board: Board,
+    pub catalogues: Catalogues,
 }
 
 /// A router and the world behind it.
@@ -177,6 +179,7 @@ async fn parts(backends: Vec<Arc<dyn ComfyTransport>>) -> (Bridge, Arc<World>, S
         events: Mutex::default(),
         changes: broadcast::channel(16).0,
         board: Board::default(),
+        catalogues: Catalogues::new(backends.iter().map(|backend| backend.id().clone())),
     });
     let (queue, _) = Actor::spawn(None, FakeQueue(world.clone()), ()).await.unwrap();
     let slot = Slot::default();
@@ -188,6 +191,9 @@ async fn parts(backends: Vec<Arc<dyn ComfyTransport>>) -> (Bridge, Arc<World>, S
         objects: Arc::new(FakeObjects(world.clone())),
         backends,
         board: world.board.clone(),
+        catalogues: world.catalogues.clone(),
+        sessions: BTreeMap::new(),
+        validate: true,
     });
     (bridge, world, slot)
 }

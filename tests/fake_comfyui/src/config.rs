@@ -65,10 +65,14 @@ pub struct FakeConfig {
     /// The time between `execution_success` and the history entry: the window in which a client that trusts the success event reads
     /// an empty history.
     pub history_window: Duration,
-    /// The names `CheckpointLoaderSimple` offers.
+    /// The names `CheckpointLoaderSimple` offers at first; see [`crate::Control::set_checkpoints`].
     pub checkpoints: Vec<String>,
     /// The names `LoraLoader` offers.
     pub loras: Vec<String>,
+    /// Classes that are not installed here, of those there are.
+    pub missing_classes: Vec<String>,
+    /// Every class is there this many times more, as `SaveImage.1` and so on: a server with a full shelf of custom nodes.
+    pub copies: usize,
     /// Largest request body in bytes; above it the answer is 413.
     pub max_body: usize,
     /// Bytes of stored files kept in memory; what comes after goes to a temporary folder that is removed with the server.
@@ -89,6 +93,8 @@ impl Default for FakeConfig {
             history_window: Duration::ZERO,
             checkpoints: DEFAULT_CHECKPOINTS.iter().map(|name| (*name).to_owned()).collect(),
             loras: vec!["lcm_lora.safetensors".to_owned()],
+            missing_classes: Vec::new(),
+            copies: 0,
             max_body: 100 * 1024 * 1024,
             memory_cap: 256 * 1024 * 1024,
             log_capacity: 200_000,

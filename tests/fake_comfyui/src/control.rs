@@ -71,6 +71,11 @@ impl Control {
         self.server.set_node_time(node_time);
     }
 
+    /// Changes the names `CheckpointLoaderSimple` offers, as if somebody had put models into the folder or taken them out.
+    pub fn set_checkpoints(&self, names: &[&str]) {
+        self.server.set_checkpoints(names.iter().map(|name| (*name).to_owned()).collect());
+    }
+
     /// The events kept.
     pub fn log(&self) -> Vec<Event> {
         self.server.log.since(0)

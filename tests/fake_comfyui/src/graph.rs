@@ -13,7 +13,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::nodes::{self, NodeClass};
+use crate::nodes::{Installed, NodeClass};
 
 /// A JSON object whose members keep their order and their text.
 #[derive(Debug, Clone, Default)]
@@ -113,25 +113,35 @@ pub(crate) enum GraphError {
 
 impl Graph {
     /// Reads a graph. The older servers are `lenient`: a list has no nodes, and a node that is no object has no class.
-    pub fn parse(text: &RawValue, lenient: bool) -> Result<Self, GraphError> {
+    pub fn parse(text: &RawValue, lenient: bool, installed: Installed<'_>) -> Result<Self, GraphError> {
         if lenient && text.get().starts_with('[') {
             return Ok(Self { nodes: Vec::new() });
         }
         let members: Members = serde_json::from_str(text.get()).map_err(|_| GraphError::Shape)?;
         let index: HashMap<&str, usize> = members.0.iter().enumerate().map(|(at, (id, _))| (id.as_str(), at)).collect();
-        let nodes = members.0.iter().map(|(id, raw)| parse_node(id, raw, &index, lenient)).collect::<Result<_, _>>()?;
+        let nodes = members
+            .0
+            .iter()
+            .map(|(id, raw)| parse_node(id, raw, &index, lenient, installed))
+            .collect::<Result<_, _>>()?;
         Ok(Self { nodes })
     }
 }
 
-fn parse_node(id: &str, raw: &RawValue, index: &HashMap<&str, usize>, lenient: bool) -> Result<Node, GraphError> {
+fn parse_node(
+    id: &str,
+    raw: &RawValue,
+    index: &HashMap<&str, usize>,
+    lenient: bool,
+    installed: Installed<'_>,
+) -> Result<Node, GraphError> {
     let members: Members = match serde_json::from_str(raw.get()) {
         Ok(members) => members,
         Err(_) if lenient && raw.get().starts_with(['"', '[']) => Members::default(),
         Err(_) => return Err(GraphError::Shape),
     };
     let class_type = members.value("class_type").and_then(|value| value.as_str().map(str::to_owned));
-    let Some(class) = class_type.as_deref().and_then(nodes::find) else {
+    let Some(class) = class_type.as_deref().and_then(|name| installed.find(name)) else {
         let title = members.value("_meta").and_then(|meta| meta.get("title")?.as_str().map(str::to_owned));
         return Err(GraphError::UnknownClass { node_id: id.to_owned(), class_type, title });
     };

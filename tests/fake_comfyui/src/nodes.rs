@@ -16,10 +16,38 @@ use std::time::Duration;
 use ::image::RgbImage;
 use serde_json::Value as Json;
 
-pub(crate) use classes::find;
+use classes::CLASSES;
 pub(crate) use schema::{InputSpec, Kind, Lists, NodeClass};
 
 use crate::worker::step::Step;
+
+/// The classes one server has.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Installed<'a> {
+    /// Not these.
+    pub missing: &'a [String],
+    /// Each this many times more, as `SaveImage.1` and so on.
+    pub copies: usize,
+}
+
+impl Installed<'_> {
+    /// The class of this name.
+    pub fn find(&self, name: &str) -> Option<&'static NodeClass> {
+        let copied = name.rsplit_once('.').filter(|(_, n)| n.parse().is_ok_and(|n| (1..=self.copies).contains(&n)));
+        let original = copied.map_or(name, |(original, _)| original);
+        CLASSES
+            .iter()
+            .find(|class| class.name == original)
+            .filter(|_| !self.missing.iter().any(|missing| missing == name))
+    }
+
+    /// All of them by name.
+    pub fn all(&self) -> impl Iterator<Item = (String, &'static NodeClass)> {
+        let copies = |class: &'static NodeClass| (1..=self.copies).map(move |n| (format!("{}.{n}", class.name), class));
+        let there = CLASSES.iter().filter(|class| !self.missing.iter().any(|missing| missing == class.name));
+        there.flat_map(move |class| std::iter::once((class.name.to_owned(), class)).chain(copies(class)))
+    }
+}
 
 /// A batch of pictures on its way between nodes.
 pub(crate) type Images = Arc<Vec<RgbImage>>;

@@ -19,7 +19,7 @@ use crate::gate::Gate;
 use crate::http;
 use crate::log::{EventKind, Log, wall_ms};
 use crate::net::{self, Doorway, Links, Mode, Peer};
-use crate::nodes::Lists;
+use crate::nodes::{Installed, Lists};
 use crate::queue::{Jobs, Prompt, Record, Running};
 use crate::socket::Hub;
 use crate::worker;
@@ -29,6 +29,7 @@ use crate::worker;
 struct Settings {
     node_time: Duration,
     generation: Generation,
+    checkpoints: Vec<String>,
 }
 
 /// Whether the server is up, and the tasks that make it so.
@@ -77,7 +78,11 @@ impl Server {
             log: Log::new(config.log_capacity),
             links,
             jobs: Mutex::default(),
-            settings: Mutex::new(Settings { node_time: config.node_time, generation: config.generation }),
+            settings: Mutex::new(Settings {
+                node_time: config.node_time,
+                generation: config.generation,
+                checkpoints: config.checkpoints.clone(),
+            }),
             arrived: Notify::new(),
             free_memory: AtomicBool::new(false),
             incarnation: AtomicU64::new(0),
@@ -334,8 +339,21 @@ impl Server {
         }
     }
 
+    /// The names `CheckpointLoaderSimple` offers now.
+    pub fn checkpoints(&self) -> Vec<String> {
+        self.settings().checkpoints.clone()
+    }
+
+    pub fn set_checkpoints(&self, checkpoints: Vec<String>) {
+        self.settings().checkpoints = checkpoints;
+    }
+
+    pub fn installed(&self) -> Installed<'_> {
+        Installed { missing: &self.config.missing_classes, copies: self.config.copies }
+    }
+
     pub fn lists(&self) -> Lists<'_> {
-        Lists { checkpoints: &self.config.checkpoints, loras: &self.config.loras, files: &self.files }
+        Lists { checkpoints: self.checkpoints(), loras: &self.config.loras, files: &self.files }
     }
 
     fn settings(&self) -> MutexGuard<'_, Settings> {

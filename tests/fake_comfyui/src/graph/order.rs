@@ -83,10 +83,11 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
+    use crate::nodes::Installed;
 
     fn order(text: &str, cached: &[&str]) -> Vec<String> {
         let raw = RawValue::from_string(text.to_owned()).expect("valid JSON");
-        let graph = Graph::parse(&raw, false).expect("a graph");
+        let graph = Graph::parse(&raw, false, Installed::default()).expect("a graph");
         let outputs: Vec<usize> = (0..graph.nodes.len()).filter(|&node| graph.nodes[node].class.output_node).collect();
         let mut staging = Staging::new(&graph, &outputs, |node| cached.contains(&graph.nodes[node].id.as_str()));
         let mut order = Vec::new();

@@ -6,7 +6,6 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value as Json, json};
 
 use super::{Shared, json};
-use crate::nodes::classes::CLASSES;
 use crate::server::Server;
 
 /// The model folders of a fresh installation.
@@ -74,14 +73,19 @@ pub(super) async fn features(State(server): Shared) -> Response {
 
 pub(super) async fn object_info(State(server): Shared) -> Response {
     let lists = server.lists();
-    let info: Map<String, Json> = CLASSES.iter().map(|class| (class.name.to_owned(), lists.describe(class))).collect();
+    let installed = server.installed();
+    let all = installed.all().map(|(name, class)| {
+        let info = lists.describe(&name, class);
+        (name, info)
+    });
+    let info: Map<String, Json> = all.collect();
     json(StatusCode::OK, &info)
 }
 
 pub(super) async fn object_info_of(State(server): Shared, Path(name): Path<String>) -> Response {
     let lists = server.lists();
-    let found = CLASSES.iter().filter(|class| class.name == name);
-    let info: Map<String, Json> = found.map(|class| (class.name.to_owned(), lists.describe(class))).collect();
+    let found = server.installed().find(&name).map(|class| lists.describe(&name, class));
+    let info: Map<String, Json> = found.map(|info| (name, info)).into_iter().collect();
     json(StatusCode::OK, &info)
 }
 
@@ -98,7 +102,7 @@ pub(super) async fn models_in(State(server): Shared, Path(folder): Path<String>)
 
 fn names_in(server: &Server, folder: &str) -> Option<Vec<String>> {
     match folder {
-        "checkpoints" => Some(server.config.checkpoints.clone()),
+        "checkpoints" => Some(server.checkpoints()),
         "loras" => Some(server.config.loras.clone()),
         folder => FOLDERS.contains(&folder).then(Vec::new),
     }

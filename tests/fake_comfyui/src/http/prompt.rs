@@ -159,12 +159,13 @@ fn prepare(server: &Server, body: &[u8]) -> Result<(Prompt, Map<String, Json>), 
         return Err(refused(Refusal::new("prompt_outputs_failed_validation", "Prompt outputs failed validation", "")));
     }
 
-    let graph = Graph::parse(text, !server.generation().has_jobs_api()).map_err(|error| match error {
-        GraphError::Shape => Rejection::Stumbled,
-        GraphError::UnknownClass { node_id, class_type, title } => {
-            refused(unknown_class(server.generation(), &node_id, class_type, title))
-        }
-    })?;
+    let graph =
+        Graph::parse(text, !server.generation().has_jobs_api(), server.installed()).map_err(|error| match error {
+            GraphError::Shape => Rejection::Stumbled,
+            GraphError::UnknownClass { node_id, class_type, title } => {
+                refused(unknown_class(server.generation(), &node_id, class_type, title))
+            }
+        })?;
     let outputs = wanted_outputs(&graph, &request)?;
     if outputs.is_empty() {
         return Err(refused(Refusal::new("prompt_no_outputs", "Prompt has no outputs", "")));

@@ -3,11 +3,6 @@
 use super::Work;
 use super::schema::{InputSpec, Kind, List, NodeClass};
 
-/// The class of this name.
-pub(crate) fn find(name: &str) -> Option<&'static NodeClass> {
-    CLASSES.iter().find(|class| class.name == name)
-}
-
 const fn required(name: &'static str, kind: Kind) -> InputSpec {
     InputSpec { name, kind, required: true }
 }

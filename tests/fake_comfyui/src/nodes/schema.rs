@@ -69,7 +69,7 @@ pub(crate) struct NodeClass {
 
 /// The server's lists, for validation and `/object_info`.
 pub(crate) struct Lists<'a> {
-    pub checkpoints: &'a [String],
+    pub checkpoints: Vec<String>,
     pub loras: &'a [String],
     pub files: &'a Files,
 }
@@ -79,7 +79,7 @@ impl Lists<'_> {
     pub fn options(&self, kind: Kind) -> Option<Vec<String>> {
         match kind {
             Kind::Choice(choices) => Some(choices.iter().map(|choice| (*choice).to_owned()).collect()),
-            Kind::List(List::Checkpoints) => Some(self.checkpoints.to_vec()),
+            Kind::List(List::Checkpoints) => Some(self.checkpoints.clone()),
             Kind::List(List::Loras) => Some(self.loras.to_vec()),
             Kind::ImageFile => Some(self.files.names(Folder::Input)),
             _ => None,
@@ -105,8 +105,8 @@ impl Lists<'_> {
         }
     }
 
-    /// The `/object_info` entry of a class.
-    pub fn describe(&self, class: &NodeClass) -> Json {
+    /// The `/object_info` entry of a class under a name.
+    pub fn describe(&self, name: &str, class: &NodeClass) -> Json {
         let section = |required: bool| -> (Json, Vec<&str>) {
             let specs: Vec<_> = class.inputs.iter().filter(|spec| spec.required == required).collect();
             let object = specs.iter().map(|spec| (spec.name.to_owned(), self.config(spec.kind))).collect();
@@ -127,7 +127,7 @@ impl Lists<'_> {
             "output": class.outputs.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(),
             "output_is_list": vec![false; class.outputs.len()],
             "output_name": class.outputs.iter().map(|(_, name)| *name).collect::<Vec<_>>(),
-            "name": class.name,
+            "name": name,
             "display_name": class.display_name,
             "description": "",
             "python_module": if class.category == "lab" { "custom_nodes.lab_nodes" } else { "nodes" },
