@@ -10,6 +10,7 @@ mod create;
 mod docs;
 mod frame;
 mod health;
+mod inline;
 mod nodes;
 mod output_options;
 mod outputs;
@@ -47,6 +48,8 @@ use crate::{
 pub struct HttpConfig {
     /// Largest body in bytes.
     pub body_limit: usize,
+    /// Most bytes of outputs that come with a task, together.
+    pub inline_limit: u64,
     /// How clients reach us, if told.
     pub public_url: Option<String>,
     /// Web origins that may call us.
@@ -62,6 +65,7 @@ impl From<&Config> for HttpConfig {
         let server = &config.server;
         Self {
             body_limit: usize::try_from(server.body_limit).unwrap_or(usize::MAX),
+            inline_limit: server.inline_limit,
             public_url: server.public_url.clone(),
             cors_origins: server.cors_origins.clone(),
             passthrough: config.passthrough.clone(),

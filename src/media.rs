@@ -118,7 +118,8 @@ async fn permit(of: &Semaphore, count: u32) -> Result<SemaphorePermit<'_>, Media
 
 /// Reads as much as is needed to know what it is, and puts it back.
 async fn peek(incoming: Incoming) -> Result<(Incoming, Bytes), MediaError> {
-    let mut body = incoming.body;
+    // It may be over already, and is asked again below.
+    let mut body = incoming.body.fuse();
     let mut head = BytesMut::new();
     while head.len() < MAGIC {
         match body.next().await {

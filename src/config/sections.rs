@@ -57,6 +57,8 @@ pub struct Server {
     pub public_url: Option<String>,
     /// Largest body in bytes.
     pub body_limit: u64,
+    /// Most bytes of outputs that come with a task, together.
+    pub inline_limit: u64,
     /// Web origins that may call us.
     pub cors_origins: Vec<String>,
     /// Time for requests in flight at shutdown.
@@ -230,6 +232,7 @@ pub(super) fn server(r: &mut Reader) -> Server {
         public_url: r
             .text("server.public_url", |t| if t.is_empty() { Ok(None) } else { values::public_url(t).map(Some) }),
         body_limit: r.size("server.body_limit", 1 << 10..=1 << 30),
+        inline_limit: r.size("server.inline_limit", 0..=256 << 20),
         cors_origins: r.list("server.cors_origins", values::origin),
         drain_grace: r.duration("server.drain_grace", Duration::ZERO..=DAY),
     }

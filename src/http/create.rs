@@ -28,11 +28,12 @@ use utoipa::ToSchema;
 use super::{
     Service, base_url,
     body::{self, Fields},
+    inline,
     output_options::{self, OutputOptionsBody},
     problem::{FieldFault, MAX_FAULTS, Problem, ProblemBody},
     tasks::{self, patience},
     validate::validate,
-    view::{TaskSummary, TaskView},
+    view::TaskSummary,
     workflows::not_found,
 };
 use crate::{config::nearest, workflows::Found};
@@ -214,7 +215,7 @@ async fn finished_or_accepted(
 ) -> Response {
     match tasks::wait_for(service, task.id, wait).await {
         Ok((record, progress)) if record.task.state.is_final() => {
-            let view = TaskView::of(record, progress, &base_url(&service.config, headers));
+            let view = inline::full_view(service, record, progress, &base_url(&service.config, headers)).await;
             ([("preference-applied", "wait")], Json(view)).into_response()
         }
         Ok((record, _)) => accepted(record.task, replayed),

@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    Service, backends, base_url,
+    Service, backends, base_url, inline,
     problem::{FieldFault, Problem, ProblemBody},
     view::{self, TaskSummary, TaskView},
 };
@@ -58,7 +58,8 @@ pub async fn get(
         None => service.bridge.get(id).await?,
     };
     let applied = wait.map(|_| [("preference-applied", "wait")]);
-    Ok((applied, Json(TaskView::of(record, progress, &base_url(&service.config, &headers)))).into_response())
+    let view = inline::full_view(&service, record, progress, &base_url(&service.config, &headers)).await;
+    Ok((applied, Json(view)).into_response())
 }
 
 /// One page of tasks.

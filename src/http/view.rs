@@ -180,6 +180,10 @@ pub struct OutputView {
     /// Whether the embedded prompt and workflow were taken out; only when `output_options.strip_metadata` asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata_stripped: Option<bool>,
+    /// Its bytes in base64, when `output_options.inline` asked for them and they are small enough.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = Byte)]
+    pub data: Option<String>,
     /// What ComfyUI called it; with the extension of what it was converted to.
     pub filename: String,
     /// Where to get it.
@@ -284,6 +288,15 @@ impl NeedsView {
     }
 }
 
+impl TaskView {
+    /// Adds an output's bytes.
+    pub fn set_data(&mut self, index: u32, data: String) {
+        if let Some(output) = self.outputs.iter_mut().find(|output| output.index == index) {
+            output.data = Some(data);
+        }
+    }
+}
+
 /// JSON text as it is; what a store damaged is shown as null, so that the rest can still be seen.
 fn raw(text: &str) -> Box<RawValue> {
     RawValue::from_string(text.to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
@@ -345,6 +358,7 @@ impl OutputView {
             frames,
             text,
             metadata_stripped: stripped,
+            data: None,
             filename,
             url: format!("{url}/{}", artifact.index),
         })

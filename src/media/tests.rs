@@ -81,10 +81,12 @@ pub fn jpeg(width: u32, height: u32) -> Vec<u8> {
     [&plain[..2], &segment(0xe1), &segment(0xfe), &plain[2..]].concat()
 }
 
-/// A body that comes in small parts.
+/// A body that comes in small parts, and that panics when it is asked for more after its end.
 fn incoming(filename: &str, file: &[u8]) -> Incoming {
-    let parts: Vec<io::Result<Bytes>> = file.chunks(100).map(|part| Ok(Bytes::copy_from_slice(part))).collect();
-    Incoming { filename: filename.into(), bytes: Some(file.len() as u64), body: stream::iter(parts).boxed() }
+    let parts: Vec<Bytes> = file.chunks(100).map(Bytes::copy_from_slice).collect();
+    let next = |mut parts: std::vec::IntoIter<Bytes>| async { parts.next().map(|part| (Ok(part), parts)) };
+    let body = stream::unfold(parts.into_iter(), next).boxed();
+    Incoming { filename: filename.into(), bytes: Some(file.len() as u64), body }
 }
 
 async fn treat(filename: &str, file: &[u8], options: OutputOptions) -> (Prepared, Vec<u8>, Facts) {
@@ -108,7 +110,12 @@ fn stripped() -> OutputOptions {
 #[tokio::test]
 async fn without_options_a_file_passes_as_it_is() {
     let files = ASSETS.iter().map(|(name, file)| (*name, file.to_vec()));
-    for (name, file) in files.chain([("a.png", png(9, 9)), ("a.latent", vec![7; 300]), ("a.bin", Vec::new())]) {
+    for (name, file) in files.chain([
+        ("a.png", png(9, 9)),
+        ("a.latent", vec![7; 300]),
+        ("a.bin", Vec::new()),
+        ("short.bin", vec![7; 9]),
+    ]) {
         let (prepared, left, facts) = treat(name, &file, OutputOptions::default()).await;
         assert_eq!((left, facts.stripped), (file, None), "{name}");
         assert_eq!(prepared.extension.as_deref(), name.split('.').nth(1));

@@ -13,6 +13,7 @@ mod doubt;
 mod examples;
 mod flow;
 mod generations;
+mod outputs;
 mod passthrough;
 mod process;
 mod properties;
