@@ -83,7 +83,7 @@ impl State {
                 }
             }
             Ok(Err(error)) => {
-                warn!(%backend, %error, "the server did not tell what it has; what was known of it stands")
+                warn!(%backend, %error, "the server did not tell what it has; what was known of it stands");
             }
             Err(panicked) => warn!(%backend, %panicked, "could not read what the server has"),
         }
