@@ -124,7 +124,10 @@ mod tests {
     use image::{Rgba, RgbaImage};
 
     use super::*;
-    use crate::media::{probe::look, tests::crc};
+    use crate::media::{
+        probe::look,
+        tests::{crc, low},
+    };
 
     fn encoded(picture: RgbaImage) -> Vec<u8> {
         png(&picture.into()).unwrap()
@@ -136,7 +139,7 @@ mod tests {
 
     /// Something with detail in it.
     fn noise() -> RgbaImage {
-        RgbaImage::from_fn(64, 48, |x, y| Rgba([(x * 37 ^ y * 91) as u8, (x * y) as u8, (y * 5) as u8, 255]))
+        RgbaImage::from_fn(64, 48, |x, y| Rgba([(x * 37) ^ (y * 91), x * y, y * 5, 255].map(low)))
     }
 
     #[test]

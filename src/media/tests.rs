@@ -35,8 +35,13 @@ fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     [&length[..], kind, data, &sum].concat()
 }
 
+/// A number's lowest byte.
+pub fn low(number: u32) -> u8 {
+    number.to_le_bytes()[0]
+}
+
 fn picture(width: u32, height: u32) -> RgbImage {
-    RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 7) as u8, (y * 5) as u8, (x + y) as u8]))
+    RgbImage::from_fn(width, height, |x, y| image::Rgb([x * 7, y * 5, x + y].map(low)))
 }
 
 /// A PNG with all that ComfyUI and its packs put into one.
@@ -77,7 +82,7 @@ pub fn jpeg(width: u32, height: u32) -> Vec<u8> {
     let mut plain = Vec::new();
     let encoder = JpegEncoder::new(&mut plain);
     encoder.write_image(picture(width, height).as_raw(), width, height, ExtendedColorType::Rgb8).unwrap();
-    let segment = |kind: u8| [&[0xff, kind, 0, (SECRET.len() + 2) as u8][..], SECRET].concat();
+    let segment = |kind: u8| [&[0xff, kind, 0, u8::try_from(SECRET.len() + 2).unwrap()][..], SECRET].concat();
     [&plain[..2], &segment(0xe1), &segment(0xfe), &plain[2..]].concat()
 }
 

@@ -75,7 +75,6 @@ enum Elements {
 
 const SEGMENT: &[u8] = &[0x18, 0x53, 0x80, 0x67];
 const TAGS: &[u8] = &[0x12, 0x54, 0xc3, 0x67];
-const CLUSTER: &[u8] = &[0x1f, 0x43, 0xb6, 0x75];
 /// The id of an element that means nothing.
 const VOID: u8 = 0xec;
 /// Its header: the id, and a size of eight bytes.
@@ -120,8 +119,7 @@ impl Matroska {
             return Next::Blank(length);
         }
         let inside = id == SEGMENT;
-        let stop = unknown && !inside || id == CLUSTER && unknown;
-        if stop {
+        if unknown && !inside {
             return self.give_up(out);
         }
         out.extend_from_slice(&self.header);
