@@ -1,6 +1,6 @@
 //! The `Media` port: what is done to an output's bytes on their way into the storage.
 //!
-//! Every output is looked into while it streams by ([`probe`]); metadata goes the same way ([`strip`]). Only a conversion ([`convert`])
+//! Every output is looked into while it streams by (`probe`); metadata goes the same way (`strip`). Only a conversion (`convert`)
 //! and the metadata of WebP need a whole picture at once: a few are held at a time, of limited size, and their pixels are
 //! counted before they are unpacked.
 
