@@ -7,7 +7,7 @@ mod common;
 
 use std::{path::Path, time::Duration};
 
-use common::{Fake, ROUNDS, Report, Service, folder, large_graph, millis, prefill};
+use common::{Fake, ROUNDS, Report, Service, folder, large_graph, megabytes, millis, prefill};
 use serde_json::json;
 
 const FILES: usize = 4;
@@ -36,28 +36,13 @@ async fn memory(report: &mut Report) {
         service.online().await;
         tokio::time::sleep(CALM).await;
         let before = service.memory();
-        let peak = peak_while(&service, &large_graph(FILES, BYTES)).await;
+        let peak = service.peak_while(service.run(&large_graph(FILES, BYTES))).await;
         report.note(format!("idle {:.1} MB, at most {:.1} MB while storing", megabytes(before), megabytes(peak)));
         idle.push(megabytes(before));
         more.push(megabytes(peak.saturating_sub(before)));
     }
     report.at_most("memory when idle", "MB", &idle, 40.0);
     report.at_most(format!("more while {FILES} outputs of {} MB are stored", BYTES / 1_000_000), "MB", &more, 16.0);
-}
-
-async fn peak_while(service: &Service, graph: &serde_json::Value) -> u64 {
-    let mut peak = 0;
-    let sample = async {
-        loop {
-            peak = service.memory().max(peak);
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::select! {
-        () = service.run(graph) => {}
-        () = sample => {}
-    }
-    peak
 }
 
 async fn start(report: &mut Report) {
@@ -79,9 +64,4 @@ async fn start(report: &mut Report) {
 
 async fn ready_after(folder: &Path, fake: &Fake) -> f64 {
     millis(Service::start(folder, &fake.url).await.ready_after)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "megabytes")]
-fn megabytes(bytes: u64) -> f64 {
-    bytes as f64 / 1e6
 }

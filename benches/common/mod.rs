@@ -21,7 +21,7 @@ pub use self::{
     http::{client, graph, large_graph},
     prefill::{prefill, store},
     process::{Fake, Service},
-    report::{Report, median, millis, quantile},
+    report::{Report, median, megabytes, millis, quantile},
 };
 
 use std::time::{Duration, Instant};

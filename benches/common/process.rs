@@ -183,6 +183,22 @@ impl Service {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
+
+    /// The most memory it has while something else goes on.
+    pub async fn peak_while(&self, work: impl Future<Output = ()>) -> u64 {
+        let mut peak = 0;
+        let sample = async {
+            loop {
+                peak = self.memory().max(peak);
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::select! {
+            () = work => {}
+            () = sample => {}
+        }
+        peak
+    }
 }
 
 /// The URL of the database in `folder`.

@@ -74,6 +74,12 @@ pub fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
+/// Bytes in megabytes.
+#[expect(clippy::cast_precision_loss, reason = "megabytes")]
+pub fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
 /// The value below which this part of all lies.
 pub fn quantile(values: &[Duration], part: f64) -> Duration {
     let mut sorted = values.to_vec();
