@@ -26,6 +26,8 @@ mod view;
 #[cfg(test)]
 mod client_tests;
 #[cfg(test)]
+mod relay_tests;
+#[cfg(test)]
 mod socket_tests;
 #[cfg(test)]
 mod trace_tests;

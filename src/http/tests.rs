@@ -2,5 +2,6 @@
 
 mod create;
 mod fakes;
+mod passthrough;
 mod read;
 mod shape;

@@ -439,15 +439,21 @@ impl ObjectStore for FakeObjects {
 pub struct FakeComfy {
     id: BackendId,
     up: bool,
+    tunnel: Mutex<Option<FromServer>>,
 }
 
 impl FakeComfy {
     pub fn up(id: &str) -> Arc<dyn ComfyTransport> {
-        Arc::new(Self { id: BackendId::new(id), up: true })
+        Arc::new(Self { id: BackendId::new(id), up: true, tunnel: Mutex::default() })
     }
 
     pub fn down(id: &str) -> Arc<dyn ComfyTransport> {
-        Arc::new(Self { id: BackendId::new(id), up: false })
+        Arc::new(Self { id: BackendId::new(id), up: false, tunnel: Mutex::default() })
+    }
+
+    /// Lets one client in, who hears this.
+    pub fn with_tunnel(id: &str, tunnel: FromServer) -> Arc<dyn ComfyTransport> {
+        Arc::new(Self { id: BackendId::new(id), up: true, tunnel: Mutex::new(Some(tunnel)) })
     }
 
     fn answer(&self, value: Value) -> Result<Value, ComfyError> {
@@ -522,7 +528,7 @@ impl ComfyTransport for FakeComfy {
     }
 
     async fn tunnel(&self, _: Relay, _: FromClient) -> Result<FromServer, RelayError> {
-        Err(RelayError::NotConnected("refused".into()))
+        self.tunnel.lock().unwrap().take().ok_or_else(|| RelayError::NotConnected("refused".into()))
     }
 }
 
