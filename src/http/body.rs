@@ -74,7 +74,7 @@ pub async fn read_any(headers: &HeaderMap, body: Body, limit: usize) -> Result<B
 /// As [`read`].
 pub async fn read_optional(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
     let bytes = read_any(headers, body, limit).await?;
-    if matches!(bytes.trim_ascii(), b"" | b"null") {
+    if bytes.is_empty() || bytes.trim_ascii() == b"null" {
         Ok(Bytes::new())
     } else {
         read(headers, Body::from(bytes), limit).await

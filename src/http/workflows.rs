@@ -101,14 +101,14 @@ pub struct InputView {
     /// The field of that node.
     pub field: String,
     /// Used when it is not given; without one the graph's own value stays.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Value)]
     pub default: Option<Value>,
     /// Least number.
     pub minimum: Option<f64>,
     /// Greatest number.
     pub maximum: Option<f64>,
     /// The only values taken; empty = any.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<Value>)]
     pub choices: Vec<Value>,
     /// For people.
     pub description: Option<String>,
