@@ -30,6 +30,7 @@ use crate::workflows::Listed;
         (name = "workflows", description = "Named workflows: what there is, publishing, and one typed operation for each"),
         (name = "comfyui", description = "The ComfyUI servers behind the queue"),
         (name = "service", description = "Health and status of this service"),
+        (name = "passthrough", description = "ComfyUI's own API, for clients that are written for it"),
     ),
     components(schemas(ProblemBody)),
 )]

@@ -49,7 +49,7 @@ const BACKEND: &str = "backend";
 ///
 /// Without `backend` the first server that is online answers, which need not be the same one each time when there are several.
 #[utoipa::path(
-    method(get, head, post, put, patch, delete, options), path = "/api/comfyui/{*path}", tag = "comfyui",
+    method(get, head, post, put, patch, delete, options), path = "/api/comfyui/{*path}", tag = "passthrough",
     params(
         ("path" = String, Path, description = "A path of ComfyUI's", example = "system_stats"),
         ("backend" = Option<String>, Query, description = "Which ComfyUI server, as `/api/status` names it; goes before the header"),
