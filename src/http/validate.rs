@@ -50,7 +50,10 @@ pub async fn validate(
         Verdict::Taken(lane) => Ok(TaskRequest { lane, ..request }),
         Verdict::Refused(objections) => {
             let fleet = service.bridge.fleet().unwrap_or_default();
-            Err(refusal(&fleet, objections, &Origins::of(workflow, &request)))
+            let origins = Origins::of(workflow, &request);
+            // Looking for similar names among thousands takes its time.
+            let refused = tokio::task::spawn_blocking(move || refusal(&fleet, objections, &origins)).await;
+            Err(refused.unwrap_or_else(|_| Problem::internal()))
         }
     }
 }

@@ -69,7 +69,7 @@ impl State {
         self.cancel_orphans();
         self.advance_all(me);
         self.tell_demand(me);
-        self.survey.forget();
+        self.survey.doubt();
         self.survey_in_time(me);
     }
 

@@ -15,23 +15,24 @@ use crate::{
 
 /// Requests that wait for one answer. More than that get none and go by what is known.
 const MAX_WAITING: usize = 1_000;
-/// A server that did not answer is asked again after this long.
+/// Shortest pause between two questions that nobody waits for: the server stands still for each, and a connection may come and go.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// How far the session is with it.
 #[derive(Debug, Default)]
 pub struct Survey {
-    /// When the server was last asked on this connection.
+    /// When the server was last asked.
     asked: Option<Timestamp>,
     under_way: bool,
-    failed: bool,
+    /// It did not answer, or it may have been started anew since.
+    doubtful: bool,
     waiting: Vec<RpcReplyPort<()>>,
 }
 
 impl Survey {
-    /// A new connection, perhaps to a new process: what it has is asked anew.
-    pub fn forget(&mut self) {
-        self.asked = None;
+    /// A new connection, perhaps to a new process that has something else.
+    pub fn doubt(&mut self) {
+        self.doubtful = true;
     }
 }
 
@@ -49,7 +50,7 @@ impl State {
 
     /// Looks again when it is time.
     pub(super) fn survey_in_time(&mut self, me: &ActorRef<SessionMsg>) {
-        let pause = if self.survey.failed { AGAIN } else { self.system.settings.session.nodes_refresh };
+        let pause = if self.survey.doubtful { AGAIN } else { self.system.settings.session.nodes_refresh };
         if self.survey.asked.is_none_or(|asked| self.now().since(asked) >= pause) {
             self.ask_for_nodes(me);
         }
@@ -70,7 +71,7 @@ impl State {
     pub(super) fn on_surveyed(&mut self, result: Result<Result<Catalogue, ComfyError>, Panicked>) {
         let backend = &self.backend;
         self.survey.under_way = false;
-        self.survey.failed = !matches!(result, Ok(Ok(_)));
+        self.survey.doubtful = !matches!(result, Ok(Ok(_)));
         match result {
             Ok(Ok(catalogue)) => {
                 let nodes = catalogue.len();

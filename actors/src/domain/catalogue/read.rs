@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde_json::{Map, Value, value::RawValue};
+use uuid::Uuid;
 
 use super::{Catalogue, Choice, Class, InputSpec, List, OutputKind, OutputSpec, Range, Takes};
 
@@ -17,20 +18,7 @@ struct Pool {
 }
 
 pub(super) fn catalogue(text: &str) -> Result<Catalogue, String> {
-    let classes: BTreeMap<&str, &RawValue> = match serde_json::from_str(text) {
-        Ok(classes) => classes,
-        // Names with escapes in them cannot be borrowed.
-        Err(_) => return owned(text),
-    };
-    Ok(collect(classes))
-}
-
-fn owned(text: &str) -> Result<Catalogue, String> {
     let classes: BTreeMap<String, &RawValue> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    Ok(collect(classes.iter().map(|(name, raw)| (name.as_str(), *raw))))
-}
-
-fn collect<'a>(classes: impl IntoIterator<Item = (&'a str, &'a RawValue)>) -> Catalogue {
     let mut pool = Pool::default();
     let classes = classes.into_iter().map(|(name, raw)| {
         // An output, for all we know: a graph must not be refused for having none.
@@ -38,7 +26,7 @@ fn collect<'a>(classes: impl IntoIterator<Item = (&'a str, &'a RawValue)>) -> Ca
         let class = serde_json::from_str(raw.get()).ok().and_then(|info| pool.class(&info)).unwrap_or_else(opaque);
         (Arc::from(name), class)
     });
-    Catalogue { classes: classes.collect() }
+    Ok(Catalogue { classes: classes.collect(), print: Uuid::new_v5(&Uuid::nil(), text.as_bytes()) })
 }
 
 impl Pool {
