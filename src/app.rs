@@ -14,6 +14,7 @@ use comfyd_actors::{
     catalogues::Catalogues,
     domain::id::{BackendId, WorkerId},
     kit::deadline::Deadline,
+    metrics::{Metrics, MetricsError},
     ports::{clock::Clock, comfy::ComfyTransport, store::StoreError},
     root::{RootArgs, RootMsg, RootSupervisor},
     system::{self, SessionSettings, Settings, Slots, System, UploadSettings},
@@ -67,6 +68,9 @@ pub enum AppError {
     /// What is published cannot be read.
     #[error("failed to read the published workflows")]
     Workflows(#[from] StoreError),
+    /// The instruments contradict each other.
+    #[error("failed to set up the metrics")]
+    Metrics(#[source] MetricsError),
     /// The supervision tree did not start.
     #[error("failed to start the supervision tree: {0}")]
     Tree(String),
@@ -110,6 +114,8 @@ impl App {
         let slots = Slots::new(backends.keys(), [STORE_WRITER, WORKFLOWS]);
         let board = Board::default();
         let catalogues = Catalogues::new(backends.keys().cloned());
+        let metrics = Metrics::new().map_err(AppError::Metrics)?;
+        store.observe(metrics.clone());
         let bridge = Bridge::new(bridge::Parts {
             queue: slots.queue.clone(),
             store: store.clone(),
@@ -120,6 +126,8 @@ impl App {
             catalogues: catalogues.clone(),
             sessions: slots.sessions.clone(),
             validate: config.comfyui.validate,
+            metrics: metrics.clone(),
+            clock: clock.clone(),
         });
         let settings = settings(config, lock.is_some(), !store.was_clean());
         let writer = store.clone();
@@ -140,6 +148,7 @@ impl App {
             clock,
             board,
             catalogues,
+            metrics,
             deadline: Deadline::new(settings.lease * 2 / 3),
             settings,
             slots,

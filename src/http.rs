@@ -4,6 +4,7 @@
 
 mod backends;
 mod body;
+mod cached;
 mod comfyui;
 mod control;
 mod create;
@@ -11,6 +12,7 @@ mod docs;
 mod frame;
 mod health;
 mod inline;
+mod metrics;
 mod nodes;
 mod output_options;
 mod outputs;
@@ -36,7 +38,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use self::{docs::Intro, health::Checks};
+use self::{docs::Intro, health::Checks, metrics::Memory};
 pub use self::{docs::document, server::AxumEdge};
 use crate::{
     config::{self, Config},
@@ -83,6 +85,7 @@ struct Service {
     /// Places for WebSockets that go through to ComfyUI.
     sockets: Arc<Semaphore>,
     checks: Checks,
+    memory: Memory,
     started: Instant,
 }
 
@@ -97,8 +100,16 @@ pub fn router(bridge: Bridge, config: Arc<HttpConfig>, workflows: Arc<Workflows>
     let cors = cors(&config);
     let framed = middleware::from_fn_with_state(config.clone(), frame::frame);
     let sockets = Arc::new(Semaphore::new(config.passthrough.max_sockets));
-    let service =
-        Service { bridge, config, workflows, stop, sockets, checks: Checks::default(), started: Instant::now() };
+    let service = Service {
+        bridge,
+        config,
+        workflows,
+        stop,
+        sockets,
+        checks: Checks::default(),
+        memory: Memory::default(),
+        started: Instant::now(),
+    };
     let (api, _) = routes().split_for_parts();
     let app = api.merge(docs::pages()).with_state(Arc::new(service));
     match cors {
@@ -134,6 +145,8 @@ fn routes() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(health::status))
         .routes(routes!(health::livez))
         .routes(routes!(health::readyz))
+        .routes(routes!(metrics::metrics))
+        .routes(routes!(metrics::stats))
         .layer(middleware::from_fn(frame::patience))
         // From here on, those that may take as long as a client needs to send.
         .routes(routes!(passthrough::pass))

@@ -99,7 +99,9 @@ impl State {
         if let Some(slot) = self.system.slots.sessions.get(&backend) {
             slot.empty();
         }
-        self.system.board.set_restarts(&format!("session {backend}"), self.children.restarts(&backend));
+        let name = format!("session {backend}");
+        self.system.board.set_restarts(&name, self.children.restarts(&backend));
+        self.system.metrics.restarted(&name);
         match decision {
             Decision::Restart { after } => {
                 warn!(%backend, reason, ?after, "a session died; restarting it");

@@ -43,6 +43,8 @@ pub struct BackendStatus {
     pub jobs_api: bool,
     /// Tasks of ours on it.
     pub in_flight: usize,
+    /// Prompts that run or wait there, those of others included, as it told last.
+    pub queue_remaining: u64,
     /// Connections opened since the start of the process.
     pub connections: u64,
     /// Node classes it has; `None` while it has not told.
@@ -67,7 +69,15 @@ impl BackendStatus {
     /// A backend nobody has tried yet.
     #[must_use]
     pub fn unknown() -> Self {
-        Self { phase: PhaseName::Connecting, problem: None, jobs_api: false, in_flight: 0, connections: 0, nodes: None }
+        Self {
+            phase: PhaseName::Connecting,
+            problem: None,
+            jobs_api: false,
+            in_flight: 0,
+            queue_remaining: 0,
+            connections: 0,
+            nodes: None,
+        }
     }
 }
 

@@ -18,7 +18,9 @@ use crate::{
         time::Timestamp,
     },
     kit::slot::{AskError, Slot},
+    metrics::{DeviceMemory, MetricFamily, Metrics, Picture},
     ports::{
+        clock::Clock,
         comfy::ComfyTransport,
         input_store::InputStore,
         object_store::ObjectStore,
@@ -128,6 +130,10 @@ pub struct Parts {
     pub sessions: BTreeMap<BackendId, Slot<SessionMsg>>,
     /// Graphs are held against what the backends have.
     pub validate: bool,
+    /// What is counted and timed.
+    pub metrics: Metrics,
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Bridge {
@@ -291,6 +297,17 @@ impl Bridge {
     #[must_use]
     pub fn backends(&self) -> &[Arc<dyn ComfyTransport>] {
         &self.0.backends
+    }
+
+    /// Everything that is counted and timed, with the memory of the servers that told it.
+    #[must_use]
+    pub fn metrics(&self, memory: Vec<DeviceMemory>) -> Vec<MetricFamily> {
+        self.0.metrics.gather(&Picture {
+            now: self.0.clock.now(),
+            backends: self.0.board.backends(),
+            pauses: self.0.board.pauses(),
+            memory,
+        })
     }
 
     /// What each backend's session is doing.

@@ -38,6 +38,7 @@ use crate::{
         time::Timestamp,
     },
     kit::tasks::{Guard, Panicked, Tasks},
+    metrics::Loss,
     ports::{
         comfy::{ComfyError, ComfyTransport, Signals, Submission, SubmitError},
         store::{Assignment, StoreError},
@@ -329,7 +330,7 @@ impl State {
         if flight.task.prompt.as_ref().is_some_and(|prompt| prompt.accepted) {
             self.status_owed_since.get_or_insert(began);
         } else if flight.was_not_sent() && matches!(self.phase, Phase::Online(_)) {
-            self.disconnect(me, "a prompt could not be sent");
+            self.disconnect(me, Loss::Unsent, "a prompt could not be sent");
         }
     }
 
@@ -422,6 +423,9 @@ impl State {
     fn perform(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, act: Act) {
         let Some((flight, graph)) = self.flights.get(&id) else { return };
         let (comfy, began, fence) = (self.comfy.clone(), self.now(), flight.task.fence);
+        if matches!(act, Act::Look(_) | Act::ReadHistory(_)) && flight.awaits_word() {
+            self.system.metrics.silent(&self.backend);
+        }
         let done =
             move |outcome: Result<Outcome, Panicked>| SessionMsg::Done { id, fence, outcome: outcome.map(Box::new) };
         match act {
@@ -477,8 +481,11 @@ impl State {
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(DEMAND_EVERY_TICKS) {
             self.tell_demand(me);
-            let in_flight = self.flights.len();
-            self.system.board.update_backend(&self.backend, |status| status.in_flight = in_flight);
+            let (in_flight, queue_remaining) = (self.flights.len(), self.feed.queue_remaining());
+            self.system.board.update_backend(&self.backend, |status| {
+                status.in_flight = in_flight;
+                status.queue_remaining = queue_remaining;
+            });
         }
         self.survey_in_time(me);
         self.check_hearing(me, now);

@@ -9,6 +9,7 @@ pub mod domain;
 pub mod http;
 pub mod janitor;
 pub mod kit;
+pub mod metrics;
 pub mod ports;
 pub mod queue;
 pub mod root;

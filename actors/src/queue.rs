@@ -11,6 +11,7 @@ mod admission;
 mod control;
 mod dispatch;
 mod endings;
+mod gaps;
 mod intake;
 mod leases;
 mod matching;
@@ -26,7 +27,7 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::{sync::broadcast, time::Instant};
 use tracing::{debug, info};
 
-use self::{admission::Waiting, control::Pauses, routes::Routes};
+use self::{admission::Waiting, control::Pauses, gaps::Gaps, routes::Routes};
 use crate::{
     bridge::{RequestError, TaskRequest, Wish},
     comfy_session::Origin,
@@ -36,7 +37,7 @@ use crate::{
         task::{Change, Fence, Task, TaskState},
     },
     kit::tasks::{Panicked, Tasks},
-    ports::store::{Assignment, Counts, Created, Pausable, Pause, Renewed, StoreError},
+    ports::store::{Assignment, Counts, Created, Depth, Pausable, Pause, Renewed, StoreError},
     system::System,
 };
 
@@ -190,7 +191,7 @@ pub enum QueueMsg {
         result: Result<Result<Vec<Renewed>, StoreError>, Panicked>,
     },
     /// Exact counts arrived.
-    Counted(Result<Result<Counts, StoreError>, Panicked>),
+    Counted(Result<Result<(Counts, Vec<Depth>), StoreError>, Panicked>),
     /// Time for an exact count.
     Count,
     /// A backend may have been idle long enough for a recall.
@@ -257,6 +258,8 @@ pub struct State {
     ended_meanwhile: HashSet<TaskId>,
     draining: Vec<RpcReplyPort<()>>,
     pauses: Pauses,
+    gaps: Gaps,
+    counting: bool,
     tasks: Tasks,
 }
 
@@ -289,7 +292,7 @@ impl Actor for QueueActor {
             QueueMsg::Submit { request, reply } => state.submit(&me, *request, reply),
             QueueMsg::Stored { reply, kept, result } => state.on_stored(&me, reply, kept, result),
             QueueMsg::Amend { id, wish, reply } => state.amend(&me, id, wish, reply),
-            QueueMsg::Amended { wish, reply, result } => state.on_amended(wish, reply, result),
+            QueueMsg::Amended { wish, reply, result } => state.on_amended(&me, wish, reply, result),
             QueueMsg::SetPaused { what, paused, reply } => state.set_paused(&me, what, paused, reply),
             QueueMsg::PauseStored { reply, result } => state.on_pause_stored(&me, reply, result),
             QueueMsg::PausesRead { changes, result } => state.on_pauses_read(&me, changes, result),
@@ -341,6 +344,8 @@ impl State {
             ended_meanwhile: HashSet::new(),
             draining: Vec::new(),
             pauses: Pauses::default(),
+            gaps: Gaps::default(),
+            counting: false,
             tasks: Tasks::default(),
         }
     }
@@ -348,12 +353,18 @@ impl State {
     /// Wakes the queue when something becomes pending, whoever made it so. A lagging listener has missed something: it wakes too.
     fn listen(&mut self, me: &ActorRef<QueueMsg>) {
         let (mut changes, me) = (self.system.store.changes(), me.clone());
+        let (metrics, clock) = (self.system.metrics.clone(), self.system.clock.clone());
         self.tasks.run_unreported(async move {
             loop {
                 match changes.recv().await {
-                    Ok(changed) if changed.state != TaskState::Pending => {}
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {
-                        if me.cast(QueueMsg::Wake).is_err() {
+                    Ok(changed) => {
+                        metrics.changed(&changed, clock.now());
+                        if changed.state == TaskState::Pending && me.cast(QueueMsg::Wake).is_err() {
+                            return;
+                        }
+                    }
+                    Err(broadcast::error::RecvError::Lagged(_)) => {
+                        if me.cast(QueueMsg::Wake).is_err() || me.cast(QueueMsg::Count).is_err() {
                             return;
                         }
                     }

@@ -183,6 +183,7 @@ impl State {
             (child.clear)();
         }
         self.system.board.set_restarts(name, self.children.restarts(&name));
+        self.system.metrics.restarted(name);
         match decision {
             Decision::Restart { after } => {
                 warn!(actor = name, reason, ?after, "an actor died; restarting it");

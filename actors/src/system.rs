@@ -22,6 +22,7 @@ use crate::{
         service::{Factory, ServiceMsg},
         slot::Slot,
     },
+    metrics::Metrics,
     ports::{
         clock::Clock,
         comfy::ComfyTransport,
@@ -66,6 +67,8 @@ pub struct Parts {
     pub board: Board,
     /// What every backend can run.
     pub catalogues: Catalogues,
+    /// What is counted and timed.
+    pub metrics: Metrics,
     /// Until when this process may act on the leases it holds.
     pub deadline: Deadline,
     /// How to behave.

@@ -16,6 +16,7 @@ use std::{
 };
 
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use self::{
@@ -91,6 +92,7 @@ struct Running {
     fence: Fence,
     index: u32,
     cell: ActorCell,
+    since: Instant,
 }
 
 impl Actor for UploadSupervisor {
@@ -184,7 +186,7 @@ impl State {
         match UploadActor::spawn_linked(None, UploadActor, args, me.get_cell()).await {
             Ok((actor, _)) => {
                 let cell = actor.get_cell();
-                self.running.insert(cell.get_id(), Running { id, fence, index, cell });
+                self.running.insert(cell.get_id(), Running { id, fence, index, cell, since: Instant::now() });
             }
             Err(error) => self.on_transferred(me, id, fence, index, Err(Failure::Crashed(error.to_string()))),
         }
@@ -213,7 +215,12 @@ impl State {
         index: u32,
         result: Result<StoredObject, Failure>,
     ) {
-        self.running.retain(|_, running| (running.id, running.fence, running.index) != (id, fence, index));
+        let is_it = |running: &Running| (running.id, running.fence, running.index) == (id, fence, index);
+        for (_, ended) in self.running.extract_if(|_, running| is_it(running)) {
+            if let Ok(object) = &result {
+                self.system.metrics.uploaded(object.bytes, ended.since.elapsed());
+            }
+        }
         match result {
             Ok(object) => self.on_stored(me, id, fence, index, object),
             Err(failure) => self.fail(me, id, fence, index, failure),
@@ -236,6 +243,7 @@ impl State {
 
     fn fail(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, fence: Fence, index: u32, failure: Failure) {
         let (settings, now) = (self.system.settings.uploads, self.system.clock.now());
+        self.system.metrics.upload_failed(failure.as_str());
         let Some(batch) = self.batches.get_mut(&id).filter(|batch| batch.task.fence == fence) else { return };
         match batch.failed(index, &failure, now, settings, rand::random()) {
             Verdict::Again(delay) => {

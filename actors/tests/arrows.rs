@@ -24,6 +24,7 @@ const DEPENDENCIES: &[&str] = &[
     // Names, headers and statuses; no protocol.
     "http",
     "humantime",
+    "prometheus",
     "proptest",
     "ractor",
     "rand",

@@ -1,16 +1,16 @@
 //! Whether the service is up, ready, and what it is doing.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{Json, extract::State, http::StatusCode};
 use comfyd_actors::{board::PhaseName, bridge::Bridge, domain::lane::Lane};
 use serde::Serialize;
-use tokio::{sync::Mutex, time::Instant};
 use utoipa::ToSchema;
 
 use super::{
     Service,
     backends::{self, BackendView},
+    cached::Cached,
     control::QueueState,
     problem::{FieldFault, Problem, ProblemBody},
     view::NeedsView,
@@ -86,30 +86,6 @@ impl Checks {
         let lanes = self.waiting.get(async { read.await.unwrap_or_default() }).await;
         let unserved = lanes.into_iter().filter(|(lane, _)| !bridge.is_served(&lane.needs));
         unserved.filter_map(|(lane, tasks)| Some(WaitingView { needs: NeedsView::of(&lane.needs)?, tasks })).collect()
-    }
-}
-
-/// A value that is made anew when it is old, by one asker at a time.
-struct Cached<T> {
-    slot: Mutex<Option<(Instant, T)>>,
-    fresh: Duration,
-}
-
-impl<T: Clone> Cached<T> {
-    fn new(fresh: Duration) -> Self {
-        Self { slot: Mutex::new(None), fresh }
-    }
-
-    async fn get(&self, make: impl Future<Output = T>) -> T {
-        let mut slot = self.slot.lock().await;
-        if let Some((made, value)) = slot.as_ref()
-            && made.elapsed() < self.fresh
-        {
-            return value.clone();
-        }
-        let value = make.await;
-        *slot = Some((Instant::now(), value.clone()));
-        value
     }
 }
 

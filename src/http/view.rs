@@ -6,7 +6,7 @@ use comfyd_actors::domain::{
     event::Stage,
     lane::{ListValue, Needs},
     progress::{NodeTiming, Progress},
-    task::{Task, TaskState},
+    task::{Stages, Task, TaskState},
     time::{Timestamp, millis},
 };
 use comfyd_actors::ports::store::TaskRecord;
@@ -321,15 +321,13 @@ impl ProgressView {
 
 impl Timings {
     fn of(task: &Task) -> Self {
-        let between = |from: Option<Timestamp>, to: Option<Timestamp>| Some(millis(to?.since(from?)));
-        // A stage that was never left lasted to the end.
-        let or_end = |moment: Option<Timestamp>| moment.or(task.finished_at);
+        let Stages { queued, prepare, execute, upload, total } = task.stages();
         Self {
-            queued_ms: between(Some(task.queued_at), or_end(task.started_at)),
-            prepare_ms: between(task.started_at, or_end(task.executing_at)),
-            execute_ms: between(task.executing_at, or_end(task.uploading_at)),
-            upload_ms: between(task.uploading_at, task.finished_at),
-            total_ms: between(Some(task.created_at), task.finished_at),
+            queued_ms: queued.map(millis),
+            prepare_ms: prepare.map(millis),
+            execute_ms: execute.map(millis),
+            upload_ms: upload.map(millis),
+            total_ms: total.map(millis),
         }
     }
 }

@@ -8,7 +8,10 @@
 //! When the process dies, everything answered so far is in the file; the next one opens it and goes on. Two processes may share the file,
 //! but take turns writing; the node's lock (`store::node_lock`) is what tells them apart.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use comfyd_actors::{
@@ -21,6 +24,7 @@ use comfyd_actors::{
         task::{Change, Fence, Task},
         time::Timestamp,
     },
+    metrics::Metrics,
     ports::{
         clock::Clock,
         input_store::InputStore,
@@ -31,7 +35,10 @@ use comfyd_actors::{
     },
 };
 use sqlx::sqlite::SqliteConnectOptions;
-use tokio::sync::{Mutex, broadcast, mpsc};
+use tokio::{
+    sync::{Mutex, broadcast, mpsc},
+    time::Instant,
+};
 
 use self::{
     fault::store_error,
@@ -79,6 +86,8 @@ pub struct SqliteStore {
     queue: Mutex<mpsc::Receiver<Box<dyn Job>>>,
     changes: broadcast::Sender<Changed>,
     was_clean: bool,
+    /// Where commits are timed, when somebody wants it.
+    metrics: OnceLock<Metrics>,
 }
 
 impl SqliteStore {
@@ -97,7 +106,13 @@ impl SqliteStore {
             queue: Mutex::new(queue),
             changes: broadcast::Sender::new(CHANGES_KEPT),
             was_clean: opened.was_clean,
+            metrics: OnceLock::new(),
         }))
+    }
+
+    /// Times its commits from the next writer on, for good.
+    pub fn observe(&self, metrics: Metrics) {
+        let _ = self.metrics.set(metrics);
     }
 
     /// The writer, to be run by whoever supervises it for as long as the store is used. It never ends by itself. Of two at a time one
@@ -107,7 +122,8 @@ impl SqliteStore {
         let store = Arc::clone(self);
         async move {
             let mut queue = store.queue.lock().await;
-            let writer = Writer::new(store.options.clone(), Arc::clone(&store.clock), store.changes.clone());
+            let writer = Writer::new(store.options.clone(), Arc::clone(&store.clock), store.changes.clone())
+                .observed(store.metrics.get().cloned());
             writer.run(&mut queue).await;
         }
     }
@@ -128,12 +144,18 @@ impl SqliteStore {
 
     /// Queues an operation and waits for its commit.
     async fn write<O: Operation>(&self, operation: O) -> Result<O::Answer, StoreError> {
+        let begun = Instant::now();
         let (job, answer) = job(operation);
         self.jobs
             .send_timeout(job, QUEUE_PATIENCE)
             .await
             .map_err(|_| StoreError::Unavailable("too many writes are waiting".into()))?;
-        answer.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the writer failed during this write".into())))
+        let lost = |_| Err(StoreError::Unavailable("the writer failed during this write".into()));
+        let answer = answer.await.unwrap_or_else(lost);
+        if let Some(metrics) = self.metrics.get() {
+            metrics.written(begun.elapsed());
+        }
+        answer
     }
 }
 

@@ -7,12 +7,14 @@
 
 mod backends;
 mod chaos;
+mod control;
 mod crash_table;
 mod docs_page;
 mod doubt;
 mod examples;
 mod flow;
 mod generations;
+mod metrics;
 mod outputs;
 mod passthrough;
 mod process;

@@ -12,6 +12,7 @@ use crate::{
     board::PhaseName,
     domain::{id::ClientId, time::Timestamp},
     kit::tasks::Panicked,
+    metrics::Loss,
     ports::comfy::ComfyError,
     queue::{Demand, QueueMsg},
 };
@@ -38,14 +39,15 @@ impl State {
     ) {
         match result {
             Ok(Ok(dialed)) => self.on_connected(me, dialed),
-            Ok(Err(error)) => self.disconnect(me, &error.to_string()),
-            Err(panicked) => self.disconnect(me, &panicked.to_string()),
+            Ok(Err(error)) => self.disconnect(me, Loss::Unreachable, &error.to_string()),
+            Err(panicked) => self.disconnect(me, Loss::Unreachable, &panicked.to_string()),
         }
     }
 
     pub(super) fn on_connected(&mut self, me: &ActorRef<SessionMsg>, dialed: Dialed) {
         let Dialed { abilities, client, mut signals } = dialed;
         self.connections += 1;
+        self.system.metrics.connected(&self.backend);
         self.status_owed_since = None;
         let (number, feed, to) = (self.connections, self.feed.clone(), me.clone());
         self.system.board.set_abilities(&self.backend, abilities);
@@ -75,12 +77,13 @@ impl State {
 
     pub(super) fn on_socket_closed(&mut self, me: &ActorRef<SessionMsg>, connection: u64, reason: &str) {
         if matches!(&self.phase, Phase::Online(open) if open.number == connection) {
-            self.disconnect(me, reason);
+            self.disconnect(me, Loss::Closed, reason);
         }
     }
 
     /// Not a crash: a state with a backoff. Prompts in flight are followed by asking over HTTP meanwhile.
-    pub(super) fn disconnect(&mut self, me: &ActorRef<SessionMsg>, reason: &str) {
+    pub(super) fn disconnect(&mut self, me: &ActorRef<SessionMsg>, loss: Loss, reason: &str) {
+        self.system.metrics.lost(&self.backend, loss);
         let now = self.now();
         self.status_owed_since = None;
         self.set_phase(|phase| phase.disconnected(now), Some(reason));
@@ -126,7 +129,7 @@ impl State {
         if self.feed.last_status() >= since {
             self.status_owed_since = None;
         } else if now.since(since) >= self.system.settings.session.deaf_after {
-            self.disconnect(me, "the WebSocket went deaf: a prompt was accepted and no status frame came");
+            self.disconnect(me, Loss::Deaf, "the WebSocket went deaf: a prompt was accepted and no status frame came");
         }
     }
 

@@ -72,6 +72,7 @@ struct Heard {
     last_status: Timestamp,
     /// What the server runs now: plain pictures name neither prompt nor node.
     current: Option<(PromptId, String)>,
+    queue_remaining: u64,
 }
 
 struct Followed {
@@ -117,13 +118,21 @@ impl Feed {
         self.lock().last_status
     }
 
+    /// How many prompts run or wait on the server, by the last `status` frame.
+    #[must_use]
+    pub fn queue_remaining(&self) -> u64 {
+        self.lock().queue_remaining
+    }
+
     /// Takes in a frame; returns what the session must hear of.
     #[must_use]
     pub fn take(&self, signal: Signal) -> Option<Word> {
         let now = self.0.clock.now();
         match signal {
-            Signal::Status { .. } => {
-                self.lock().last_status = now;
+            Signal::Status { queue_remaining, .. } => {
+                let mut heard = self.lock();
+                heard.last_status = now;
+                heard.queue_remaining = queue_remaining;
                 None
             }
             Signal::Started { prompt } => self.advance(prompt, now, |_| ()),

@@ -198,6 +198,12 @@ impl Flight {
         self.fate == (Fate::Accepted { running: false }) && self.end_heard_at.is_none() && self.stop.is_none()
     }
 
+    /// Whether it is on the server and only its frames can tell how it goes.
+    #[must_use]
+    pub fn awaits_word(&self) -> bool {
+        matches!(self.fate, Fate::Accepted { .. }) && self.end_heard_at.is_none() && self.stop.is_none()
+    }
+
     /// Whether the server may still be working on it.
     #[must_use]
     pub fn occupies_backend(&self) -> bool {

@@ -38,6 +38,27 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// The word in the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidPrompt => "invalid_prompt",
+            Self::PartiallyAccepted => "partially_accepted",
+            Self::NodeFailed => "node_failed",
+            Self::OutOfMemory => "out_of_memory",
+            Self::BackendError => "backend_error",
+            Self::Interrupted => "interrupted",
+            Self::Timeout => "timeout",
+            Self::Poison => "poison",
+            Self::OutputMissing => "output_missing",
+            Self::UploadFailed => "upload_failed",
+            Self::ConversionFailed => "conversion_failed",
+            Self::InputMissing => "input_missing",
+            Self::InputRefused => "input_refused",
+            Self::NoOutputs => "no_outputs",
+        }
+    }
+
     /// Whether another attempt can end differently.
     #[must_use]
     pub fn is_retryable(self) -> bool {

@@ -15,10 +15,13 @@
 //! and `PostgreSQL` cannot disagree about what a change means.
 
 mod generation;
+mod stages;
 
 use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
+
+pub use self::stages::Stages;
 
 use super::{
     artifact::{Artifact, StoredObject},

@@ -69,7 +69,8 @@ impl State {
     }
 
     pub(super) fn on_amended(
-        &self,
+        &mut self,
+        me: &ActorRef<QueueMsg>,
         wish: Wish,
         reply: RpcReplyPort<Amended>,
         result: Result<Result<Task, StoreError>, Panicked>,
@@ -83,7 +84,9 @@ impl State {
                     _ = self.system.slots.janitor.cast(JanitorMsg::Sweep);
                 }
                 // Word of what became pending comes from the store.
-                Wish::UploadsAgain | Wish::Again | Wish::Prioritize(_) => {}
+                Wish::UploadsAgain | Wish::Again => {}
+                // Among which it was counted before is not known.
+                Wish::Prioritize(_) => self.count(me),
             }
         }
         _ = reply.send(result.map_err(RequestError::Store));

@@ -1,6 +1,7 @@
 //! Work for backends: who takes what, and who gives it back.
 
 use ractor::{ActorId, ActorRef};
+use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use super::{
@@ -48,12 +49,14 @@ impl State {
 
     pub(super) fn on_wake(&mut self, me: &ActorRef<QueueMsg>) {
         self.dry.clear();
+        self.gaps.tasks_wait(Instant::now());
         self.woken = self.claiming;
         self.fill(me);
     }
 
     /// Takes tasks for all free places, if there may be any.
     pub(super) fn fill(&mut self, me: &ActorRef<QueueMsg>) {
+        self.watch_gaps();
         if self.claiming {
             return;
         }
@@ -87,6 +90,9 @@ impl State {
                 }
                 self.waiting.left(assignments.len() as u64);
                 self.assign_all(me, assignments, Origin::Claimed);
+                if !self.dry.is_empty() {
+                    self.gaps.none_waits();
+                }
                 self.fill(me);
             }
             // Dispatch is held; the next tick asks again.
@@ -184,6 +190,16 @@ impl State {
         }
     }
 
+    /// Notes which backends have nothing to do though they could.
+    fn watch_gaps(&mut self) {
+        let now = Instant::now();
+        for place in self.places() {
+            let kept = self.kept.get(&place.backend).copied().unwrap_or(0);
+            let idle = place.online && place.occupied == kept && !self.pauses.stop_all();
+            self.gaps.saw(&place.backend, idle, now);
+        }
+    }
+
     /// Hands a held task to whoever works on it in its state. Whoever has it already ignores it.
     pub(super) fn assign(&mut self, me: &ActorRef<QueueMsg>, assignment: Assignment, origin: Origin) {
         let task = &assignment.task;
@@ -202,6 +218,12 @@ impl State {
             _ if uploading => Whereabouts::Uploads,
             known => known.unwrap_or(Whereabouts::Backend),
         };
+        if origin == Origin::Claimed
+            && known.is_none()
+            && let Some(gap) = self.gaps.given(&backend, Instant::now())
+        {
+            self.system.metrics.dispatched(&backend, gap);
+        }
         let origin = known.and_then(|held| held.untold).unwrap_or(origin);
         let (attempt, created_at, lane) = (task.attempt, task.created_at, task.lane);
         let assignment = Box::new(assignment);

@@ -8,7 +8,7 @@ use crate::{
     comfy_session::SessionMsg,
     domain::{
         id::{PromptId, TaskId},
-        task::{Change, Fence, Refusal, Task},
+        task::{Change, Fence, Refusal, Task, TaskState},
     },
     kit::tasks::Panicked,
     ports::store::StoreError,
@@ -54,7 +54,14 @@ impl State {
         result: Result<Result<Task, StoreError>, Panicked>,
     ) {
         match &result {
-            Ok(Ok(task)) => note_ending(task),
+            Ok(Ok(task)) => {
+                note_ending(task);
+                match task.state {
+                    TaskState::Scheduled => self.system.metrics.attempt_failed(task.error.as_ref()),
+                    state if state.is_final() => self.system.metrics.ended(task),
+                    _ => {}
+                }
+            }
             Ok(Err(StoreError::Refused(Refusal::Stale))) => {
                 info!(task.id = %id, "the task's end is somebody else's to record");
             }

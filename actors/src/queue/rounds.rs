@@ -8,7 +8,7 @@ use super::{QueueMsg, State, Whereabouts};
 use crate::{
     domain::task::Change,
     kit::tasks::Panicked,
-    ports::store::{Counts, StoreError},
+    ports::store::{Counts, Depth, StoreError},
 };
 
 impl State {
@@ -22,13 +22,21 @@ impl State {
     }
 
     pub(super) fn count(&mut self, me: &ActorRef<QueueMsg>) {
+        if std::mem::replace(&mut self.counting, true) {
+            return;
+        }
         let store = self.system.store.clone();
-        self.tasks.run(me, async move { store.counts().await }, QueueMsg::Counted);
+        let work = async move { Ok((store.counts().await?, store.depths().await?)) };
+        self.tasks.run(me, work, QueueMsg::Counted);
     }
 
-    pub(super) fn on_counted(&mut self, result: Result<Result<Counts, StoreError>, Panicked>) {
+    pub(super) fn on_counted(&mut self, result: Result<Result<(Counts, Vec<Depth>), StoreError>, Panicked>) {
+        self.counting = false;
         match result {
-            Ok(Ok(counts)) => self.waiting.counted(counts.pending + counts.scheduled),
+            Ok(Ok((counts, depths))) => {
+                self.waiting.counted(counts.pending + counts.scheduled);
+                self.system.metrics.counted(counts, &depths);
+            }
             Ok(Err(error)) => debug!(%error, "could not count the waiting tasks"),
             Err(Panicked) => error!("counting the waiting tasks panicked"),
         }

@@ -96,7 +96,7 @@ impl Batch {
         let delay = settings.backoff.delay_at_least_half(*of_anything, draw);
         match failure {
             Failure::Storage(reason) if now.since(self.begun) >= settings.patience => Verdict::Fail(fatal(format!(
-                "output {index} could not be stored within {}: {reason}. Mend the storage, then create the task again",
+                "output {index} could not be stored within {}: {reason}. Mend the storage, then retry the task with `{{\"only\": \"uploads\"}}`: nothing has to run again",
                 humantime::format_duration(settings.patience)
             ))),
             Failure::Storage(_) => Verdict::Again(delay),

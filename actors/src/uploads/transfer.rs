@@ -42,6 +42,22 @@ pub enum Failure {
     Crashed(String),
 }
 
+impl Failure {
+    /// Its kind in a word.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Source(_) => "source",
+            Self::Lost(_) => "lost",
+            Self::Storage(_) => "storage",
+            Self::Refused(_) => "refused",
+            Self::Unfit(_) => "unfit",
+            Self::Crashed(_) => "crashed",
+        }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

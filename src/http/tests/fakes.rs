@@ -30,6 +30,7 @@ use comfyd_actors::{
         time::Timestamp,
     },
     kit::slot::Slot,
+    metrics::Metrics,
     ports::{
         ByteStream,
         comfy::{ComfyError, ComfyTransport, Download, Signals, Submission, SubmitError, Upload, UploadError, Wanted},
@@ -194,6 +195,8 @@ async fn parts(backends: Vec<Arc<dyn ComfyTransport>>) -> (Bridge, Arc<World>, S
         catalogues: world.catalogues.clone(),
         sessions: BTreeMap::new(),
         validate: true,
+        metrics: Metrics::new().unwrap(),
+        clock: Arc::new(TestClock::default()),
     });
     (bridge, world, slot)
 }

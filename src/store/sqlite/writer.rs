@@ -13,6 +13,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use comfyd_actors::{
     domain::id::TaskId,
+    metrics::Metrics,
     ports::{
         clock::Clock,
         store::{Changed, StoreError},
@@ -169,6 +170,7 @@ pub(super) struct Writer {
     options: SqliteConnectOptions,
     clock: Arc<dyn Clock>,
     changes: broadcast::Sender<Changed>,
+    metrics: Option<Metrics>,
     link: Option<Link>,
     untidy: bool,
 }
@@ -191,7 +193,12 @@ impl Writer {
         clock: Arc<dyn Clock>,
         changes: broadcast::Sender<Changed>,
     ) -> Self {
-        Self { options, clock, changes, link: None, untidy: false }
+        Self { options, clock, changes, metrics: None, link: None, untidy: false }
+    }
+
+    /// Has its commits timed.
+    pub(super) fn observed(self, metrics: Option<Metrics>) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Works until the queue is closed for good.
@@ -217,8 +224,12 @@ impl Writer {
     /// Commits a batch and answers everybody in it.
     async fn settle(&mut self, mut batch: Vec<Box<dyn Job>>) {
         self.untidy = true;
+        let begun = Instant::now();
         let outcome = match self.commit(&mut batch).await {
             Ok(changed) => {
+                if let Some(metrics) = &self.metrics {
+                    metrics.committed(batch.len(), begun.elapsed());
+                }
                 for change in changed {
                     let _ = self.changes.send(change);
                 }

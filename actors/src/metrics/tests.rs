@@ -1,0 +1,76 @@
+use super::*;
+use crate::domain::id::TaskId;
+
+/// The value of a sample with these labels.
+fn value(metrics: &Metrics, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+    let families = metrics.gather(&Picture { now: Timestamp(10_000), ..Picture::default() });
+    let family = families.iter().find(|family| family.name() == name)?;
+    let sample = family.get_metric().iter().find(|metric| {
+        labels.iter().all(|(name, value)| {
+            metric.get_label().iter().any(|label| label.name() == *name && label.value() == *value)
+        })
+    })?;
+    Some(sample.get_gauge().get_value() + sample.get_counter().get_value())
+}
+
+fn changed(was: Option<TaskState>, state: TaskState, level: i64) -> Changed {
+    Changed { id: TaskId::new(), was, state, priority: Priority::new(level).unwrap(), cancelling: false }
+}
+
+#[test]
+fn depths_follow_the_changes() {
+    let metrics = Metrics::new().unwrap();
+    let tell = |was, state, level| metrics.changed(&changed(was, state, level), Timestamp(4_000));
+    let depth = |level| value(&metrics, "comfyd_queue_depth", &[("priority", level)]);
+    let tasks = |status| value(&metrics, "comfyd_tasks", &[("status", status)]).unwrap();
+    tell(None, TaskState::Pending, 0);
+    tell(None, TaskState::Pending, 10);
+    tell(None, TaskState::Pending, 10);
+    tell(None, TaskState::Scheduled, 0);
+    assert_eq!((depth("0"), depth("10"), depth("5")), (Some(1.0), Some(2.0), None));
+    assert_eq!((tasks("scheduled"), tasks("pending"), tasks("processing")), (1.0, 3.0, 0.0));
+    assert_eq!(value(&metrics, "comfyd_queue_oldest_seconds", &[("priority", "10")]), Some(6.0));
+
+    tell(Some(TaskState::Pending), TaskState::Dispatching, 0);
+    tell(Some(TaskState::Dispatching), TaskState::Executing, 0);
+    tell(Some(TaskState::Executing), TaskState::Executing, 0);
+    tell(Some(TaskState::Scheduled), TaskState::Pending, 0);
+    tell(Some(TaskState::Pending), TaskState::Cancelled, 10);
+    assert_eq!((depth("0"), depth("10")), (Some(1.0), Some(1.0)));
+    tell(Some(TaskState::Executing), TaskState::Completed, 0);
+    tell(Some(TaskState::Pending), TaskState::Cancelled, 10);
+    assert_eq!((depth("0"), depth("10")), (Some(1.0), None), "a priority nobody waits in is not shown");
+    assert_eq!((tasks("scheduled"), tasks("pending"), tasks("processing")), (0.0, 1.0, 0.0));
+    assert_eq!(value(&metrics, "comfyd_tasks_created_total", &[]), Some(4.0));
+
+    let exact = Depth { priority: Priority::default(), waiting: 7, oldest: Timestamp(1_000) };
+    metrics.counted(Counts { scheduled: 2, pending: 7, held: 3 }, &[exact]);
+    assert_eq!((depth("0"), tasks("scheduled"), tasks("processing")), (Some(7.0), 2.0, 3.0));
+    assert_eq!(value(&metrics, "comfyd_queue_oldest_seconds", &[("priority", "0")]), Some(9.0));
+}
+
+#[test]
+fn names_of_workflows_are_bounded() {
+    let metrics = Metrics::new().unwrap();
+    let mut task = crate::domain::task::tests::new_task();
+    task.state = TaskState::Completed;
+    for place in 0..2 * MAX_WORKFLOWS {
+        task.workflow = Some(format!("w{place}"));
+        metrics.ended(&task);
+    }
+    task.workflow = None;
+    metrics.ended(&task);
+    let of = |workflow| value(&metrics, "comfyd_tasks_ended_total", &[("workflow", workflow)]);
+    assert_eq!((of("w0"), of("w150")), (Some(1.0), None));
+    #[expect(clippy::cast_precision_loss, reason = "a small number")]
+    let others = MAX_WORKFLOWS as f64;
+    assert_eq!((of("(other)"), of("(graph)")), (Some(others), Some(1.0)));
+}
+
+#[test]
+fn two_systems_count_apart() {
+    let (one, other) = (Metrics::new().unwrap(), Metrics::new().unwrap());
+    one.restarted("queue");
+    assert_eq!(value(&one, "comfyd_actor_restarts_total", &[("actor", "queue")]), Some(1.0));
+    assert_eq!(value(&other, "comfyd_actor_restarts_total", &[("actor", "queue")]), None);
+}
