@@ -1,6 +1,6 @@
 //! Named workflows: a graph with named, typed inputs, so that a client sends `{"prompt": "a boat"}` and not a graph.
 //!
-//! The file is `{"workflow": <API graph>, "inputs": [...], "description": "..."}` ([`read`]). An input is an object that says all about
+//! The file is `{"workflow": <API graph>, "inputs": [...], "description": "..."}` (`read`). An input is an object that says all about
 //! itself, or just a name that is [resolved](super::resolve) from the graph. A raw graph has inputs too: each field of each node,
 //! addressed `"<node id>.<field>"`.
 
