@@ -36,7 +36,7 @@ pub struct OutputOptionsBody {
     #[schema(minimum = 1, maximum = 100)]
     quality: Option<u8>,
     /// Take out the prompt and the workflow that ComfyUI writes into its files, with all other metadata. Works for PNG, JPEG, WebP,
-    /// FLAC, MP3 and MP4; `metadata_stripped` of each output tells whether it was done.
+    /// FLAC, MP3, MP4 and WebM; `metadata_stripped` of each output tells whether it was done.
     strip_metadata: Option<bool>,
     /// Send outputs with the task, as base64 in `data`: `true`, or those of at most so many bytes. The server has a limit for all of
     /// them together (`server.inline_limit`).
