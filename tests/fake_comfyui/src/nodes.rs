@@ -6,6 +6,7 @@ mod clips;
 pub(crate) mod expand;
 mod image;
 mod lab;
+mod mask;
 mod sampling;
 mod schema;
 mod text;
@@ -13,10 +14,9 @@ mod text;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::image::RgbImage;
+use ::image::{GrayImage, RgbImage};
 use serde_json::Value as Json;
 
-use classes::CLASSES;
 pub(crate) use schema::{InputSpec, Kind, Lists, NodeClass};
 
 use crate::worker::step::Step;
@@ -35,8 +35,7 @@ impl Installed<'_> {
     pub fn find(&self, name: &str) -> Option<&'static NodeClass> {
         let copied = name.rsplit_once('.').filter(|(_, n)| n.parse().is_ok_and(|n| (1..=self.copies).contains(&n)));
         let original = copied.map_or(name, |(original, _)| original);
-        CLASSES
-            .iter()
+        classes::all()
             .find(|class| class.name == original)
             .filter(|_| !self.missing.iter().any(|missing| missing == name))
     }
@@ -44,7 +43,7 @@ impl Installed<'_> {
     /// All of them by name.
     pub fn all(&self) -> impl Iterator<Item = (String, &'static NodeClass)> {
         let copies = |class: &'static NodeClass| (1..=self.copies).map(move |n| (format!("{}.{n}", class.name), class));
-        let there = CLASSES.iter().filter(|class| !self.missing.iter().any(|missing| missing == class.name));
+        let there = classes::all().filter(|class| !self.missing.iter().any(|missing| missing == class.name));
         there.flat_map(move |class| std::iter::once((class.name.to_owned(), class)).chain(copies(class)))
     }
 }
@@ -56,8 +55,11 @@ pub(crate) type Images = Arc<Vec<RgbImage>>;
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
     Images(Images),
-    Mask,
+    /// White is what is meant.
+    Mask(Arc<GrayImage>),
     Model,
+    /// How many times larger it makes a picture.
+    UpscaleModel(u32),
     Clip,
     Vae,
     /// The text that conditions a sampler.
@@ -120,16 +122,27 @@ pub(crate) enum Work {
     LoadImage,
     LoadImageMask,
     ImageScale,
+    ImageScaleBy,
+    GrowMask,
+    LoadUpscaleModel,
+    UpscaleWithModel,
     ImageInvert,
     SaveImage,
     PreviewImage,
     LoadCheckpoint,
     LoadLora,
+    LoadDiffusionModel,
+    LoadTextEncoder,
+    LoadVae,
+    ShiftSampling,
     EncodeText,
     EmptyLatent,
+    EmptyVideoLatent,
     Sample,
     Decode,
     Encode,
+    EncodeForInpaint,
+    SetNoiseMask,
     SlowProgress,
     Fail,
     OutOfMemory,
@@ -156,18 +169,28 @@ pub(crate) async fn run(work: Work, step: &mut Step<'_>) -> Result<Product, Stop
     match work {
         Work::EmptyImage => image::empty(step).await,
         Work::LoadImage => image::load(step).await,
-        Work::LoadImageMask => image::load_mask(step),
+        Work::LoadImageMask => mask::load(step).await,
+        Work::GrowMask => mask::grow(step).await,
         Work::ImageScale => image::scale(step).await,
+        Work::ImageScaleBy => image::scale_by(step).await,
+        Work::LoadUpscaleModel => image::load_upscale_model(step),
+        Work::UpscaleWithModel => image::upscale(step).await,
         Work::ImageInvert => image::invert(step).await,
         Work::SaveImage => image::save(step).await,
         Work::PreviewImage => image::preview(step).await,
         Work::LoadCheckpoint => Ok(values([Value::Model, Value::Clip, Value::Vae])),
         Work::LoadLora => Ok(values([Value::Model, Value::Clip])),
+        Work::LoadDiffusionModel | Work::ShiftSampling => Ok(values([Value::Model])),
+        Work::LoadTextEncoder => Ok(values([Value::Clip])),
+        Work::LoadVae => Ok(values([Value::Vae])),
         Work::EncodeText => sampling::encode_text(step),
         Work::EmptyLatent => sampling::empty_latent(step),
+        Work::EmptyVideoLatent => sampling::empty_video_latent(step),
         Work::Sample => sampling::sample(step).await,
         Work::Decode => sampling::decode(step).await,
         Work::Encode => sampling::encode(step),
+        Work::EncodeForInpaint => sampling::encode_for_inpaint(step),
+        Work::SetNoiseMask => sampling::set_noise_mask(step),
         Work::SlowProgress => lab::slow_progress(step).await,
         Work::Fail => lab::fail(step),
         Work::OutOfMemory => Err(Failure::out_of_memory().into()),

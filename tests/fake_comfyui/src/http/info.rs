@@ -101,11 +101,7 @@ pub(super) async fn models_in(State(server): Shared, Path(folder): Path<String>)
 }
 
 fn names_in(server: &Server, folder: &str) -> Option<Vec<String>> {
-    match folder {
-        "checkpoints" => Some(server.checkpoints()),
-        "loras" => Some(server.config.loras.clone()),
-        folder => FOLDERS.contains(&folder).then(Vec::new),
-    }
+    FOLDERS.contains(&folder).then(|| server.lists().models(folder))
 }
 
 pub(super) async fn embeddings() -> Response {

@@ -1,7 +1,14 @@
-//! The table of node classes: names, inputs, outputs.
+//! The tables of node classes: names, inputs, outputs.
+
+mod editing;
 
 use super::Work;
 use super::schema::{InputSpec, Kind, List, NodeClass};
+
+/// Every class.
+pub(crate) fn all() -> impl Iterator<Item = &'static NodeClass> {
+    CLASSES.iter().chain(editing::CLASSES)
+}
 
 const fn required(name: &'static str, kind: Kind) -> InputSpec {
     InputSpec { name, kind, required: true }
@@ -62,8 +69,8 @@ const SCHEDULERS: &[&str] = &[
 ];
 const UPSCALERS: &[&str] = &["nearest-exact", "bilinear", "area", "bicubic", "lanczos"];
 
-/// Every class, the ComfyUI ones first.
-pub(crate) static CLASSES: &[NodeClass] = &[
+/// The classes every graph has, and those of the lab.
+static CLASSES: &[NodeClass] = &[
     NodeClass {
         name: "EmptyImage",
         display_name: "EmptyImage",

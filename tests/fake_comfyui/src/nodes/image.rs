@@ -3,11 +3,11 @@
 use std::io::Cursor;
 
 use image::codecs::png::{CompressionType, FilterType as PngFilter, PngEncoder};
-use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, imageops};
+use image::{DynamicImage, ExtendedColorType, ImageEncoder, Rgb, RgbImage, imageops};
 use serde_json::{Value as Json, json};
 
-use super::{Failure, Images, Product, Stop, Value, compute, values};
-use crate::files::{Folder, Place, clean_subfolder, mix};
+use super::{Failure, Images, Product, Stop, Value, compute, mask, values};
+use crate::files::{Folder, Place, Stored, clean_subfolder, mix};
 use crate::frames::{Preview, PreviewFormat};
 use crate::worker::step::Step;
 
@@ -40,52 +40,84 @@ pub(super) async fn empty(step: &mut Step<'_>) -> Result<Product, Stop> {
 }
 
 pub(super) async fn load(step: &mut Step<'_>) -> Result<Product, Stop> {
-    let name = step.text("image");
-    let missing = || Failure::new("FileNotFoundError", format!("[Errno 2] No such file or directory: '{name}'"));
-    let file = step.server.files.find_annotated(&name).ok_or_else(missing)?;
-    let image = compute(false, move || {
-        let unreadable = |what: String| Failure::new("PIL.UnidentifiedImageError", what);
-        let bytes = file.content.read().map_err(|error| unreadable(error.to_string()))?;
-        let mut reader = image::ImageReader::new(Cursor::new(bytes))
-            .with_guessed_format()
-            .map_err(|error| unreadable(format!("cannot identify image file: {error}")))?;
-        // The default limits keep a small file from unpacking into gigabytes.
-        reader.limits(image::Limits::default());
-        let image = reader.decode().map_err(|error| unreadable(format!("cannot identify image file: {error}")))?;
-        Ok(image.to_rgb8())
+    let file = file(step)?;
+    let (image, mask) = compute(false, move || {
+        let image = decode(&file)?;
+        let mask = mask::of_channel(&image, "alpha");
+        Ok((image.to_rgb8(), mask))
     })
     .await?;
-    Ok(values([Value::Images(Images::new(vec![image])), Value::Mask]))
+    Ok(values([Value::Images(Images::new(vec![image])), Value::Mask(mask.into())]))
 }
 
-pub(super) fn load_mask(step: &mut Step<'_>) -> Result<Product, Stop> {
+/// The file a loader names.
+pub(super) fn file(step: &Step<'_>) -> Result<Stored, Failure> {
     let name = step.text("image");
-    match step.server.files.find_annotated(&name) {
-        Some(_) => Ok(values([Value::Mask])),
-        None => Err(Failure::new("FileNotFoundError", format!("[Errno 2] No such file or directory: '{name}'")).into()),
-    }
+    let missing = || Failure::new("FileNotFoundError", format!("[Errno 2] No such file or directory: '{name}'"));
+    step.server.files.find_annotated(&name).ok_or_else(missing)
+}
+
+/// The picture in a file.
+pub(super) fn decode(file: &Stored) -> Result<DynamicImage, Failure> {
+    let unreadable = |what: String| Failure::new("PIL.UnidentifiedImageError", what);
+    let bytes = file.content.read().map_err(|error| unreadable(error.to_string()))?;
+    let mut reader = image::ImageReader::new(Cursor::new(bytes))
+        .with_guessed_format()
+        .map_err(|error| unreadable(format!("cannot identify image file: {error}")))?;
+    // The default limits keep a small file from unpacking into gigabytes.
+    reader.limits(image::Limits::default());
+    reader.decode().map_err(|error| unreadable(format!("cannot identify image file: {error}")))
 }
 
 pub(super) async fn scale(step: &mut Step<'_>) -> Result<Product, Stop> {
-    let images = step.images("image")?;
-    let method = step.text("upscale_method");
     let (width, height) = (step.int("width", 0), step.int("height", 0));
-    let filter = match method.as_str() {
+    resize(step, move |image| target_size(image, width, height)).await
+}
+
+pub(super) async fn scale_by(step: &mut Step<'_>) -> Result<Product, Stop> {
+    let factor = step.float("scale_by", 1.0);
+    resize(step, move |image| scaled(image, factor)).await
+}
+
+pub(super) fn load_upscale_model(step: &mut Step<'_>) -> Result<Product, Stop> {
+    let name = step.text("model_name").to_ascii_lowercase();
+    let factor = if name.contains("x2") || name.contains("2x") { 2 } else { 4 };
+    Ok(values([Value::UpscaleModel(factor)]))
+}
+
+/// No model runs: the picture is enlarged as well as can be without one.
+pub(super) async fn upscale(step: &mut Step<'_>) -> Result<Product, Stop> {
+    let factor = match step.inputs.get("upscale_model") {
+        Some(Value::UpscaleModel(factor)) => f64::from(*factor),
+        _ => return Err(Failure::new("AttributeError", "'NoneType' object has no attribute 'model'").into()),
+    };
+    resize(step, move |image| scaled(image, factor)).await
+}
+
+fn scaled(image: &RgbImage, factor: f64) -> (u32, u32) {
+    let side = |side: u32| ((f64::from(side) * factor).round() as u32).clamp(1, MAX_SIDE);
+    (side(image.width()), side(image.height()))
+}
+
+/// The pictures of `image` in the sizes asked for, by the node's method.
+async fn resize(step: &Step<'_>, size: impl Fn(&RgbImage) -> (u32, u32) + Send + 'static) -> Result<Product, Stop> {
+    let images = step.images("image")?;
+    let filter = match step.text("upscale_method").as_str() {
         "bilinear" | "area" => imageops::FilterType::Triangle,
-        "bicubic" => imageops::FilterType::CatmullRom,
+        "bicubic" | "" => imageops::FilterType::CatmullRom,
         "lanczos" => imageops::FilterType::Lanczos3,
         _ => imageops::FilterType::Nearest,
     };
-    let scaled = compute(false, move || {
+    let resized = compute(false, move || {
         let one = |image: &RgbImage| {
-            let (width, height) = target_size(image, width, height);
+            let (width, height) = size(image);
             pixels(width, height, images.len())?;
             Ok(imageops::resize(image, width, height, filter))
         };
         Ok(Images::new(images.iter().map(one).collect::<Result<_, Failure>>()?))
     })
     .await?;
-    Ok(values([Value::Images(scaled)]))
+    Ok(values([Value::Images(resized)]))
 }
 
 /// The asked-for size; a side of 0 follows from the other, two of them keep the size.

@@ -5,11 +5,11 @@ use std::io::Cursor;
 use std::sync::Arc;
 
 use image::codecs::jpeg::JpegEncoder;
-use image::{RgbImage, imageops};
+use image::{GrayImage, RgbImage, imageops};
 use serde_json::json;
 
 use super::image::{MAX_SIDE, Target, pixels};
-use super::{Failure, Images, Product, Stop, Value, compute, values};
+use super::{Failure, Images, Product, Stop, Value, compute, mask, values};
 use crate::files::Folder;
 use crate::frames::{Preview, PreviewFormat};
 use crate::picture;
@@ -21,13 +21,17 @@ const PREVIEW_SIDE: u32 = 256;
 const PREVIEW_QUALITY: u8 = 90;
 
 /// A picture before it is decoded.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Latent {
     /// In pixels, not in latent units.
     width: u32,
     height: u32,
+    /// Pictures, or the frames of one video.
     batch: u32,
+    is_video: bool,
     content: Content,
+    /// Only what is white here is sampled.
+    mask: Option<Arc<GrayImage>>,
 }
 
 #[derive(Debug, Clone)]
@@ -37,6 +41,8 @@ enum Content {
     Scene {
         text: Arc<str>,
         seed: u64,
+        /// What it began with, and how far it went from there, from 0 to 1.
+        from: Option<(Images, f32)>,
     },
     /// An encoded picture that no sampler has touched.
     Pixels(Images),
@@ -51,7 +57,23 @@ pub(super) fn empty_latent(step: &mut Step<'_>) -> Result<Product, Stop> {
         width: step.size("width", 512, MAX_SIDE),
         height: step.size("height", 512, MAX_SIDE),
         batch: step.size("batch_size", 1, 4096),
+        is_video: false,
         content: Content::Empty,
+        mask: None,
+    };
+    Ok(values([Value::Latent(Arc::new(latent))]))
+}
+
+pub(super) fn empty_video_latent(step: &mut Step<'_>) -> Result<Product, Stop> {
+    // Four frames share a latent one, but for the first.
+    let frames = (step.size("length", 25, MAX_SIDE) - 1) / 4 * 4 + 1;
+    let latent = Latent {
+        width: step.size("width", 848, MAX_SIDE),
+        height: step.size("height", 480, MAX_SIDE),
+        batch: frames,
+        is_video: true,
+        content: Content::Empty,
+        mask: None,
     };
     Ok(values([Value::Latent(Arc::new(latent))]))
 }
@@ -77,8 +99,11 @@ pub(super) async fn sample(step: &mut Step<'_>) -> Result<Product, Stop> {
         };
         step.report(number, steps, preview.as_ref());
     }
-    let content = Content::Scene { text, seed };
-    let sampled = Latent { width: latent.width, height: latent.height, batch: latent.batch, content };
+    let from = match &latent.content {
+        Content::Pixels(images) => Some((images.clone(), step.float("denoise", 1.0).clamp(0.0, 1.0) as f32)),
+        Content::Empty | Content::Scene { .. } => None,
+    };
+    let sampled = Latent { content: Content::Scene { text, seed, from }, ..Latent::clone(&latent) };
     Ok(values([Value::Latent(Arc::new(sampled))]))
 }
 
@@ -117,9 +142,15 @@ pub(super) async fn decode(step: &mut Step<'_>) -> Result<Product, Stop> {
                 let gray = RgbImage::from_pixel(latent.width, latent.height, image::Rgb([127, 127, 127]));
                 Images::new(vec![gray; latent.batch as usize])
             }
-            Content::Scene { text, seed } => {
-                let one =
-                    |index: u32| picture::draw(text, seed.wrapping_add(u64::from(index)), latent.width, latent.height);
+            Content::Scene { text, seed, .. } if latent.is_video => Images::new(moving(&latent, text, *seed)),
+            Content::Scene { text, seed, from } => {
+                let one = |index: u32| {
+                    let drawn = picture::draw(text, seed.wrapping_add(u64::from(index)), latent.width, latent.height);
+                    match from {
+                        Some((images, far)) => painted_over(images, index, &drawn, *far, latent.mask.as_deref()),
+                        None => drawn,
+                    }
+                };
                 Images::new((0..latent.batch).map(one).collect())
             }
         })
@@ -128,11 +159,55 @@ pub(super) async fn decode(step: &mut Step<'_>) -> Result<Product, Stop> {
     Ok(values([Value::Images(images)]))
 }
 
+/// A slow pan over one landscape.
+fn moving(latent: &Latent, text: &str, seed: u64) -> Vec<RgbImage> {
+    /// Pixels from frame to frame.
+    const PACE: u32 = 2;
+    let way = PACE * latent.batch.saturating_sub(1);
+    let wide = picture::draw(text, seed, latent.width.saturating_add(way).min(MAX_SIDE), latent.height);
+    let last = wide.width() - latent.width.min(wide.width());
+    let frame =
+        |index: u32| imageops::crop_imm(&wide, (PACE * index).min(last), 0, latent.width, latent.height).to_image();
+    (0..latent.batch).map(frame).collect()
+}
+
+/// What the sampler makes of a picture it began with: as much of the new one as it went far, and only under the mask.
+fn painted_over(images: &[RgbImage], index: u32, drawn: &RgbImage, far: f32, mask: Option<&GrayImage>) -> RgbImage {
+    let (width, height) = drawn.dimensions();
+    let Some(before) = images.get(index as usize).or(images.first()) else { return drawn.clone() };
+    let mask = mask.map(|mask| imageops::resize(mask, width, height, imageops::FilterType::Triangle));
+    RgbImage::from_fn(width, height, |x, y| {
+        let meant = mask.as_ref().map_or(1.0, |mask| f32::from(mask.get_pixel(x, y).0[0]) / 255.0);
+        let (old, new) = (before.get_pixel(x, y).0, drawn.get_pixel(x, y).0);
+        let mixed = |channel: usize| {
+            let (old, new) = (f32::from(old[channel]), f32::from(new[channel]));
+            (old + (new - old) * far * meant).round() as u8
+        };
+        image::Rgb([mixed(0), mixed(1), mixed(2)])
+    })
+}
+
 pub(super) fn encode(step: &mut Step<'_>) -> Result<Product, Stop> {
+    encoded(step, None)
+}
+
+pub(super) fn encode_for_inpaint(step: &mut Step<'_>) -> Result<Product, Stop> {
+    let mask = mask::of(step, "mask")?;
+    encoded(step, Some(mask))
+}
+
+fn encoded(step: &Step<'_>, mask: Option<Arc<GrayImage>>) -> Result<Product, Stop> {
     let images = step.images("pixels")?;
     let (width, height) = images.first().map_or((1, 1), RgbImage::dimensions);
     let batch = u32::try_from(images.len()).unwrap_or(u32::MAX);
-    Ok(values([Value::Latent(Arc::new(Latent { width, height, batch, content: Content::Pixels(images) }))]))
+    let latent = Latent { width, height, batch, is_video: false, content: Content::Pixels(images), mask };
+    Ok(values([Value::Latent(Arc::new(latent))]))
+}
+
+pub(super) fn set_noise_mask(step: &mut Step<'_>) -> Result<Product, Stop> {
+    let latent = latent(step, "samples")?;
+    let masked = Latent { mask: Some(mask::of(step, "mask")?), ..Latent::clone(&latent) };
+    Ok(values([Value::Latent(Arc::new(masked))]))
 }
 
 fn latent(step: &Step<'_>, name: &str) -> Result<Arc<Latent>, Stop> {

@@ -44,6 +44,24 @@ pub(crate) enum Kind {
 pub(crate) enum List {
     Checkpoints,
     Loras,
+    UpscaleModels,
+    DiffusionModels,
+    TextEncoders,
+    Vaes,
+}
+
+impl List {
+    /// The folder whose files it lists.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Checkpoints => "checkpoints",
+            Self::Loras => "loras",
+            Self::UpscaleModels => "upscale_models",
+            Self::DiffusionModels => "diffusion_models",
+            Self::TextEncoders => "text_encoders",
+            Self::Vaes => "vae",
+        }
+    }
 }
 
 /// An input of a node class.
@@ -74,13 +92,32 @@ pub(crate) struct Lists<'a> {
     pub files: &'a Files,
 }
 
+/// The models example workflows ask for beside checkpoints and LoRAs, by folder.
+const MODELS: [(&str, &[&str]); 4] = [
+    ("upscale_models", &["4x-UltraSharp.pth", "RealESRGAN_x2plus.pth", "RealESRGAN_x4plus.pth"]),
+    ("diffusion_models", &["wan2.1_t2v_1.3B_fp16.safetensors"]),
+    ("text_encoders", &["umt5_xxl_fp8_e4m3fn_scaled.safetensors"]),
+    ("vae", &["wan_2.1_vae.safetensors"]),
+];
+
 impl Lists<'_> {
+    /// The models in a folder.
+    pub fn models(&self, folder: &str) -> Vec<String> {
+        match folder {
+            "checkpoints" => self.checkpoints.clone(),
+            "loras" => self.loras.to_vec(),
+            folder => {
+                let names = MODELS.iter().filter(|(of, _)| *of == folder).flat_map(|(_, names)| names.iter());
+                names.map(|name| (*name).to_owned()).collect()
+            }
+        }
+    }
+
     /// The options of a combo input; `None` for inputs that are not combos.
     pub fn options(&self, kind: Kind) -> Option<Vec<String>> {
         match kind {
             Kind::Choice(choices) => Some(choices.iter().map(|choice| (*choice).to_owned()).collect()),
-            Kind::List(List::Checkpoints) => Some(self.checkpoints.clone()),
-            Kind::List(List::Loras) => Some(self.loras.to_vec()),
+            Kind::List(list) => Some(self.models(list.folder())),
             Kind::ImageFile => Some(self.files.names(Folder::Input)),
             _ => None,
         }
