@@ -26,3 +26,4 @@ mod tools;
 mod uploads;
 mod validation;
 mod witness;
+mod workflows;

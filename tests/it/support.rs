@@ -115,6 +115,7 @@ pub fn environment(dir: &TempDir, comfyui: &str, settings: &[(String, String)]) 
     env.push(own("PORT", "0".to_owned()));
     env.push(own("DATABASE_URL", format!("sqlite://{}/comfyd.db", dir.path().display())));
     env.push(own("STORAGE_LOCAL_DIR", format!("{}/outputs", dir.path().display())));
+    env.push(own("COMFYD_WORKFLOWS__DIR", format!("{}/config/workflows", dir.path().display())));
     env.push(own("COMFYD_LOG__DIR", format!("{}/logs", dir.path().display())));
     for (name, value) in settings {
         env.retain(|(known, _)| known != name);
@@ -149,18 +150,23 @@ impl Api {
         self.until_status(told).await;
     }
 
-    /// Waits until `/api/status` looks like that: levels without an event for clients.
+    /// Waits until `/api/status` looks like that.
     pub async fn until_status(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.until("/api/status", wanted).await
+    }
+
+    /// Waits until a page looks like that: levels without an event for clients.
+    pub async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let looks = async {
             loop {
-                let status = self.get("/api/status").await;
-                if wanted(&status) {
-                    return status;
+                let page = self.get(path).await;
+                if wanted(&page) {
+                    return page;
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, looks).await.expect("the status does not become what it should")
+        tokio::time::timeout(PATIENCE, looks).await.unwrap_or_else(|_| panic!("{path} does not become what it should"))
     }
 
     /// Sends a create request.
