@@ -32,7 +32,7 @@ impl World {
     }
 
     /// Runs a workflow to its end; the task.
-    async fn run(&self, reference: &str, inputs: Value) -> Value {
+    async fn run_named(&self, reference: &str, inputs: Value) -> Value {
         let body = json!({"inputs": inputs});
         let (status, answer) = self.workflows(Method::POST, &format!("/{reference}/tasks"), Some(&body)).await;
         assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
@@ -67,14 +67,14 @@ impl World {
         self.client.post(url).multipart(form).send().await.unwrap().error_for_status().unwrap();
     }
 
-    async fn bytes(&self, task: &Value, index: usize) -> Vec<u8> {
+    async fn output(&self, task: &Value, index: usize) -> Vec<u8> {
         let id = task["task_id"].as_str().unwrap();
         let url = self.url(&format!("/api/tasks/{id}/outputs/{index}"));
         self.client.get(url).send().await.unwrap().bytes().await.unwrap().to_vec()
     }
 
     async fn picture(&self, task: &Value) -> RgbImage {
-        image::load_from_memory(&self.bytes(task, 0).await).map(DynamicImage::into_rgb8).unwrap()
+        image::load_from_memory(&self.output(task, 0).await).map(DynamicImage::into_rgb8).unwrap()
     }
 }
 
@@ -90,7 +90,8 @@ fn color(pixel: &Rgb<u8>) -> u32 {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_built_in_workflow_runs_to_its_end() {
     let world = world().start().await;
-    let before = RgbImage::from_fn(64, 48, |x, y| Rgb([(x * 4) as u8, (y * 5) as u8, 7]));
+    let shade = |value: u32| u8::try_from(value).unwrap();
+    let before = RgbImage::from_fn(64, 48, |x, y| Rgb([shade(x * 4), shade(y * 5), 7]));
     world.hand_over("before.png", &before).await;
     world.hand_over("mask.png", &RgbImage::from_fn(64, 48, |x, _| Rgb([if x < 32 { 255 } else { 0 }; 3]))).await;
     let words = |more: Value| {
@@ -99,28 +100,28 @@ async fn every_built_in_workflow_runs_to_its_end() {
         inputs
     };
 
-    let task = world.run("text-to-image", words(json!({"width": 64, "height": 48}))).await;
+    let task = world.run_named("text-to-image", words(json!({"width": 64, "height": 48}))).await;
     assert_eq!((&task["workflow"], &task["workflow_version"]), (&json!("text-to-image"), &json!(1)));
     let drawn = world.picture(&task).await;
     assert_eq!(drawn.dimensions(), (64, 48));
 
-    let task = world.run("image-to-image", words(json!({"image": "before.png", "strength": 1.0}))).await;
+    let task = world.run_named("image-to-image", words(json!({"image": "before.png", "strength": 1.0}))).await;
     assert_eq!(world.picture(&task).await, drawn, "at full strength nothing is left of the picture");
-    let task = world.run("image-to-image", words(json!({"image": "before.png", "strength": 0}))).await;
+    let task = world.run_named("image-to-image", words(json!({"image": "before.png", "strength": 0}))).await;
     assert_eq!(world.picture(&task).await, before);
 
-    let task = world.run("inpaint", words(json!({"image": "before.png", "mask": "mask.png", "grow": 0}))).await;
+    let task = world.run_named("inpaint", words(json!({"image": "before.png", "mask": "mask.png", "grow": 0}))).await;
     let painted = world.picture(&task).await;
     for (x, y, pixel) in painted.enumerate_pixels() {
         assert_eq!(pixel, if x < 32 { drawn.get_pixel(x, y) } else { before.get_pixel(x, y) }, "{x},{y}");
     }
 
-    let task = world.run("upscale", json!({"image": "before.png", "scale": 0.5})).await;
+    let task = world.run_named("upscale", json!({"image": "before.png", "scale": 0.5})).await;
     assert_eq!(world.picture(&task).await.dimensions(), (128, 96), "four times and a half");
 
-    let task = world.run("text-to-video", words(json!({"width": 64, "height": 48, "frames": 9, "fps": 8}))).await;
+    let task = world.run_named("text-to-video", words(json!({"width": 64, "height": 48, "frames": 9, "fps": 8}))).await;
     assert_eq!(task["outputs"].as_array().unwrap().len(), 1, "{task}");
-    let frames = WebPDecoder::new(Cursor::new(world.bytes(&task, 0).await)).unwrap().into_frames();
+    let frames = WebPDecoder::new(Cursor::new(world.output(&task, 0).await)).unwrap().into_frames();
     let frames = frames.collect_frames().unwrap();
     assert_eq!(frames.len(), 9);
     assert_ne!(frames[0].buffer(), frames[8].buffer(), "it moves");
@@ -136,7 +137,7 @@ async fn what_is_published_has_versions() {
     assert_eq!((status, &answer["version"]), (StatusCode::OK, &json!(2)), "{answer}");
 
     for (reference, version, shade) in [("square", 2, 2), ("square@1", 1, 1), ("square@2", 2, 2)] {
-        let task = world.run(reference, json!({})).await;
+        let task = world.run_named(reference, json!({})).await;
         assert_eq!((&task["workflow"], &task["workflow_version"]), (&json!("square"), &json!(version)), "{reference}");
         assert_eq!(color(world.picture(&task).await.get_pixel(0, 0)), shade);
         // The general way to create a task means the same.
@@ -164,7 +165,7 @@ async fn what_is_published_has_versions() {
         let (status, answer) = world.workflows(method, path, None).await;
         assert_eq!((status, &answer["code"]), (StatusCode::NOT_FOUND, &json!(code)), "{path}: {answer}");
     }
-    let task = world.run("square@1", json!({})).await;
+    let task = world.run_named("square@1", json!({})).await;
     assert_eq!(task["workflow_version"], 1, "who names a version gets it");
     assert_eq!(world.publish("square", &square(1)).await, 3, "no number is given twice");
 }
@@ -222,12 +223,12 @@ async fn the_folder_is_read_again_when_it_changes() {
 
     world.write("mine", square(2));
     world.until_workflow("mine", |mine| good(mine) && mine["version"] == 2).await;
-    assert_eq!(world.run("mine", json!({})).await["workflow_version"], 2);
+    assert_eq!(world.run_named("mine", json!({})).await["workflow_version"], 2);
 
     world.write("mine", "{\"workflow\": ");
     let broken = world.until_workflow("mine", |mine| !mine["faults"].as_array().is_none_or(Vec::is_empty)).await;
     assert!(broken["faults"][0].as_str().unwrap().contains("not JSON"), "{broken}");
-    let task = world.run("mine", json!({})).await;
+    let task = world.run_named("mine", json!({})).await;
     assert_eq!(color(world.picture(&task).await.get_pixel(0, 0)), 2, "the last good one goes on");
     assert_eq!(task["workflow_version"], 2);
 
@@ -263,10 +264,10 @@ async fn the_api_comes_before_the_folder_and_the_folder_before_the_program() {
     world.write("upscale", square(2));
     let shown = world.until_workflow("upscale", |upscale| upscale["hides"] == json!(["folder", "built_in"])).await;
     assert_eq!(shown["source"], "api");
-    assert_eq!(color(world.picture(&world.run("upscale", json!({})).await).await.get_pixel(0, 0)), 1);
+    assert_eq!(color(world.picture(&world.run_named("upscale", json!({})).await).await.get_pixel(0, 0)), 1);
     let (status, _) = world.workflows(Method::DELETE, "/upscale", None).await;
     assert_eq!(status, StatusCode::NO_CONTENT);
-    assert_eq!(color(world.picture(&world.run("upscale", json!({})).await).await.get_pixel(0, 0)), 2);
+    assert_eq!(color(world.picture(&world.run_named("upscale", json!({})).await).await.get_pixel(0, 0)), 2);
     let (status, answer) = world.workflows(Method::DELETE, "/upscale", None).await;
     assert_eq!((status, &answer["code"]), (StatusCode::CONFLICT, &json!("not_published")));
     fs::remove_file(world.folder().join("upscale.json")).unwrap();
@@ -309,7 +310,7 @@ async fn processes_on_one_store_share_what_is_published() {
     let writer = tokio::spawn(other.writer());
     other.publish("theirs", &square(5).to_string()).await.unwrap();
     // Long before the next look.
-    assert_eq!(world.run("theirs@1", json!({})).await["workflow_version"], 1);
+    assert_eq!(world.run_named("theirs@1", json!({})).await["workflow_version"], 1);
     world.until_workflow("theirs", |theirs| theirs["source"] == "api").await;
     other.withdraw("theirs").await.unwrap();
     world.until_workflow("theirs", Value::is_null).await;
