@@ -18,6 +18,7 @@ use comfyd_actors::{
     ports::{clock::Clock, comfy::ComfyTransport, store::StoreError},
     root::{RootArgs, RootMsg, RootSupervisor},
     system::{self, SessionSettings, Settings, Slots, System, UploadSettings},
+    watch,
 };
 use ractor::{Actor, ActorRef};
 use tokio::task::JoinHandle;
@@ -41,6 +42,9 @@ use crate::{
 pub const STORE_WRITER: &str = "store writer";
 /// The name of the service that keeps the named workflows current.
 pub const WORKFLOWS: &str = "workflows";
+
+/// The name of the service that reads the log of events for those who watch.
+pub const EVENTS: &str = "events";
 
 /// Why the service could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +115,7 @@ impl App {
         let in_order = backends(config)?;
         let backends: BTreeMap<BackendId, _> =
             in_order.iter().map(|backend| (backend.id().clone(), backend.clone())).collect();
-        let slots = Slots::new(backends.keys(), [STORE_WRITER, WORKFLOWS]);
+        let slots = Slots::new(backends.keys(), [STORE_WRITER, WORKFLOWS, EVENTS]);
         let board = Board::default();
         let catalogues = Catalogues::new(backends.keys().cloned());
         let metrics = Metrics::new().map_err(AppError::Metrics)?;
@@ -130,7 +134,7 @@ impl App {
             clock: clock.clone(),
         });
         let settings = settings(config, lock.is_some(), !store.was_clean());
-        let writer = store.clone();
+        let (writer, log, watched) = (store.clone(), store.clone(), board.clone());
         let system = Arc::new(system::Parts {
             worker: WorkerId::boot(&config.app.node),
             started_at: clock.now(),
@@ -144,6 +148,7 @@ impl App {
             services: vec![
                 (STORE_WRITER, Arc::new(move || Box::pin(writer.writer()))),
                 (WORKFLOWS, Arc::new(move || Box::pin(workflows.clone().keep_current()))),
+                (EVENTS, Arc::new(move || Box::pin(watch::tail(log.clone(), watched.clone())))),
             ],
             clock,
             board,
@@ -274,6 +279,7 @@ fn settings(config: &Config, takes_over: bool, unclean_start: bool) -> Settings 
             stop_grace: comfyui.stop_grace,
             nodes_refresh: comfyui.nodes_refresh,
             nodes_recheck: comfyui.nodes_recheck,
+            previews: comfyui.previews,
         },
         uploads: UploadSettings {
             parallel: tasks.upload_parallel,

@@ -18,7 +18,8 @@ pub use self::{
     check::check,
     fault::{Fault, Faults, nearest},
     sections::{
-        App, ComfyUi, Env, Format, Log, Passthrough, Queue, Server, Storage, Store, Supervision, Tasks, WorkflowFiles,
+        App, ComfyUi, Env, Events, Format, Log, Passthrough, Queue, Server, Storage, Store, Supervision, Tasks,
+        WorkflowFiles,
     },
     sources::{Layers, Sources},
 };
@@ -34,6 +35,8 @@ pub struct Config {
     pub comfyui: ComfyUi,
     /// ComfyUI's own API through us.
     pub passthrough: Passthrough,
+    /// Who watches tasks.
+    pub events: Events,
     /// The queue.
     pub queue: Queue,
     /// What tasks get that do not say.
@@ -94,6 +97,7 @@ fn read_sections(r: &mut Reader) -> Config {
         server: sections::server(r),
         comfyui: sections::comfyui(r),
         passthrough: sections::passthrough(r),
+        events: sections::events(r),
         queue: sections::queue(r),
         tasks: sections::tasks(r),
         retention: sections::retention(r),

@@ -9,6 +9,7 @@ mod comfyui;
 mod control;
 mod create;
 mod docs;
+mod events;
 mod frame;
 mod health;
 mod inline;
@@ -58,6 +59,8 @@ pub struct HttpConfig {
     pub cors_origins: Vec<String>,
     /// What goes through to ComfyUI as it is.
     pub passthrough: config::Passthrough,
+    /// How many may watch, and what they hear when nothing happens.
+    pub events: config::Events,
     /// What the names of our own connections to ComfyUI begin with.
     pub client_prefix: String,
 }
@@ -71,6 +74,7 @@ impl From<&Config> for HttpConfig {
             public_url: server.public_url.clone(),
             cors_origins: server.cors_origins.clone(),
             passthrough: config.passthrough.clone(),
+            events: config.events,
             client_prefix: config.comfyui.client_id.clone(),
         }
     }
@@ -131,6 +135,8 @@ fn routes() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(backends::list))
         .routes(routes!(backends::pause))
         .routes(routes!(backends::resume))
+        .routes(routes!(events::of_task))
+        .routes(routes!(events::of_all))
         .routes(routes!(outputs::download))
         .routes(routes!(workflows::list))
         .routes(routes!(workflows::get, workflows::put, workflows::delete))

@@ -5,22 +5,32 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use serde::Serialize;
 
 use crate::{
     domain::{
+        eta::Durations,
         id::{BackendId, TaskId},
         progress::Progress,
         prompt::Abilities,
+        task::Task,
     },
     ports::store::Pause,
+    watch::{FAR, Place, Watch},
 };
 
 /// The board. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Board(Arc<Mutex<Contents>>);
+pub struct Board(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    contents: Mutex<Contents>,
+    watch: Watch,
+}
 
 #[derive(Debug, Default)]
 struct Contents {
@@ -28,6 +38,7 @@ struct Contents {
     backends: BTreeMap<BackendId, BackendStatus>,
     restarts: BTreeMap<String, u64>,
     pauses: Vec<Pause>,
+    durations: Durations,
     draining: bool,
 }
 
@@ -89,13 +100,49 @@ impl Board {
     }
 
     /// Overwrites a task's progress.
-    pub fn set_progress(&self, task: TaskId, progress: Progress) {
+    pub fn set_progress(&self, task: TaskId, workflow: Option<&Arc<str>>, progress: Progress) {
+        self.0.watch.show_progress(task, workflow, &progress);
         self.lock().progress.insert(task, progress);
     }
 
     /// The task runs no more.
     pub fn clear_progress(&self, task: TaskId) {
         self.lock().progress.remove(&task);
+        self.0.watch.forget(task);
+    }
+
+    /// Who watches tasks.
+    #[must_use]
+    pub fn watch(&self) -> &Watch {
+        &self.0.watch
+    }
+
+    /// A task ended: the next ones will take as long.
+    pub fn learn(&self, task: &Task) {
+        self.lock().durations.learn(task);
+    }
+
+    /// Whether any task taught how long they take.
+    #[must_use]
+    pub fn has_learned(&self) -> bool {
+        self.lock().durations.of(None).is_some()
+    }
+
+    /// What a waiting task can expect with `ahead` tasks before it.
+    #[must_use]
+    pub fn place(&self, workflow: Option<&str>, ahead: u32) -> Place {
+        let contents = self.lock();
+        let online = contents.backends.values().filter(|backend| backend.phase == PhaseName::Online).count();
+        let servers = u32::try_from(online).unwrap_or(u32::MAX);
+        // How many more there are than were counted nobody knows.
+        let eta = (ahead < FAR).then(|| contents.durations.until_done(workflow, ahead, servers)).flatten();
+        Place { ahead, eta }
+    }
+
+    /// Until a running task is expected to be done.
+    #[must_use]
+    pub fn remaining(&self, workflow: Option<&str>, elapsed: Duration, percent: u8) -> Option<Duration> {
+        self.lock().durations.remaining(workflow, elapsed, percent)
     }
 
     /// All backends.
@@ -149,6 +196,6 @@ impl Board {
 
     /// Every critical section here is a few instructions that cannot panic half-way, so a poisoned lock is still good.
     fn lock(&self) -> MutexGuard<'_, Contents> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

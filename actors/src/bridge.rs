@@ -27,6 +27,7 @@ use crate::{
         store::{Changed, Created, Idempotency, Pausable, Pause, Payload, Query, StoreError, TaskRecord, TaskStore},
     },
     queue::QueueMsg,
+    watch::{FAR, Place, View, Watching},
 };
 
 /// How long a handler waits for an actor. Above a slow commit, below the patience of most clients.
@@ -58,6 +59,15 @@ pub struct TaskRequest {
     pub timeout: Option<Duration>,
     /// Makes a repeated request find the first task.
     pub idempotency: Option<Idempotency>,
+}
+
+/// Where a task stands that is not over.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Standing {
+    /// Before its turn.
+    Waits(Place),
+    /// On a server.
+    Runs(Progress),
 }
 
 /// When a task may run.
@@ -191,18 +201,40 @@ impl Bridge {
         Ok(ids)
     }
 
-    /// One task with its newest progress, if it runs in this process. Of its needs those are left that it waits for: none, unless it is
-    /// pending and no backend that is online has what it needs.
+    /// One task with its place in the queue or, if it runs in this process, its newest progress. Of its needs those are left that it waits
+    /// for: none, unless it is pending and no backend that is online has what it needs.
     ///
     /// # Errors
     /// `NotFound`, `Unavailable`.
-    pub async fn get(&self, id: TaskId) -> Result<(TaskRecord, Option<Progress>), StoreError> {
+    pub async fn get(&self, id: TaskId) -> Result<(TaskRecord, Option<Standing>), StoreError> {
         let mut record = self.0.store.get(id).await?;
         if record.task.state != TaskState::Pending || self.is_served(&record.needs) {
             record.needs = Arc::default();
         }
-        let progress = self.0.board.progress(id).filter(|_| record.task.state == TaskState::Executing);
-        Ok((record, progress))
+        let standing = match record.task.state {
+            TaskState::Executing => self.0.board.progress(id).map(Standing::Runs),
+            TaskState::Pending => {
+                let ahead = self.0.store.ahead(id, FAR).await?;
+                ahead.map(|ahead| Standing::Waits(self.0.board.place(record.task.workflow.as_deref(), ahead)))
+            }
+            _ => None,
+        };
+        Ok((record, standing))
+    }
+
+    /// Watches a task, or all of them. After `patience` without anything to see the watcher is told so; at most `limit` watch at a time.
+    /// `after` is the number of the last event seen: nothing is lost since, and nothing comes twice.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    pub async fn watch(
+        &self,
+        view: View,
+        after: Option<i64>,
+        patience: Duration,
+        limit: usize,
+    ) -> Result<Watching, StoreError> {
+        self.0.board.watch().begin_watching(self.0.store.clone(), view, after, patience, limit).await
     }
 
     /// One task, once it is over or `patience` has passed, whichever comes first.
@@ -213,7 +245,7 @@ impl Bridge {
         &self,
         id: TaskId,
         patience: Duration,
-    ) -> Result<(TaskRecord, Option<Progress>), StoreError> {
+    ) -> Result<(TaskRecord, Option<Standing>), StoreError> {
         // Subscribed before the read, so that an end between the two is not missed.
         let mut changes = self.0.store.changes();
         let wait = async {

@@ -245,7 +245,7 @@ impl State {
         let outline = Outline::of(&graph, &options.output);
         let mut flight = Flight::new(task, options, origin, self.now(), &self.system.settings.session);
         flight.frames = Frames::new(!outline.senders.is_empty());
-        self.feed.follow(flight.prompt(), id, outline);
+        self.feed.follow(flight.prompt(), &flight.task, outline);
         self.flights.insert(id, (flight, graph));
         if self.phase.client().is_none() {
             self.give_back_unsent();
@@ -338,7 +338,7 @@ impl State {
     fn on_accepted(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, prompt: PromptId) {
         let Some((flight, graph)) = self.flights.get(&id) else { return };
         if prompt != PromptId::of(id, flight.task.dispatch) {
-            self.feed.follow(prompt.clone(), id, Outline::of(graph, &flight.options.output));
+            self.feed.follow(prompt.clone(), &flight.task, Outline::of(graph, &flight.options.output));
         }
         self.record_acceptance(me, id, flight.task.fence, prompt);
     }
@@ -432,7 +432,8 @@ impl State {
             Act::Submit => {
                 let client = self.phase.client().cloned().unwrap_or_else(|| ClientId::new(""));
                 let (prompt, dispatch, graph) = (flight.prompt(), flight.task.dispatch, graph.clone());
-                let submission = Submission { task: id, dispatch, prompt, client, graph };
+                let previews = flight.options.previews || self.system.settings.session.previews;
+                let submission = Submission { task: id, dispatch, prompt, client, graph, previews };
                 let work = async move { Outcome::Submitted { began, result: comfy.submit(&submission).await } };
                 self.tasks.run(me, work, done);
             }

@@ -17,3 +17,4 @@ pub mod system;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod uploads;
+pub mod watch;

@@ -37,7 +37,7 @@ use crate::{
         task::{Change, Fence, Task, TaskState},
     },
     kit::tasks::{Panicked, Tasks},
-    ports::store::{Assignment, Counts, Created, Depth, Pausable, Pause, Renewed, StoreError},
+    ports::store::{Assignment, Counts, Created, Depth, Pausable, Pause, Query, Renewed, StoreError},
     system::System,
 };
 
@@ -47,6 +47,8 @@ const TICK: Duration = Duration::from_secs(1);
 const COUNT_EVERY: Duration = Duration::from_secs(30);
 /// A backend must have been idle this long before another gives a prepared prompt back: a prompt about to start is faster where it is.
 const RECALL_AFTER: Duration = Duration::from_millis(50);
+/// Completed tasks that teach a new process how long tasks take.
+const LESSONS: u32 = 300;
 /// First and longest delay before the store is asked again for what must not be lost.
 const STORE_BACKOFF: crate::domain::retry::Backoff =
     crate::domain::retry::Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
@@ -275,6 +277,7 @@ impl Actor for QueueActor {
         state.read_pauses(&me);
         state.watch_catalogues(&me);
         state.read_lanes(&me);
+        state.learn_from_the_past();
         me.send_interval(TICK, || QueueMsg::Tick);
         me.send_interval(COUNT_EVERY, || QueueMsg::Count);
         me.send_interval(state.system.settings.renew_every, || QueueMsg::Renew);
@@ -348,6 +351,20 @@ impl State {
             counting: false,
             tasks: Tasks::default(),
         }
+    }
+
+    /// How long tasks take was learned by a process that is gone: the last that completed teach it anew.
+    fn learn_from_the_past(&mut self) {
+        let system = self.system.clone();
+        if system.board.has_learned() {
+            return;
+        }
+        self.tasks.run_unreported(async move {
+            let last = Query { states: vec![TaskState::Completed], limit: LESSONS, ..Query::default() };
+            // Without them the next tasks teach it.
+            let tasks = system.store.list(last).await.unwrap_or_default();
+            tasks.iter().rev().for_each(|task| system.board.learn(task));
+        });
     }
 
     /// Wakes the queue when something becomes pending, whoever made it so. A lagging listener has missed something: it wakes too.

@@ -167,6 +167,8 @@ pub struct SessionSettings {
     pub nodes_refresh: Duration,
     /// How often at most, when something is missing.
     pub nodes_recheck: Duration,
+    /// Servers are asked for pictures of unfinished work of every task, not only of those that want them.
+    pub previews: bool,
 }
 
 /// How uploads behave.
@@ -224,6 +226,7 @@ impl Default for SessionSettings {
             stop_grace: seconds(30),
             nodes_refresh: seconds(300),
             nodes_recheck: seconds(5),
+            previews: false,
         }
     }
 }

@@ -76,7 +76,13 @@ struct PromptBody<'a> {
 #[derive(Serialize)]
 struct ExtraData {
     comfyd: Marker,
+    /// Left out, the server does as it was started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    preview_method: Option<&'static str>,
 }
+
+/// The best the server can do for the model: a small decoder if it has one, else an approximation.
+const PREVIEW_METHOD: &str = "auto";
 
 impl HttpComfy {
     /// Prepares to talk to a server. Opens no connection yet.
@@ -155,7 +161,10 @@ impl ComfyTransport for HttpComfy {
             prompt: graph,
             prompt_id: &submission.prompt,
             client_id: &submission.client,
-            extra_data: ExtraData { comfyd: Marker { task: submission.task.0, dispatch: submission.dispatch } },
+            extra_data: ExtraData {
+                comfyd: Marker { task: submission.task.0, dispatch: submission.dispatch },
+                preview_method: submission.previews.then_some(PREVIEW_METHOD),
+            },
         };
         match self.http.post(&["prompt"], &body, self.config.post_timeout).await {
             Ok(answer) => verdict(answer),

@@ -80,6 +80,7 @@ fn submission() -> Submission {
         prompt: PromptId::of(task, 1),
         client: ClientId::fresh("test"),
         graph: r#"{"2": {"b": 1.50,  "a": 10000000000000000000000}}"#.into(),
+        previews: false,
     }
 }
 

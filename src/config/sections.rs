@@ -100,6 +100,8 @@ pub struct ComfyUi {
     pub nodes_refresh: Duration,
     /// How often at most, when something is missing.
     pub nodes_recheck: Duration,
+    /// Pictures of unfinished work are asked for every task.
+    pub previews: bool,
 }
 
 /// `[passthrough]`
@@ -113,6 +115,15 @@ pub struct Passthrough {
     pub idle_timeout: Duration,
     /// WebSockets at the same time.
     pub max_sockets: usize,
+}
+
+/// `[events]`
+#[derive(Debug, Clone, Copy)]
+pub struct Events {
+    /// Streams at the same time.
+    pub max_watchers: usize,
+    /// Silence after which a stream says that it is still there.
+    pub heartbeat: Duration,
 }
 
 /// `[queue]`
@@ -268,6 +279,7 @@ pub(super) fn comfyui(r: &mut Reader) -> ComfyUi {
         validate: r.choice("comfyui.validate", &[("on", true), ("off", false)]),
         nodes_refresh: r.duration("comfyui.nodes_refresh", secs(1)..=MONTH),
         nodes_recheck: r.duration("comfyui.nodes_recheck", Duration::ZERO..=DAY),
+        previews: r.choice("comfyui.previews", &[("true", true), ("false", false)]),
     }
 }
 
@@ -292,6 +304,13 @@ pub(super) fn passthrough(r: &mut Reader) -> Passthrough {
         gate: Gate::new(rules(r, "passthrough.allow"), rules(r, "passthrough.deny")),
         idle_timeout: r.duration("passthrough.idle_timeout", MS..=DAY),
         max_sockets: r.number("passthrough.max_sockets", 1..=100_000),
+    }
+}
+
+pub(super) fn events(r: &mut Reader) -> Events {
+    Events {
+        max_watchers: r.number("events.max_watchers", 0..=1_000_000),
+        heartbeat: r.duration("events.heartbeat", MS..=secs(3_600)),
     }
 }
 

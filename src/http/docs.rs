@@ -2,7 +2,12 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use axum::{Json, Router, extract::State, response::Redirect, routing::get};
+use axum::{
+    Json, Router,
+    extract::State,
+    response::{Html, Redirect},
+    routing::get,
+};
 use serde_json::{Value, json};
 use utoipa::{
     OpenApi,
@@ -27,6 +32,7 @@ use crate::workflows::Listed;
     ),
     tags(
         (name = "tasks", description = "Create tasks, follow them, get their outputs"),
+        (name = "events", description = "Watch tasks while they run"),
         (name = "workflows", description = "Named workflows: what there is, publishing, and one typed operation for each"),
         (name = "comfyui", description = "The ComfyUI servers behind the queue"),
         (name = "service", description = "Health and status of this service"),
@@ -154,6 +160,7 @@ pub fn pages() -> Router<Arc<Service>> {
     Router::new()
         .route("/", get(|| async { Redirect::temporary("/docs") }))
         .route("/openapi.json", get(current))
+        .route("/examples/watch", get(|| async { Html(include_str!("../../examples/watch.html")) }))
         .merge(page)
 }
 

@@ -95,7 +95,16 @@ fn is_foreign(config: &HttpConfig, request: &Request) -> bool {
     let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let elsewhere = matches!(text("sec-fetch-site"), Some("cross-site" | "same-site"));
     let allowed = text("origin").is_some_and(|origin| config.cors_origins.iter().any(|known| known == origin));
-    writes && elsewhere && !allowed
+    // A page may open WebSockets to anywhere and read what comes, so for them the browser's word about the page is all there is.
+    let socket = text("upgrade").is_some_and(|protocol| protocol.eq_ignore_ascii_case("websocket"));
+    let ours = || text("host").is_some_and(|host| text("origin").is_some_and(|page| is_of(page, host)));
+    let foreign_socket = socket && text("origin").is_some() && !ours();
+    (writes && elsewhere || foreign_socket) && !allowed
+}
+
+/// Whether a page's origin is the host it talks to.
+fn is_of(origin: &str, host: &str) -> bool {
+    origin.split_once("://").is_some_and(|(_, origin)| origin.eq_ignore_ascii_case(host))
 }
 
 fn foreign() -> Problem {

@@ -3,7 +3,8 @@
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::BytesMut;
 use comfyd_actors::{
-    domain::{artifact::StoredObject, progress::Progress},
+    bridge::Standing,
+    domain::artifact::StoredObject,
     ports::{object_store::ObjectError, store::TaskRecord},
 };
 use futures_util::TryStreamExt;
@@ -12,7 +13,7 @@ use super::{Service, view::TaskView};
 
 /// The task as `GET` shows it: with the bytes of what it asked to have inline, as far as they are small enough together. One that
 /// cannot be read now is left out: its URL says more.
-pub async fn full_view(service: &Service, record: TaskRecord, progress: Option<Progress>, base: &str) -> TaskView {
+pub async fn full_view(service: &Service, record: TaskRecord, progress: Option<Standing>, base: &str) -> TaskView {
     let wanted = small(&record, service.config.inline_limit);
     let mut view = TaskView::of(record, progress, base);
     for (index, object) in wanted {

@@ -9,8 +9,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use comfyd_actors::{
-    bridge::Bridge,
-    domain::{id::TaskId, progress::Progress, task::Task, time::Timestamp},
+    bridge::{Bridge, Standing},
+    domain::{id::TaskId, task::Task, time::Timestamp},
     ports::store::{self, StoreError, TaskRecord},
 };
 use serde::Serialize;
@@ -29,7 +29,7 @@ const MAX_WAIT: u64 = 60;
 const MAX_PAGE: u32 = 200;
 const PAGE: u32 = 50;
 const PARAMETERS: [&str; 7] = ["status", "workflow", "created_after", "created_before", "backend", "limit", "cursor"];
-const STATUSES: [&str; 5] = ["pending", "processing", "completed", "failed", "cancelled"];
+pub const STATUSES: [&str; 5] = ["pending", "processing", "completed", "failed", "cancelled"];
 
 /// Get a task
 ///
@@ -168,7 +168,7 @@ pub async fn wait_for(
     service: &Service,
     id: TaskId,
     patience: Duration,
-) -> Result<(TaskRecord, Option<Progress>), StoreError> {
+) -> Result<(TaskRecord, Option<Standing>), StoreError> {
     tokio::select! {
         found = service.bridge.get_finished(id, patience) => found,
         () = service.stop.cancelled() => service.bridge.get(id).await,

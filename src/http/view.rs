@@ -9,7 +9,11 @@ use comfyd_actors::domain::{
     task::{Stages, Task, TaskState},
     time::{Timestamp, millis},
 };
-use comfyd_actors::ports::store::TaskRecord;
+use comfyd_actors::{
+    bridge::Standing,
+    ports::store::TaskRecord,
+    watch::{FAR, Place},
+};
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 use utoipa::ToSchema;
@@ -134,6 +138,15 @@ pub struct ProgressView {
     /// Of how many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u32>,
+    /// Its place among those that wait: 1 is next. Counted to 1001.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_position: Option<u32>,
+    /// True when its place is that one or any after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_position_at_least: Option<bool>,
+    /// Milliseconds until it is expected to be done, learned from how long others took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eta_ms: Option<i64>,
 }
 
 /// Milliseconds per stage of the newest attempt; null for what has not ended.
@@ -254,11 +267,11 @@ impl TaskSummary {
 impl TaskView {
     /// Of a task; `base` is what the URLs of outputs begin with.
     #[must_use]
-    pub fn of(record: TaskRecord, progress: Option<Progress>, base: &str) -> Self {
+    pub fn of(record: TaskRecord, standing: Option<Standing>, base: &str) -> Self {
         let TaskRecord { task, inputs, metadata, artifacts, nodes, options, needs, .. } = record;
         let url = format!("{base}/api/tasks/{}/outputs", task.id);
         Self {
-            progress: ProgressView::of(task.state, progress),
+            progress: ProgressView::of(task.state, standing),
             waiting_for: NeedsView::of(&needs),
             outputs: artifacts.into_iter().filter_map(|artifact| OutputView::of(artifact, &url)).collect(),
             nodes: nodes.into_iter().map(NodeView::of).collect(),
@@ -303,18 +316,37 @@ fn raw(text: &str) -> Box<RawValue> {
 }
 
 impl ProgressView {
-    fn of(state: TaskState, running: Option<Progress>) -> Option<Self> {
+    fn of(state: TaskState, standing: Option<Standing>) -> Option<Self> {
         let at = |percent| Some(Self { percent, ..Self::default() });
-        match state {
-            TaskState::Scheduled | TaskState::Pending | TaskState::Dispatching => at(0),
-            TaskState::Executing => {
-                let Progress { percent, node, step, steps } = running.unwrap_or_default();
-                Some(Self { percent, node, step, steps })
-            }
-            // All nodes are done and not everything is stored.
-            TaskState::Uploading => at(99),
-            TaskState::Completed => at(100),
-            TaskState::Failed | TaskState::Cancelled => None,
+        match (state, standing) {
+            (TaskState::Pending, Some(Standing::Waits(place))) => Some(Self::waiting(place)),
+            (TaskState::Executing, Some(Standing::Runs(progress))) => Some(Self::running(progress)),
+            (state, _) => match state {
+                TaskState::Scheduled | TaskState::Pending | TaskState::Dispatching | TaskState::Executing => at(0),
+                // All nodes are done and not everything is stored.
+                TaskState::Uploading => at(99),
+                TaskState::Completed => at(100),
+                TaskState::Failed | TaskState::Cancelled => None,
+            },
+        }
+    }
+
+    /// Of a task on a server.
+    #[must_use]
+    pub fn running(progress: Progress) -> Self {
+        let Progress { percent, node, step, steps, eta } = progress;
+        Self { percent, node, step, steps, eta_ms: eta.map(millis), ..Self::default() }
+    }
+
+    /// Of a task before its turn.
+    #[must_use]
+    pub fn waiting(Place { ahead, eta }: Place) -> Self {
+        let at_least = ahead >= FAR;
+        Self {
+            queue_position: Some(ahead.saturating_add(1)),
+            queue_position_at_least: at_least.then_some(true),
+            eta_ms: eta.map(millis),
+            ..Self::default()
         }
     }
 }
@@ -339,7 +371,9 @@ impl NodeView {
 }
 
 impl OutputView {
-    fn of(artifact: Artifact, url: &str) -> Option<Self> {
+    /// Of an output that is stored; `url` is what those of its task begin with.
+    #[must_use]
+    pub fn of(artifact: Artifact, url: &str) -> Option<Self> {
         let filename = artifact.filename();
         let object = artifact.object?;
         let Facts { width, height, duration_ms, frames, text, stripped } = object.facts;
@@ -364,7 +398,9 @@ impl OutputView {
 }
 
 impl ErrorView {
-    fn of(error: TaskError) -> Self {
+    /// Of a task's error.
+    #[must_use]
+    pub fn of(error: TaskError) -> Self {
         let TaskError { code, message, node_id, class_type, retryable, node_errors } = error;
         Self { code, message, node_id, class_type, retryable, node_errors }
     }

@@ -9,7 +9,7 @@ use std::{
 use crate::support::world;
 
 /// The browser, with nothing to resolve names with: whatever the page fetches from the internet fails.
-fn browser(profile: &Path) -> Command {
+pub fn browser(profile: &Path) -> Command {
     let program = std::env::var("CHROMIUM").unwrap_or_else(|_| "chromium".to_owned());
     let mut command = Command::new(program);
     command

@@ -11,6 +11,7 @@ mod control;
 mod crash_table;
 mod docs_page;
 mod doubt;
+mod events;
 mod examples;
 mod flow;
 mod generations;

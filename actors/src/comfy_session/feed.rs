@@ -16,9 +16,11 @@ use crate::{
         id::{PromptId, TaskId},
         progress::{NodeTiming, Tracker},
         prompt::Signal,
+        task::Task,
         time::Timestamp,
     },
     ports::clock::Clock,
+    watch::Preview,
 };
 
 /// KiB of pictures that wait to be stored, per session. More come than the storage takes: the run is lost, not the process.
@@ -77,9 +79,10 @@ struct Heard {
 
 struct Followed {
     task: TaskId,
+    workflow: Option<Arc<str>>,
     tracker: Tracker,
     last_word: Timestamp,
-    running: bool,
+    running_since: Option<Timestamp>,
     /// Nodes whose pictures are results, not previews.
     senders: Vec<String>,
 }
@@ -92,10 +95,16 @@ impl Feed {
     }
 
     /// Frames of this prompt are about that task from now on.
-    pub fn follow(&self, prompt: PromptId, task: TaskId, outline: Outline) {
+    pub fn follow(&self, prompt: PromptId, task: &Task, outline: Outline) {
         let Outline { nodes, senders } = outline;
-        let last_word = self.0.clock.now();
-        let followed = Followed { task, tracker: Tracker::new(nodes), last_word, running: false, senders };
+        let followed = Followed {
+            task: task.id,
+            workflow: task.workflow.as_deref().map(Arc::from),
+            tracker: Tracker::new(nodes),
+            last_word: self.0.clock.now(),
+            running_since: None,
+            senders,
+        };
         self.lock().followed.insert(prompt, followed);
     }
 
@@ -146,18 +155,28 @@ impl Feed {
             }
             Signal::Ending { prompt } => Some(self.over(prompt, false, now)),
             Signal::Ended { prompt } => Some(self.over(prompt, true, now)),
-            Signal::Preview { prompt, node, content_type: "image/png", image } => self.frame(prompt.zip(node), image),
-            Signal::Executing { prompt: None, .. } | Signal::Preview { .. } | Signal::Other => None,
+            Signal::Preview { prompt, node, content_type, image } => {
+                self.picture(prompt.zip(node), content_type, image)
+            }
+            Signal::Executing { prompt: None, .. } | Signal::Other => None,
         }
     }
 
-    /// A picture, when the node that sent it keeps no file. Those without a name are of what runs now, as servers run one at a time.
-    fn frame(&self, of: Option<(PromptId, String)>, image: Bytes) -> Option<Word> {
+    /// A preview, for who watches the task; or a result, when the node that sent it keeps no file. Those without a name are of what runs
+    /// now, as servers run one at a time.
+    fn picture(&self, of: Option<(PromptId, String)>, content_type: &'static str, image: Bytes) -> Option<Word> {
         let mut heard = self.lock();
         let (prompt, node) = of.or_else(|| heard.current.clone())?;
         let now = self.0.clock.now();
-        let followed = heard.followed.get_mut(&prompt).filter(|followed| followed.senders.contains(&node))?;
+        let followed = heard.followed.get_mut(&prompt)?;
         followed.last_word = now;
+        if content_type != "image/png" || !followed.senders.contains(&node) {
+            let (watch, task) = (self.0.board.watch(), followed.task);
+            if watch.wants_previews(task) {
+                watch.show_preview(task, Preview { node: Some(node), content_type, image });
+            }
+            return None;
+        }
         drop(heard);
         let cost = u32::try_from((image.len() >> 10).clamp(LEAST, ROOM)).ok()?;
         let room = self.0.room.clone().try_acquire_many_owned(cost);
@@ -170,8 +189,11 @@ impl Feed {
         let followed = heard.followed.get_mut(&prompt)?;
         update(&mut followed.tracker);
         followed.last_word = now;
-        self.0.board.set_progress(followed.task, followed.tracker.progress());
-        let first = !std::mem::replace(&mut followed.running, true);
+        let first = followed.running_since.is_none();
+        let elapsed = now.since(*followed.running_since.get_or_insert(now));
+        let mut progress = followed.tracker.progress();
+        progress.eta = self.0.board.remaining(followed.workflow.as_deref(), elapsed, progress.percent);
+        self.0.board.set_progress(followed.task, followed.workflow.as_ref(), progress);
         first.then_some(Word::Running(prompt))
     }
 

@@ -1,6 +1,6 @@
 //! How far a running task is: the newest picture only, never stored.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,9 @@ pub struct Progress {
     /// Steps of that node in all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u32>,
+    /// Until it is expected to be done.
+    #[serde(skip)]
+    pub eta: Option<Duration>,
 }
 
 /// What one node of a run took, by the frames that were heard of it.
@@ -133,6 +136,7 @@ impl Tracker {
             node: self.current.clone(),
             step: count(self.value, self.max),
             steps: count(self.max, self.max),
+            eta: None,
         }
     }
 }
@@ -162,7 +166,7 @@ mod tests {
         tracker.stepped("3", 10.0, 20.0, NOW);
         assert_eq!(
             tracker.progress(),
-            Progress { percent: 37, node: Some("3".into()), step: Some(10), steps: Some(20) }
+            Progress { percent: 37, node: Some("3".into()), step: Some(10), steps: Some(20), eta: None }
         );
         tracker.node_started("4", NOW);
         assert_eq!(tracker.progress().percent, 50);

@@ -29,6 +29,8 @@ pub struct Submission {
     pub client: ClientId,
     /// The graph, JSON text.
     pub graph: std::sync::Arc<str>,
+    /// The server is asked for pictures of unfinished work.
+    pub previews: bool,
 }
 
 /// What to look for when a prompt's fate is unclear.

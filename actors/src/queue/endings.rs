@@ -55,6 +55,7 @@ impl State {
     ) {
         match &result {
             Ok(Ok(task)) => {
+                self.system.board.learn(task);
                 note_ending(task);
                 match task.state {
                     TaskState::Scheduled => self.system.metrics.attempt_failed(task.error.as_ref()),

@@ -86,9 +86,11 @@ async fn each_state_has_its_words() {
                 record.task.error = Some(TaskError::new(ErrorCode::NodeFailed, "boom"));
             })
             .await;
-        app.world
-            .board
-            .set_progress(id, Progress { percent: 40, node: Some("3".into()), step: Some(8), steps: Some(20) });
+        app.world.board.set_progress(
+            id,
+            None,
+            Progress { percent: 40, node: Some("3".into()), step: Some(8), steps: Some(20), eta: None },
+        );
         let body = app.get(&format!("/api/tasks/{id}")).await.json();
         assert_eq!((&body["status"], &body["stage"]), (&json!(status), &json!(stage)));
         assert_eq!(body["progress"]["percent"], percent, "{state}");

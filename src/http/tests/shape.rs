@@ -39,7 +39,7 @@ fn served(router: &Router) -> BTreeSet<String> {
 
 /// The pages about the API are no part of it.
 fn is_page(path: &str) -> bool {
-    path == "/" || path == "/openapi.json" || path == "/docs" || path.starts_with("/docs/")
+    path == "/" || path == "/openapi.json" || path == "/docs" || path.starts_with("/docs/") || path == "/examples/watch"
 }
 
 #[tokio::test]
