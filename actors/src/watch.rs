@@ -297,3 +297,6 @@ impl Drop for Seat {
         }
     }
 }
+
+#[cfg(all(test, feature = "testing"))]
+mod tests;
