@@ -18,7 +18,7 @@ pub use self::{
     check::check,
     fault::{Fault, Faults, nearest},
     sections::{
-        App, ComfyUi, Env, Events, Format, Log, Passthrough, Queue, Server, Storage, Store, Supervision, Tasks,
+        App, ComfyUi, Env, Events, Format, Inputs, Log, Passthrough, Queue, Server, Storage, Store, Supervision, Tasks,
         WorkflowFiles,
     },
     sources::{Layers, Sources},
@@ -43,6 +43,8 @@ pub struct Config {
     pub tasks: Tasks,
     /// How long finished things are kept.
     pub retention: Retention,
+    /// Files for tasks.
+    pub inputs: Inputs,
     /// Where tasks are kept.
     pub store: Store,
     /// Where outputs are kept.
@@ -101,6 +103,7 @@ fn read_sections(r: &mut Reader) -> Config {
         queue: sections::queue(r),
         tasks: sections::tasks(r),
         retention: sections::retention(r),
+        inputs: sections::inputs(r),
         store: sections::store(r),
         storage: sections::storage(r),
         workflows: sections::workflows(r),
@@ -116,6 +119,11 @@ fn demand_agreement(r: &mut Reader, config: &Config) {
         config.queue.lease >= config.queue.renew_every * 3,
         &["queue.lease", "queue.renew_every"],
         "must be at least three times queue.renew_every, so that two lost renewals do not cost a running task its lease",
+    );
+    r.demand(
+        config.inputs.keep >= config.retention.idempotency,
+        &["inputs.keep", "retention.idempotency"],
+        "must not be shorter than retention.idempotency: a repeated request would not find its files any more",
     );
     r.demand(!config.comfyui.urls.is_empty(), &["comfyui.urls"], "name at least one ComfyUI server");
     let mut names: Vec<String> = config.comfyui.urls.iter().map(ToString::to_string).collect();

@@ -10,22 +10,25 @@ mod control;
 mod create;
 mod docs;
 mod events;
+mod files;
 mod frame;
 mod health;
 mod inline;
+mod inputs;
 mod metrics;
 mod nodes;
 mod output_options;
 mod outputs;
 mod passthrough;
 mod problem;
+mod serve;
 mod server;
 mod tasks;
 mod validate;
 mod view;
 mod workflows;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -55,6 +58,10 @@ pub struct HttpConfig {
     pub inline_limit: u64,
     /// How clients reach us, if told.
     pub public_url: Option<String>,
+    /// Most bytes of files in one request.
+    pub input_limit: u64,
+    /// How long a file is kept after its last use.
+    pub input_keep: Duration,
     /// Web origins that may call us.
     pub cors_origins: Vec<String>,
     /// What goes through to ComfyUI as it is.
@@ -72,6 +79,8 @@ impl From<&Config> for HttpConfig {
             body_limit: usize::try_from(server.body_limit).unwrap_or(usize::MAX),
             inline_limit: server.inline_limit,
             public_url: server.public_url.clone(),
+            input_limit: config.inputs.max_size,
+            input_keep: config.inputs.keep,
             cors_origins: server.cors_origins.clone(),
             passthrough: config.passthrough.clone(),
             events: config.events,
@@ -138,6 +147,7 @@ fn routes() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(events::of_task))
         .routes(routes!(events::of_all))
         .routes(routes!(outputs::download))
+        .routes(routes!(inputs::download_input))
         .routes(routes!(workflows::list))
         .routes(routes!(workflows::get, workflows::put, workflows::delete))
         .routes(routes!(workflows::schema))
@@ -155,14 +165,15 @@ fn routes() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(metrics::stats))
         .layer(middleware::from_fn(frame::patience))
         // From here on, those that may take as long as a client needs to send.
+        .routes(routes!(inputs::upload_inputs))
         .routes(routes!(passthrough::pass))
 }
 
 /// Off unless origins are named.
 fn cors(config: &HttpConfig) -> Option<CorsLayer> {
     let origins: Vec<HeaderValue> = config.cors_origins.iter().filter_map(|origin| origin.parse().ok()).collect();
-    let ours =
-        ["idempotency-key", "prefer", "x-request-id", "comfyd-backend", "comfy-user"].map(HeaderName::from_static);
+    let ours = ["idempotency-key", "prefer", "x-request-id", "x-filename", "comfyd-backend", "comfy-user"]
+        .map(HeaderName::from_static);
     let shown = ["x-request-id", "idempotent-replayed", "preference-applied"].map(HeaderName::from_static);
     (!origins.is_empty()).then(|| {
         CorsLayer::new()

@@ -13,6 +13,7 @@ pub mod config;
 pub mod demo;
 pub mod healthcheck;
 pub mod http;
+pub mod inputs;
 pub mod lifecycle;
 pub mod media;
 pub mod storage;

@@ -212,7 +212,7 @@ impl Bridge {
             record.needs = Arc::default();
         }
         let standing = match record.task.state {
-            TaskState::Executing => self.0.board.progress(id).map(Standing::Runs),
+            TaskState::Dispatching | TaskState::Executing => self.0.board.progress(id).map(Standing::Runs),
             TaskState::Pending => {
                 let ahead = self.0.store.ahead(id, FAR).await?;
                 ahead.map(|ahead| Standing::Waits(self.0.board.place(record.task.workflow.as_deref(), ahead)))

@@ -12,7 +12,9 @@ mod flight;
 mod frames;
 mod keeping;
 mod phase;
+mod prepare;
 mod survey;
+mod uploaded;
 
 use std::collections::{HashMap, VecDeque};
 
@@ -20,10 +22,12 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tracing::{debug, warn};
 
 pub use flight::Origin;
-use flight::{Act, Flight, Stop};
+use flight::{Act, Flight, Prepared, Stop, Unprepared};
 use frames::{Frames, Outline};
 use phase::Phase;
+use prepare::Preparation;
 use survey::Survey;
+use uploaded::Uploaded;
 
 use crate::{
     comfy_session::feed::{Feed, Word},
@@ -133,6 +137,8 @@ impl std::fmt::Debug for Dialed {
 /// What came of an act.
 #[derive(Debug)]
 pub enum Outcome {
+    /// The graph's files are on the server, or are not.
+    Prepared(Result<Prepared, Unprepared>),
     /// The POST ended, having begun at `began`.
     Submitted { began: Timestamp, result: Result<Receipt, SubmitError> },
     /// The look ended, having begun at `began`.
@@ -164,6 +170,9 @@ pub struct State {
     phase: Phase,
     connections: u64,
     flights: HashMap<TaskId, (Flight, std::sync::Arc<str>)>,
+    /// Files on their way to the server; dropping a guard stops them.
+    preparing: HashMap<TaskId, Guard>,
+    uploaded: Uploaded,
     feed: Feed,
     /// Pictures being stored, by task; dropping a guard gives one up.
     keeping: HashMap<TaskId, Vec<Guard>>,
@@ -195,6 +204,8 @@ impl Actor for ComfySessionActor {
             comfy,
             connections: 0,
             flights: HashMap::new(),
+            preparing: HashMap::new(),
+            uploaded: Uploaded::default(),
             feed,
             keeping: HashMap::new(),
             survey: Survey::default(),
@@ -310,6 +321,13 @@ impl State {
         };
         let occupied = flight.occupies_backend();
         match outcome.map(|outcome| *outcome) {
+            Ok(Outcome::Prepared(result)) => {
+                if let Ok(prepared) = &result {
+                    self.uploaded.remember(prepared.names.clone());
+                }
+                flight.on_prepared(result, now, &self.system.settings.uploads, rand::random());
+                self.preparing.remove(&id);
+            }
             Ok(Outcome::Submitted { began, result }) => {
                 flight.on_submitted(result, now, settings);
                 self.on_posted(me, id, began);
@@ -327,7 +345,9 @@ impl State {
 
     fn on_posted(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, began: Timestamp) {
         let Some((flight, _)) = self.flights.get(&id) else { return };
-        if flight.task.prompt.as_ref().is_some_and(|prompt| prompt.accepted) {
+        if flight.is_stale() {
+            self.uploaded.clear();
+        } else if flight.task.prompt.as_ref().is_some_and(|prompt| prompt.accepted) {
             self.status_owed_since.get_or_insert(began);
         } else if flight.was_not_sent() && matches!(self.phase, Phase::Online(_)) {
             self.disconnect(me, Loss::Unsent, "a prompt could not be sent");
@@ -377,6 +397,7 @@ impl State {
     fn remove(&mut self, id: TaskId) -> Option<(Flight, std::sync::Arc<str>)> {
         let (flight, graph) = self.flights.remove(&id)?;
         self.keeping.remove(&id);
+        self.preparing.remove(&id);
         let mut nodes = self.feed.unfollow(&PromptId::of(id, flight.task.dispatch));
         nodes.extend(self.feed.unfollow(&flight.prompt()));
         self.note_run(id, flight.task.dispatch, nodes, graph.clone());
@@ -429,9 +450,23 @@ impl State {
         let done =
             move |outcome: Result<Outcome, Panicked>| SessionMsg::Done { id, fence, outcome: outcome.map(Box::new) };
         match act {
+            Act::Prepare => {
+                let (feed, prompt) = (self.feed.clone(), flight.prompt());
+                let preparation = Preparation {
+                    system: self.system.clone(),
+                    comfy,
+                    graph: graph.clone(),
+                    known: self.uploaded.known(&flight.options.files),
+                    report: move |sent, total| feed.handing_over(&prompt, sent, total),
+                };
+                let work = async move { Outcome::Prepared(preparation.run().await) };
+                let guard = self.tasks.run_abortable(me, work, done);
+                self.preparing.insert(id, guard);
+            }
             Act::Submit => {
                 let client = self.phase.client().cloned().unwrap_or_else(|| ClientId::new(""));
-                let (prompt, dispatch, graph) = (flight.prompt(), flight.task.dispatch, graph.clone());
+                let (prompt, dispatch) = (flight.prompt(), flight.task.dispatch);
+                let graph = flight.graph().unwrap_or_else(|| graph.clone());
                 let previews = flight.options.previews || self.system.settings.session.previews;
                 let submission = Submission { task: id, dispatch, prompt, client, graph, previews };
                 let work = async move { Outcome::Submitted { began, result: comfy.submit(&submission).await } };

@@ -14,7 +14,10 @@ use tracing::{debug, info};
 use crate::{
     domain::{task::TaskState, time::Timestamp},
     kit::tasks::{Panicked, Tasks},
-    ports::store::{Assignment, StoreError},
+    ports::{
+        object_store::ObjectError,
+        store::{Assignment, StoreError},
+    },
     queue::QueueMsg,
     system::System,
 };
@@ -30,6 +33,20 @@ const PROMOTE_AT_LEAST_EVERY: Duration = Duration::from_secs(10);
 /// How often finished tasks past their time are deleted.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
+/// Most files of clients deleted in one go.
+const OBJECTS: u32 = 50;
+
+/// Why files of clients were not deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum PruneError {
+    /// The store did not say which, or did not hear of it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The storage did not do it.
+    #[error(transparent)]
+    Storage(#[from] ObjectError),
+}
+
 /// What the janitor hears.
 #[derive(Debug)]
 pub enum JanitorMsg {
@@ -43,6 +60,10 @@ pub enum JanitorMsg {
     Promoted(Result<Result<Option<Timestamp>, StoreError>, Panicked>),
     /// Delete what is past its retention.
     Prune,
+    /// Delete files of clients that nobody needs any more.
+    PruneInputs,
+    /// That ended; carries how many were deleted.
+    InputsPruned(Result<Result<u32, PruneError>, Panicked>),
     /// Deletion ended; carries how many were deleted.
     Pruned(Result<Result<u32, StoreError>, Panicked>),
 }
@@ -69,6 +90,7 @@ impl Actor for JanitorActor {
     async fn pre_start(&self, me: ActorRef<JanitorMsg>, system: System) -> Result<State, ActorProcessingErr> {
         me.send_interval(system.settings.lease / SWEEPS_PER_LEASE, || JanitorMsg::Sweep);
         me.send_interval(PRUNE_EVERY, || JanitorMsg::Prune);
+        me.send_interval(PRUNE_EVERY, || JanitorMsg::PruneInputs);
         me.send_interval(PROMOTE_AT_LEAST_EVERY, || JanitorMsg::Promote);
         let mut state =
             State { system, tasks: Tasks::default(), promoting: false, promote_again: false, promote_at: None };
@@ -90,6 +112,8 @@ impl Actor for JanitorActor {
             JanitorMsg::Promoted(result) => state.on_promoted(&me, result),
             JanitorMsg::Prune => state.prune(&me),
             JanitorMsg::Pruned(result) => state.on_pruned(&me, result),
+            JanitorMsg::PruneInputs => state.prune_inputs(&me),
+            JanitorMsg::InputsPruned(result) => state.on_inputs_pruned(&me, result),
         }
         Ok(())
     }
@@ -190,8 +214,31 @@ impl State {
             Err(error) => debug!(error, "could not delete old tasks"),
         }
     }
+
+    /// Given up in the store first, then deleted, then forgotten: whatever ends this in between, it is done again.
+    fn prune_inputs(&mut self, me: &ActorRef<JanitorMsg>) {
+        let (inputs, objects) = (self.system.inputs.clone(), self.system.objects.clone());
+        let work = async move {
+            let keys = inputs.give_up(OBJECTS).await?;
+            for key in &keys {
+                objects.delete(key).await?;
+            }
+            inputs.forget(&keys).await?;
+            Ok(u32::try_from(keys.len()).unwrap_or(u32::MAX))
+        };
+        self.tasks.run(me, work, JanitorMsg::InputsPruned);
+    }
+
+    fn on_inputs_pruned(&mut self, me: &ActorRef<JanitorMsg>, result: Result<Result<u32, PruneError>, Panicked>) {
+        match flatten(result) {
+            Ok(OBJECTS) => self.prune_inputs(me),
+            Ok(0) => {}
+            Ok(files) => debug!(files, "deleted files of clients that were past their time"),
+            Err(error) => debug!(error, "could not delete files of clients that are past their time"),
+        }
+    }
 }
 
-fn flatten<T>(result: Result<Result<T, StoreError>, Panicked>) -> Result<T, String> {
+fn flatten<T, E: std::fmt::Display>(result: Result<Result<T, E>, Panicked>) -> Result<T, String> {
     result.map_err(|panicked| panicked.to_string())?.map_err(|error| error.to_string())
 }

@@ -162,6 +162,15 @@ pub struct Tasks {
     pub upload_patience: Duration,
 }
 
+/// `[inputs]`
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs {
+    /// Most bytes of files in one request.
+    pub max_size: u64,
+    /// How long a file is kept after its last use.
+    pub keep: Duration,
+}
+
 /// `[store]`
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -350,6 +359,10 @@ pub(super) fn retention(r: &mut Reader) -> Retention {
         failed: r.duration("retention.failed", secs(1)..=YEARS),
         idempotency: r.duration("retention.idempotency", secs(1)..=YEARS),
     }
+}
+
+pub(super) fn inputs(r: &mut Reader) -> Inputs {
+    Inputs { max_size: r.size("inputs.max_size", 1 << 10..=1 << 40), keep: r.duration("inputs.keep", secs(60)..=YEARS) }
 }
 
 pub(super) fn store(r: &mut Reader) -> Store {

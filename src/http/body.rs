@@ -1,13 +1,17 @@
 //! Reading a JSON body from somebody we do not know: bounded memory, bounded time, and faults told by their place.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt, io,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use axum::{
     body::{Body, Bytes},
     http::{HeaderMap, StatusCode, header},
 };
 use bytes::BytesMut;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor},
@@ -15,9 +19,12 @@ use serde::{
 use serde_json::{Map, Value, value::RawValue};
 use sha2::{Digest, Sha256};
 
-use comfyd_actors::domain::{
-    graph::{MAX_DEPTH, escape, is_shallow},
-    workflow::type_of,
+use comfyd_actors::{
+    domain::{
+        graph::{MAX_DEPTH, escape, is_shallow},
+        workflow::type_of,
+    },
+    ports::ByteStream,
 };
 
 use super::problem::{FieldFault, MAX_FAULTS, Problem};
@@ -46,26 +53,69 @@ pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes
 /// # Errors
 /// As [`read`], but for 415.
 pub async fn read_any(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
-    let told = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if told.is_some_and(|length| length > limit) {
-        return Err(too_large(limit));
-    }
-    let mut stream = body.into_data_stream();
+    let (mut stream, trouble) = stream(headers, body, limit as u64, "server.body_limit")?;
     let mut whole = BytesMut::new();
-    loop {
-        match tokio::time::timeout(SILENCE, stream.next()).await {
-            Ok(None) => return Ok(whole.freeze()),
-            Ok(Some(Ok(chunk))) if whole.len() + chunk.len() <= limit => whole.extend_from_slice(&chunk),
-            Ok(Some(Ok(_))) => return Err(too_large(limit)),
-            Ok(Some(Err(_))) => {
-                return Err(Problem::new(StatusCode::BAD_REQUEST, "broken_body", "the body broke off before its end"));
-            }
-            Err(_) => {
-                let detail = "the body stopped coming for 30 seconds";
-                return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail));
-            }
+    while let Some(chunk) = stream.next().await {
+        match chunk {
+            Ok(chunk) => whole.extend_from_slice(&chunk),
+            Err(_) => return Err(trouble.get().cloned().unwrap_or_else(broken)),
         }
     }
+    Ok(whole.freeze())
+}
+
+/// What ended a body early, once something did.
+pub type Trouble = Arc<OnceLock<Problem>>;
+
+/// A body of any type, chunk by chunk, of at most `limit` bytes; `setting` is the limit's name. It fails when it is too long, stops coming or
+/// breaks off: the answer to that is told beside it, as whoever reads it knows only that it failed.
+///
+/// # Errors
+/// 413 when it says itself that it is too long.
+pub fn stream(
+    headers: &HeaderMap,
+    body: Body,
+    limit: u64,
+    setting: &'static str,
+) -> Result<(ByteStream, Trouble), Problem> {
+    let told = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if told.is_some_and(|length| length > limit) {
+        return Err(too_large(limit, setting));
+    }
+    let trouble = Trouble::default();
+    let noted = trouble.clone();
+    let start = Some((body.into_data_stream(), 0_u64));
+    let stream = stream::unfold(start, move |state| {
+        let noted = noted.clone();
+        async move {
+            let (mut body, seen) = state?;
+            let problem = match tokio::time::timeout(SILENCE, body.next()).await {
+                Ok(None) => return None,
+                Ok(Some(Ok(chunk))) => {
+                    let seen = seen + chunk.len() as u64;
+                    if seen <= limit {
+                        return Some((Ok(chunk), Some((body, seen))));
+                    }
+                    too_large(limit, setting)
+                }
+                Ok(Some(Err(_))) => broken(),
+                Err(_) => silent(),
+            };
+            let error = io::Error::other(problem.detail().to_owned());
+            // Nothing comes after it, so it is the first.
+            let _ = noted.set(problem);
+            Some((Err(error), None))
+        }
+    });
+    Ok((stream.boxed(), trouble))
+}
+
+fn broken() -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "broken_body", "the body broke off before its end")
+}
+
+fn silent() -> Problem {
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body stopped coming for 30 seconds")
 }
 
 /// Reads a JSON body that may be missing: no body at all, whatever its type is said to be, and `null` are read as empty.
@@ -87,8 +137,8 @@ fn is_json(headers: &HeaderMap) -> bool {
     kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
 }
 
-fn too_large(limit: usize) -> Problem {
-    let detail = format!("the body is larger than {limit} bytes, the limit of this server (server.body_limit)");
+fn too_large(limit: u64, setting: &str) -> Problem {
+    let detail = format!("the body is larger than {limit} bytes, the limit of this server ({setting})");
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
 }
 
@@ -256,7 +306,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_body_is_refused_before_it_is_kept() {
-        let endless = futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&[b' '; 1024])));
+        let endless = stream::repeat_with(|| Ok::<_, io::Error>(Bytes::from_static(&[b' '; 1024])));
         let problem = read_any(&HeaderMap::new(), Body::from_stream(endless), 10_000).await.unwrap_err();
         assert_eq!(problem.body().status, 413);
     }

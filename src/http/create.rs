@@ -18,7 +18,7 @@ use comfyd_actors::{
         order::Priority,
         task::Task,
         time::Timestamp,
-        workflow::{self, InputFault, Reference, Workflow, type_of},
+        workflow::{self, InputFault, Kind, Reference, Workflow, type_of},
     },
     ports::store::{Created, Idempotency, Payload},
 };
@@ -28,6 +28,7 @@ use utoipa::ToSchema;
 use super::{
     Service, base_url,
     body::{self, Fields},
+    files::Files,
     inline,
     output_options::{self, OutputOptionsBody},
     problem::{FieldFault, MAX_FAULTS, Problem, ProblemBody},
@@ -181,8 +182,9 @@ pub async fn submit(
 ) -> Result<Response, Problem> {
     let key = headers.get("idempotency-key").cloned();
     let workflow = subject.workflow();
-    let request = aside(&body, move |body| parse(body, key.as_ref(), subject)).await?;
+    let (request, files) = aside(&body, move |body| parse(body, key.as_ref(), subject)).await?;
     let request = validate(service, request, workflow.as_deref()).await?;
+    files.settle(service).await?;
     let (task, replayed) = match service.bridge.submit(request).await? {
         Created::New(task) => (task, false),
         Created::Replayed(task) => (task, true),
@@ -282,14 +284,16 @@ struct Reading<'a> {
     faults: Vec<FieldFault>,
     /// What the answer is when this is all that is wrong.
     alone: Option<Problem>,
+    files: Files,
 }
 
-/// Reads the body and the `Idempotency-Key` of a creation.
+/// Reads the body and the `Idempotency-Key` of a creation: the task, and the files it refers to or brings.
 ///
 /// # Errors
 /// 400 or 422 with every fault; what was said of the workflow's name, when that is the only one.
-pub fn parse(body: &[u8], key: Option<&HeaderValue>, subject: Subject) -> Result<TaskRequest, Problem> {
-    let mut reading = Reading { fields: Fields::parse(body)?.0, faults: Vec::new(), alone: None };
+pub fn parse(body: &[u8], key: Option<&HeaderValue>, subject: Subject) -> Result<(TaskRequest, Files), Problem> {
+    let mut reading =
+        Reading { fields: Fields::parse(body)?.0, faults: Vec::new(), alone: None, files: Files::default() };
     reading.check_names(matches!(subject, Subject::Path(_)));
     let key = key.and_then(|key| reading.key(key));
     let metadata = reading.metadata();
@@ -300,7 +304,7 @@ pub fn parse(body: &[u8], key: Option<&HeaderValue>, subject: Subject) -> Result
     let mut options = reading.options();
     let inputs = reading.inputs();
     let run = match subject {
-        Subject::Body => reading.workflow(&inputs),
+        Subject::Body => reading.workflow(inputs),
         Subject::Named(Err(problem)) => reading.not_found(problem),
         Subject::Named(Ok(found)) | Subject::Path(found) => {
             options.workflow_version = Some(found.version);
@@ -310,26 +314,30 @@ pub fn parse(body: &[u8], key: Option<&HeaderValue>, subject: Subject) -> Result
     if let Some((_, graph, _)) = &run {
         reading.faults.extend(output_options::unknown_nodes(&options.output, graph));
     }
+    options.files = reading.files.ids().cloned().collect();
     match (run, reading.faults.is_empty()) {
-        (Some((workflow, graph, inputs)), true) => Ok(TaskRequest {
-            tenant: 0,
-            workflow,
-            payload: Payload {
-                graph: graph.into(),
-                inputs: inputs.into(),
-                metadata: metadata.into(),
-                options: options.into(),
+        (Some((workflow, graph, inputs)), true) => Ok((
+            TaskRequest {
+                tenant: 0,
+                workflow,
+                payload: Payload {
+                    graph: graph.into(),
+                    inputs: inputs.into(),
+                    metadata: metadata.into(),
+                    options: options.into(),
+                },
+                lane: Lane::default(),
+                priority,
+                start,
+                max_attempts,
+                timeout,
+                idempotency: match key {
+                    Some(key) => Some(Idempotency { key, body_sha256: body::fingerprint(body)? }),
+                    None => None,
+                },
             },
-            lane: Lane::default(),
-            priority,
-            start,
-            max_attempts,
-            timeout,
-            idempotency: match key {
-                Some(key) => Some(Idempotency { key, body_sha256: body::fingerprint(body)? }),
-                None => None,
-            },
-        }),
+            reading.files,
+        )),
         _ => Err(reading.problem()),
     }
 }
@@ -425,7 +433,7 @@ impl<'a> Reading<'a> {
         body::object("/inputs", raw).map_err(|fault| self.faults.push(fault)).unwrap_or_default()
     }
 
-    fn workflow(&mut self, inputs: &Map<String, Value>) -> Option<Run> {
+    fn workflow(&mut self, inputs: Map<String, Value>) -> Option<Run> {
         let Some(raw) = self.raw("workflow") else {
             let detail = "required: the name of a workflow, or a graph in ComfyUI's API format";
             self.faults.push(FieldFault::at("/workflow", detail));
@@ -451,10 +459,17 @@ impl<'a> Reading<'a> {
         None
     }
 
-    fn named(&mut self, found: Found, inputs: Map<String, Value>) -> Option<Run> {
+    fn named(&mut self, found: Found, mut inputs: Map<String, Value>) -> Option<Run> {
         let Found { name, workflow, .. } = found;
+        let takes = |name: &str| workflow.inputs().iter().find(|input| input.name == name).map(|input| input.kind);
+        if !self.take_files(&mut inputs, takes) {
+            return None;
+        }
         match workflow.apply(inputs, rand::random) {
-            Ok(applied) => Some((Some(name), applied.graph.to_string(), Value::Object(applied.inputs).to_string())),
+            Ok(mut applied) => {
+                self.take_graph(&mut applied.graph);
+                Some((Some(name), applied.graph.to_string(), Value::Object(applied.inputs).to_string()))
+            }
             Err(faults) => {
                 let names: Vec<&str> = workflow.inputs().iter().map(|input| input.name.as_str()).collect();
                 self.input_faults(faults, &names);
@@ -464,22 +479,44 @@ impl<'a> Reading<'a> {
     }
 
     /// A graph without inputs is kept as the client wrote it, so that no number in it changes by being read and written.
-    fn graph(&mut self, raw: &RawValue, mut graph: Value, inputs: &Map<String, Value>) -> Option<Run> {
+    fn graph(&mut self, raw: &RawValue, mut graph: Value, mut inputs: Map<String, Value>) -> Option<Run> {
         if let Err(faults) = graph::check(&graph) {
             let at = |GraphFault { pointer, detail }| FieldFault::at(format!("/workflow{pointer}"), detail);
             self.faults.extend(faults.into_iter().map(at));
             return None;
         }
-        if inputs.is_empty() {
+        if !self.take_files(&mut inputs, |name| workflow::kind_at(&graph, name)) {
+            return None;
+        }
+        let applied = workflow::apply_raw(&mut graph, &inputs);
+        let brought = self.take_graph(&mut graph);
+        if inputs.is_empty() && !brought {
             return Some((None, raw.get().to_owned(), "{}".to_owned()));
         }
-        if let Err(faults) = workflow::apply_raw(&mut graph, inputs) {
+        if let Err(faults) = applied {
             let addresses: Vec<String> =
                 graph.as_object().map(|nodes| workflow::addresses(nodes).collect()).unwrap_or_default();
             self.input_faults(faults, &addresses.iter().map(String::as_str).collect::<Vec<_>>());
             return None;
         }
-        Some((None, graph.to_string(), serde_json::to_string(inputs).ok()?))
+        Some((None, graph.to_string(), serde_json::to_string(&inputs).ok()?))
+    }
+
+    /// Inputs that stand for files become references; `takes` tells what kind an input is of. False when there are faults.
+    fn take_files(&mut self, inputs: &mut Map<String, Value>, takes: impl Fn(&str) -> Option<Kind>) -> bool {
+        let before = self.faults.len();
+        for (name, value) in inputs {
+            let loads = takes(name).filter(|kind| kind.is_file());
+            if let Err(fault) = self.files.take(value, &format!("/inputs/{}", escape(name)), loads) {
+                self.faults.push(fault);
+            }
+        }
+        self.faults.len() == before
+    }
+
+    /// So do fields of the graph itself; tells whether there were any.
+    fn take_graph(&mut self, graph: &mut Value) -> bool {
+        self.files.take_graph(graph).map_err(|faults| self.faults.extend(faults)).unwrap_or_default()
     }
 
     fn input_faults(&mut self, faults: Vec<InputFault>, known: &[&str]) {

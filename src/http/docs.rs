@@ -33,6 +33,7 @@ use crate::workflows::Listed;
     tags(
         (name = "tasks", description = "Create tasks, follow them, get their outputs"),
         (name = "events", description = "Watch tasks while they run"),
+        (name = "inputs", description = "Files for tasks: store them once, refer to them often"),
         (name = "workflows", description = "Named workflows: what there is, publishing, and one typed operation for each"),
         (name = "comfyui", description = "The ComfyUI servers behind the queue"),
         (name = "service", description = "Health and status of this service"),

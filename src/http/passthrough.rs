@@ -27,8 +27,8 @@ use futures_util::{StreamExt, TryStreamExt};
 
 use super::{
     Service,
-    outputs::Binary,
     problem::{FieldFault, Problem, ProblemBody, Verbatim},
+    serve::Binary,
 };
 use crate::config::nearest;
 

@@ -147,6 +147,12 @@ pub struct ProgressView {
     /// Milliseconds until it is expected to be done, learned from how long others took.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eta_ms: Option<i64>,
+    /// While it is prepared: bytes of its files that the server has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sent_bytes: Option<u64>,
+    /// Bytes of its files that the server gets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<u64>,
 }
 
 /// Milliseconds per stage of the newest attempt; null for what has not ended.
@@ -321,6 +327,10 @@ impl ProgressView {
         match (state, standing) {
             (TaskState::Pending, Some(Standing::Waits(place))) => Some(Self::waiting(place)),
             (TaskState::Executing, Some(Standing::Runs(progress))) => Some(Self::running(progress)),
+            // Nothing runs yet: its files are on their way to the server.
+            (TaskState::Dispatching, Some(Standing::Runs(Progress { sent_bytes, total_bytes, .. }))) => {
+                Some(Self { sent_bytes, total_bytes, ..Self::default() })
+            }
             (state, _) => match state {
                 TaskState::Scheduled | TaskState::Pending | TaskState::Dispatching | TaskState::Executing => at(0),
                 // All nodes are done and not everything is stored.
@@ -334,7 +344,7 @@ impl ProgressView {
     /// Of a task on a server.
     #[must_use]
     pub fn running(progress: Progress) -> Self {
-        let Progress { percent, node, step, steps, eta } = progress;
+        let Progress { percent, node, step, steps, eta, .. } = progress;
         Self { percent, node, step, steps, eta_ms: eta.map(millis), ..Self::default() }
     }
 

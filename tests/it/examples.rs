@@ -69,9 +69,11 @@ async fn a_client_of_comfyuis_with_one_address_changed() {
 /// An example nobody runs is one that does not work.
 #[test]
 fn no_example_is_left_out() {
-    let tests = include_str!("examples.rs");
+    let tests = concat!(include_str!("examples.rs"), include_str!("events.rs"));
     for entry in fs::read_dir(root().join("examples")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        assert!(name == "README.md" || tests.contains(&name), "{name} is not run by any test");
+        // Pages are opened where comfyd serves them.
+        let what = name.strip_suffix(".html").map_or_else(|| name.clone(), |page| format!("/examples/{page}"));
+        assert!(name == "README.md" || tests.contains(&what), "{name} is not run by any test");
     }
 }

@@ -15,6 +15,7 @@ mod events;
 mod examples;
 mod flow;
 mod generations;
+mod inputs;
 mod metrics;
 mod outputs;
 mod passthrough;

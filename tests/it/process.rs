@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::{
     chaos::with_seed,
+    inputs,
     support::{Api, PATIENCE, environment, task},
 };
 
@@ -175,6 +176,48 @@ async fn killed_while_a_prompt_runs_the_next_process_adopts_it() {
     place.control().resume();
     place.end(&ids, 1).await;
     assert_eq!(place.control().executions(&prompt), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_files_are_on_their_way_the_next_process_sends_them() {
+    let place = Place::new().await;
+    let process = place.start().await;
+    let stored = place.api.store(inputs::picture(1, 100_000)).await;
+    place.control().inject_times(Fault::SlowUpload { bytes_per_second: 1 }, 1).await.unwrap();
+    let id = place.api.create(&inputs::task(&stored)).await;
+    place.wait_for(|event| matches!(event, EventKind::UploadBegun)).await;
+    drop(process);
+    let _process = place.start().await;
+    place.end(&[id], 1).await;
+}
+
+/// The most memory the process ever had, in KiB.
+fn peak(process: &Process) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.0.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_goes_through_in_small_pieces() {
+    let place = Place::new().await.with("COMFYD_INPUTS__MAX_SIZE", "120MB");
+    let process = place.start().await;
+    // What it has to have anyway.
+    let first = place.api.store(inputs::picture(1, 0)).await;
+    place.end(&[place.api.create(&inputs::task(&first)).await], 1).await;
+    let before = peak(&process);
+    let stored = place.api.store(inputs::picture(2, 80 << 20)).await;
+    let id = place.api.create(&inputs::task(&stored)).await;
+    place.end(&[id], 1).await;
+    let endless = stream::repeat_with(|| Ok::<_, std::io::Error>(vec![0; 1 << 16])).take(10_000);
+    let request = place.api.client.post(place.api.url("/api/inputs")).header("content-type", "image/png");
+    // The answer may come while the body is still being sent: then the client only sees the connection end.
+    if let Ok(answer) = request.body(reqwest::Body::wrap_stream(endless)).send().await {
+        assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    }
+    let grown = peak(&process).saturating_sub(before);
+    println!("80 MiB went through with {grown} KiB more than before");
+    assert!(grown < 32 << 10, "{grown} KiB");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,6 +49,8 @@ impl State {
         self.connections += 1;
         self.system.metrics.connected(&self.backend);
         self.status_owed_since = None;
+        // A server that was away may have come back without its files.
+        self.uploaded.clear();
         let (number, feed, to) = (self.connections, self.feed.clone(), me.clone());
         self.system.board.set_abilities(&self.backend, abilities);
         let reading = async move {

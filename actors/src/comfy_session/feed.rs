@@ -14,7 +14,7 @@ use crate::{
     board::Board,
     domain::{
         id::{PromptId, TaskId},
-        progress::{NodeTiming, Tracker},
+        progress::{NodeTiming, Progress, Tracker},
         prompt::Signal,
         task::Task,
         time::Timestamp,
@@ -113,6 +113,16 @@ impl Feed {
         let Some(followed) = self.lock().followed.remove(prompt) else { return Vec::new() };
         self.0.board.clear_progress(followed.task);
         followed.tracker.into_timings(self.0.clock.now())
+    }
+
+    /// Its files are on their way to the server: so many bytes of so many.
+    pub fn handing_over(&self, prompt: &PromptId, sent: u64, total: u64) {
+        let heard = self.lock();
+        // Under the lock, so that no progress is left on the board by a flight that is gone.
+        if let Some(followed) = heard.followed.get(prompt) {
+            let progress = Progress { sent_bytes: Some(sent), total_bytes: Some(total), ..Progress::default() };
+            self.0.board.set_progress(followed.task, followed.workflow.as_ref(), progress);
+        }
     }
 
     /// When a prompt was last heard of.

@@ -6,6 +6,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+mod files;
+
+use files::{Files, Next};
+pub use files::{Prepared, Trouble, Unprepared};
+
 use super::frames::{Delivery, Frames};
 use crate::{
     domain::{
@@ -19,7 +24,7 @@ use crate::{
         time::Timestamp,
     },
     ports::comfy::{ComfyError, SubmitError, Wanted},
-    system::SessionSettings,
+    system::{SessionSettings, UploadSettings},
 };
 
 /// Time between two questions about a prompt nobody speaks of.
@@ -70,17 +75,21 @@ enum Fate {
     Unclear(Doubt),
     /// On the server.
     Accepted { running: bool },
+    /// Refused over a file that was handed over earlier and may be gone by now.
+    Stale,
     /// Over, by its history.
     Over(Finished),
     /// Not on the server, and it never will be.
     Gone { was_accepted: bool, was_running: bool },
-    /// The server refused it.
+    /// It cannot be sent, or the server refused it.
     Refused(TaskError),
 }
 
 /// The one thing to do now.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Act {
+    /// Hand the graph's files to the server.
+    Prepare,
     /// Send the prompt.
     Submit,
     /// Look for it, conclusively.
@@ -107,6 +116,7 @@ pub struct Flight {
     /// What it sends over the WebSocket.
     pub frames: Frames,
     fate: Fate,
+    files: Files,
     verify: bool,
     /// One act is being done.
     busy: bool,
@@ -148,6 +158,7 @@ impl Flight {
         Self {
             stop_asked_at: stop.as_ref().map(|_| now),
             task,
+            files: Files::of(&options.files),
             options,
             frames: Frames::default(),
             fate,
@@ -192,10 +203,30 @@ impl Flight {
         std::mem::take(&mut self.unrecorded).then(|| self.prompt())
     }
 
-    /// Whether the prompt sits in the server's queue behind another one, and nobody wants it back yet.
+    /// The graph to be sent when it is not the task's own, because files' names were put in.
+    #[must_use]
+    pub fn graph(&self) -> Option<Arc<str>> {
+        match &self.files {
+            Files::There(prepared) => Some(prepared.graph.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether it was refused over a file the server may have lost.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.fate == Fate::Stale
+    }
+
+    /// Whether it waits here for its turn, in the server's queue or because its files are on their way, and nobody wants it back yet.
     #[must_use]
     pub fn is_prepared(&self) -> bool {
-        self.fate == (Fate::Accepted { running: false }) && self.end_heard_at.is_none() && self.stop.is_none()
+        let waits = match self.fate {
+            Fate::Unsent => self.files != Files::None,
+            Fate::Accepted { running } => !running,
+            _ => false,
+        };
+        waits && self.end_heard_at.is_none() && self.stop.is_none()
     }
 
     /// Whether it is on the server and only its frames can tell how it goes.
@@ -207,7 +238,8 @@ impl Flight {
     /// Whether the server may still be working on it.
     #[must_use]
     pub fn occupies_backend(&self) -> bool {
-        !matches!(self.fate, Fate::Over(_) | Fate::Gone { .. } | Fate::Refused(_)) && self.end_heard_at.is_none()
+        !matches!(self.fate, Fate::Over(_) | Fate::Gone { .. } | Fate::Refused(_) | Fate::Stale)
+            && self.end_heard_at.is_none()
     }
 
     /// Names the one thing to do now, and takes note that it is being done; `None` when there is nothing or when something is.
@@ -217,8 +249,10 @@ impl Flight {
         }
         self.watch_the_clock(now);
         let act = self.decide(now, online, settings)?;
-        self.busy = true;
+        // Files may take minutes, and nothing is sent before they are there: they hold up nothing else.
+        self.busy = act != Act::Prepare;
         match &act {
+            Act::Prepare => self.files.begin(),
             Act::Submit => self.fate = Fate::Sending,
             Act::Look(_) | Act::ReadHistory(_) => self.asks += 1,
             Act::Stop(_) | Act::Withdraw(_) => self.stop_sent_at = Some(now),
@@ -232,13 +266,18 @@ impl Flight {
         match &self.fate {
             Fate::Unsent if self.stop.is_some() => Some(self.settle(self.after_stop(), None)),
             Fate::Unsent if self.verify => due.then(|| self.look()),
-            Fate::Unsent => online.then_some(Act::Submit),
+            Fate::Unsent => match self.files {
+                Files::None | Files::There(_) => online.then_some(Act::Submit),
+                Files::Wanted { .. } => (online && due).then_some(Act::Prepare),
+                Files::UnderWay { .. } => None,
+            },
             Fate::Sending => None,
             Fate::Over(finished) => self.ending(finished, now),
             Fate::Gone { was_accepted, was_running } => {
                 Some(self.settle(self.after_loss(*was_accepted, *was_running), None))
             }
-            Fate::Refused(error) => Some(self.settle(Change::Fail { error: error.clone() }, None)),
+            Fate::Refused(error) => Some(self.settle(failure(error.clone()), None)),
+            Fate::Stale => Some(self.settle(self.after_stop(), None)),
             Fate::Accepted { .. } | Fate::Unclear(_) if self.is_beyond_stopping(now, settings) => {
                 Some(self.settle(self.after_stop(), Some(self.prompt())))
             }
@@ -346,11 +385,31 @@ impl Flight {
 
     // What happened.
 
+    /// The graph's files are on the server, or are not.
+    pub fn on_prepared(
+        &mut self,
+        result: Result<Prepared, Unprepared>,
+        now: Timestamp,
+        settings: &UploadSettings,
+        draw: f64,
+    ) {
+        match result {
+            Ok(prepared) => self.files = Files::There(prepared),
+            Err(unprepared) => match self.files.fail(unprepared, now, settings, draw) {
+                Next::Again(delay) => self.next_ask = now.after(delay),
+                Next::Failed(error) => self.fate = Fate::Refused(error),
+            },
+        }
+    }
+
     /// The POST ended.
     pub fn on_submitted(&mut self, result: Result<Receipt, SubmitError>, now: Timestamp, settings: &SessionSettings) {
         self.busy = false;
         match result {
             Ok(receipt) => self.on_receipt(receipt, now, settings),
+            Err(SubmitError::Refused { node_errors, .. }) if self.files.may_be_gone(node_errors.as_ref()) => {
+                self.fate = Fate::Stale;
+            }
             Err(SubmitError::Refused { message, node_id, class_type, node_errors }) => {
                 let error = TaskError::new(ErrorCode::InvalidPrompt, message);
                 self.fate = Fate::Refused(TaskError { node_id, class_type, node_errors, ..error });
@@ -468,6 +527,7 @@ impl Flight {
     /// What it was doing could not be recorded, for a reason that passes.
     pub fn on_interrupted(&mut self, now: Timestamp) {
         self.busy = false;
+        self.files.interrupt();
         self.next_ask = now.after(PAIR_GAP);
     }
 
@@ -536,7 +596,7 @@ impl Flight {
     /// server is not needed to record that.
     #[must_use]
     pub fn give_up(&self) -> Option<Act> {
-        if matches!(self.fate, Fate::Over(_) | Fate::Gone { .. } | Fate::Refused(_)) {
+        if matches!(self.fate, Fate::Over(_) | Fate::Gone { .. } | Fate::Refused(_) | Fate::Stale) {
             return None;
         }
         let change = match self.stop {

@@ -28,6 +28,12 @@ pub struct Progress {
     /// Until it is expected to be done.
     #[serde(skip)]
     pub eta: Option<Duration>,
+    /// While it is prepared: bytes of its files that the server has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sent_bytes: Option<u64>,
+    /// Bytes of its files that the server gets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<u64>,
 }
 
 /// What one node of a run took, by the frames that were heard of it.
@@ -136,7 +142,7 @@ impl Tracker {
             node: self.current.clone(),
             step: count(self.value, self.max),
             steps: count(self.max, self.max),
-            eta: None,
+            ..Progress::default()
         }
     }
 }
@@ -166,7 +172,7 @@ mod tests {
         tracker.stepped("3", 10.0, 20.0, NOW);
         assert_eq!(
             tracker.progress(),
-            Progress { percent: 37, node: Some("3".into()), step: Some(10), steps: Some(20), eta: None }
+            Progress { percent: 37, node: Some("3".into()), step: Some(10), steps: Some(20), ..Progress::default() }
         );
         tracker.node_started("4", NOW);
         assert_eq!(tracker.progress().percent, 50);

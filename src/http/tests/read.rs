@@ -89,7 +89,7 @@ async fn each_state_has_its_words() {
         app.world.board.set_progress(
             id,
             None,
-            Progress { percent: 40, node: Some("3".into()), step: Some(8), steps: Some(20), eta: None },
+            Progress { percent: 40, node: Some("3".into()), step: Some(8), steps: Some(20), ..Progress::default() },
         );
         let body = app.get(&format!("/api/tasks/{id}")).await.json();
         assert_eq!((&body["status"], &body["stage"]), (&json!(status), &json!(stage)));

@@ -103,6 +103,16 @@ pub enum Fault {
     /// `/view` answers this status.
     ViewStatus { status: u16 },
 
+    // In force for a time: POST /upload.
+    /// Bodies of uploads are read at this pace.
+    SlowUpload { bytes_per_second: u64 },
+    /// The connection breaks after `bytes` of an upload's body, and nothing is stored.
+    CutUpload { bytes: u64 },
+    /// An upload is read, not stored, and answered with this status.
+    UploadStatus { status: u16 },
+    /// An upload is stored under a name of the server's own, and the answer tells it.
+    RenameUpload,
+
     // In force for a time: everything.
     /// Every route but the control endpoint answers 500.
     Unhealthy,

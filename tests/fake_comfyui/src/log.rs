@@ -38,6 +38,8 @@ pub enum EventKind {
     HistoryDeleted { prompt_id: String },
     /// A file was asked for and found.
     Viewed { filename: String },
+    /// An upload arrived; its body is yet to be read.
+    UploadBegun,
     /// A file was uploaded under this final name.
     Uploaded { filename: String },
     /// A WebSocket was opened.

@@ -1,14 +1,19 @@
 //! `POST /upload/image` and `/upload/mask`.
 
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, Multipart, Request, State};
+use axum::extract::{ConnectInfo, FromRequest, Multipart, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
 use serde_json::{Value as Json, json};
 
 use super::{Shared, json, read_body, trouble};
+use crate::fault::Fault;
 use crate::files::{Content, Folder, Place, clean_subfolder};
 use crate::log::EventKind;
+use crate::net::Peer;
 use crate::server::Server;
 
 /// The longest file name a file system takes.
@@ -45,7 +50,39 @@ impl IntoResponse for Rejected {
     }
 }
 
-pub(super) async fn image(State(server): Shared, headers: HeaderMap, body: Body) -> Response {
+pub(super) async fn image(
+    State(server): Shared,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    server.log.push(EventKind::UploadBegun);
+    let cut = server.faults.strike(|fault| match fault {
+        Fault::CutUpload { bytes } => Some(*bytes),
+        _ => None,
+    });
+    if let Some(bytes) = cut {
+        read_some(body, bytes).await;
+        peer.cut();
+        return trouble();
+    }
+    let pace = server.faults.strike(|fault| match fault {
+        Fault::SlowUpload { bytes_per_second } => Some((*bytes_per_second).max(1)),
+        _ => None,
+    });
+    let body = match pace {
+        Some(pace) => slowly(body, pace),
+        None => body,
+    };
+    let status = server.faults.strike(|fault| match fault {
+        Fault::UploadStatus { status } => StatusCode::from_u16(*status).ok(),
+        _ => None,
+    });
+    if let Some(status) = status {
+        // Read whole, as a real server does before it answers anything.
+        let _ = read_body(&server, body).await;
+        return status.into_response();
+    }
     match read_form(&server, &headers, body).await.and_then(|form| store(&server, form)) {
         Ok(stored) => json(StatusCode::OK, &stored),
         Err(rejected) => rejected.into_response(),
@@ -67,6 +104,25 @@ pub(super) async fn mask(State(server): Shared, headers: HeaderMap, body: Body) 
         Ok(stored) => json(StatusCode::OK, &stored),
         Err(rejected) => rejected.into_response(),
     }
+}
+
+async fn read_some(body: Body, bytes: u64) {
+    let mut stream = body.into_data_stream();
+    let mut seen = 0;
+    while seen < bytes
+        && let Some(Ok(chunk)) = stream.next().await
+    {
+        seen += chunk.len() as u64;
+    }
+}
+
+/// The body, each chunk after the time it takes at this pace.
+fn slowly(body: Body, bytes_per_second: u64) -> Body {
+    Body::from_stream(body.into_data_stream().then(move |chunk| async move {
+        let bytes = chunk.as_ref().map_or(0, Bytes::len) as u64;
+        tokio::time::sleep(Duration::from_secs(bytes) / u32::try_from(bytes_per_second).unwrap_or(u32::MAX)).await;
+        chunk
+    }))
 }
 
 async fn read_form(server: &Server, headers: &HeaderMap, body: Body) -> Result<Form, Rejected> {
@@ -102,6 +158,8 @@ async fn read_form(server: &Server, headers: &HeaderMap, body: Body) -> Result<F
 
 fn store(server: &Server, form: Form) -> Result<Json, Rejected> {
     let (filename, bytes) = form.image.ok_or(Rejected::Bad)?;
+    let renamed = server.faults.strikes(&Fault::RenameUpload);
+    let filename = filename.map(|name| if renamed { format!("renamed-{name}") } else { name });
     let filename = filename.filter(|name| !name.is_empty() && name.len() <= MAX_NAME).ok_or(Rejected::Stumbled)?;
     let folder = match form.folder.as_deref() {
         None => Folder::Input,
