@@ -256,8 +256,8 @@ impl State {
     }
 
     fn give_up(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, error: TaskError) {
-        let retryable = error.retryable;
-        let change = if retryable { Change::Retry { error, delay: Duration::ZERO } } else { Change::Fail { error } };
+        let Some(batch) = self.batches.get(&id) else { return };
+        let change = Change::Unstored { error, delay: Duration::ZERO, artifacts: batch.artifacts.clone() };
         self.settle(me, id, change);
     }
 

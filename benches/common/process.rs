@@ -76,6 +76,13 @@ impl Fake {
         self.order(json!({"node_time_ms": time.as_millis()})).await;
     }
 
+    /// Whether a prompt runs.
+    pub async fn running(&self) -> bool {
+        let request = self.http.get(format!("{}/queue", self.url));
+        let queue: Value = request.send().await.expect("an answer").json().await.expect("a queue");
+        queue["queue_running"].as_array().is_some_and(|running| !running.is_empty())
+    }
+
     /// The part of the time between the first start and the last end in which nothing ran.
     pub async fn idle_share(&self) -> f64 {
         let request = self.http.get(format!("{}/fake/stats", self.url));
@@ -155,6 +162,14 @@ impl Service {
     /// Creates a task; it is durable when this returns.
     pub async fn create(&self, graph: &Value) -> Value {
         self.post(graph, "respond-async").await
+    }
+
+    /// Creates a task from a whole body; its id.
+    pub async fn create_as(&self, body: &Value) -> String {
+        let request = self.http.post(format!("{}/api/tasks/create", self.url)).json(body);
+        let answer = request.send().await.expect("an answer").error_for_status().expect("the task is taken");
+        let task: Value = answer.json().await.expect("a task");
+        task["task_id"].as_str().expect("its id").to_owned()
     }
 
     /// Creates a task and waits until its outputs are stored.

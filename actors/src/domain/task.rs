@@ -239,6 +239,9 @@ pub enum Change {
     Fail { error: TaskError },
     /// It failed in a way worth another attempt after `delay`; fails for good when none is left.
     Retry { error: TaskError, delay: Duration },
+    /// Its run succeeded, and not every artifact could be stored: what is stored and what is not. It is tried again after `delay`, as with
+    /// [`Self::Retry`], when that can end differently; else it failed and keeps its artifacts, so that the rest can be stored later.
+    Unstored { error: TaskError, delay: Duration, artifacts: Vec<Artifact> },
     /// The holder gives it back.
     Release(Release),
     /// Its time has come.
@@ -291,6 +294,7 @@ impl Change {
     #[must_use]
     pub fn is_promise(&self) -> bool {
         matches!(self, Self::Complete { .. } | Self::Fail { .. } | Self::Retry { .. } | Self::Release(_))
+            || matches!(self, Self::Unstored { .. })
             || self.is_clients()
     }
 
@@ -341,6 +345,7 @@ impl Task {
             Change::Complete { artifacts } => self.complete(artifacts, now),
             Change::Fail { error } => Ok(self.fail(error, now)),
             Change::Retry { error, delay } => Ok(self.retry(error, delay, now)),
+            Change::Unstored { error, delay, artifacts } => self.unstored(error, delay, artifacts, now),
             Change::Release(reason) => Ok(self.release(reason, now)),
             Change::Promote => self.promote(now),
             Change::Cancel => Ok(self.cancel(now)),
@@ -460,6 +465,23 @@ impl Task {
         self.state = TaskState::Scheduled;
         self.run_at = Some(now.after(delay));
         ArtifactEdit::Replace(Vec::new())
+    }
+
+    fn unstored(
+        &mut self,
+        error: TaskError,
+        delay: Duration,
+        artifacts: Vec<Artifact>,
+        now: Timestamp,
+    ) -> Result<ArtifactEdit, Refusal> {
+        if self.prompt.is_none() {
+            return Err(Refusal::WrongState);
+        }
+        // As with a manifest, its plan need not be recorded.
+        self.executing_at.get_or_insert(now);
+        self.uploading_at.get_or_insert(now);
+        let edit = if error.retryable { self.retry(error, delay, now) } else { self.fail(error, now) };
+        Ok(if self.state.is_final() { ArtifactEdit::Replace(artifacts) } else { edit })
     }
 
     fn release(&mut self, reason: Release, now: Timestamp) -> ArtifactEdit {

@@ -35,12 +35,13 @@ impl State {
 
     /// The delay before another attempt grows with the attempts: it is drawn here, where jitter is allowed.
     pub(super) fn with_delay(&self, id: TaskId, change: Change) -> Change {
+        let drawn = || {
+            let failures = self.held.get(&id).and_then(|held| u32::try_from(held.attempt).ok()).unwrap_or(1);
+            self.system.settings.retry.delay_at_least_half(failures, rand::random())
+        };
         match change {
-            Change::Retry { error, .. } => {
-                let failures = self.held.get(&id).and_then(|held| u32::try_from(held.attempt).ok()).unwrap_or(1);
-                let delay = self.system.settings.retry.delay_at_least_half(failures, rand::random());
-                Change::Retry { error, delay }
-            }
+            Change::Retry { error, .. } => Change::Retry { error, delay: drawn() },
+            Change::Unstored { error, artifacts, .. } => Change::Unstored { error, delay: drawn(), artifacts },
             other => other,
         }
     }

@@ -111,6 +111,10 @@ async fn each_bad_body_is_answered_with_the_places_at_fault() {
         (json!({"workflow": graph(), "metadata": {"x": big}}).to_string(), 422, &["/metadata"]),
         (json!({"workflow": graph(), "timeout": "0s"}).to_string(), 422, &["/timeout"]),
         (json!({"workflow": graph(), "timeout": "5"}).to_string(), 422, &["/timeout"]),
+        (json!({"workflow": graph(), "delay": "1h", "run_at": "2030-01-01T00:00:00Z"}).to_string(), 422, &["/delay"]),
+        (json!({"workflow": graph(), "delay": "367 days"}).to_string(), 422, &["/delay"]),
+        (json!({"workflow": graph(), "delay": 5, "run_at": "2030-01-01"}).to_string(), 422, &["/run_at", "/delay"]),
+        (json!({"workflow": graph(), "run_at": 1_700_000_000}).to_string(), 422, &["/run_at"]),
         (json!({"workflow": graph(), "priority": 1.5}).to_string(), 422, &["/priority"]),
         (format!("{{\"workflow\": {deep}}}"), 422, &["/workflow"]),
         (format!("{{\"workflow\": \"text-to-image\", \"inputs\": {{\"prompt\": \"\"}}, \"metadata\": {deep}}}"), 422, &["/metadata"]),
@@ -229,7 +233,7 @@ proptest! {
     fn no_body_makes_it_panic(
         bytes in prop::collection::vec(any::<u8>(), 0..200),
         workflow in "\\PC{0,40}",
-        field in "(workflow|inputs|priority|max_attempts|timeout|metadata|[a-z]{1,9})",
+        field in "(workflow|inputs|priority|run_at|delay|max_attempts|timeout|metadata|[a-z]{1,9})",
         value in "(null|true|-1|1e9|1e999|[0-9]{1,30}|\"[a-z0-9 ]{0,9}\"|\\[\\[\\]\\]|\\{\"1\":\\{\\}\\})",
     ) {
         let text = include_str!("../../../config/workflows/text-to-image.json");

@@ -286,6 +286,8 @@ async fn queries_seek_and_never_scan() {
             assert!(!walks_a_table, "{name}: {detail}");
         }
     }
+    let depths = plan(&mut conn, reads::DEPTHS).await;
+    assert!(depths.iter().any(|detail| detail.contains("COVERING INDEX tasks_claim")), "{depths:#?}");
     let claim = plan(&mut conn, SEEKING[0].1).await;
     assert!(claim.iter().any(|detail| detail.ends_with("COVERING INDEX tasks_claim (lane=?)")), "{claim:#?}");
 }

@@ -24,6 +24,8 @@ pub enum EventKind {
     Posted { prompt_id: String, client_id: Option<String>, task: Option<String>, accepted: bool },
     /// The worker began a prompt.
     Started { prompt_id: String, task: Option<String> },
+    /// A node told a step, in a frame that is about to be sent.
+    Stepped { prompt_id: String, value: u64 },
     /// A prompt waits at the gate, inside its first node.
     Gated { prompt_id: String },
     /// A prompt ended; its history is written unless a fault delays it.

@@ -239,6 +239,26 @@ fn only_the_missing_files_are_stored_again() {
 }
 
 #[test]
+fn what_could_not_be_stored_is_known_even_if_its_plan_was_not_recorded() {
+    let left = vec![artifact(true), artifact(false)];
+    let unstored = |retryable| {
+        let error = TaskError { retryable, ..error() };
+        Change::Unstored { error, delay: Duration::ZERO, artifacts: left.clone() }
+    };
+    let mut again = held();
+    assert_eq!(again.apply(Some(Fence(1)), unstored(true), NOW), Ok(ArtifactEdit::Replace(Vec::new())));
+    assert_eq!((again.state, again.attempt), (TaskState::Scheduled, 2));
+    let mut last = held();
+    last.attempt = last.max_attempts;
+    for (mut task, retryable) in [(held(), false), (last, true)] {
+        assert_eq!(task.apply(Some(Fence(1)), unstored(retryable), NOW), Ok(ArtifactEdit::Replace(left.clone())));
+        assert_eq!((task.state, task.error.is_some()), (TaskState::Failed, true));
+        task.apply(None, reopen_uploads(), LATER).unwrap();
+        assert_eq!(task.state, TaskState::Uploading);
+    }
+}
+
+#[test]
 fn files_nobody_knows_of_cannot_be_stored() {
     let mut never_ran = new_task();
     never_ran.apply(None, Change::Cancel, NOW).unwrap();
@@ -280,6 +300,7 @@ fn any_change() -> impl Strategy<Value = Change> {
         Just(Change::Complete { artifacts: vec![artifact(true)] }),
         Just(Change::Fail { error: error() }),
         Just(Change::Retry { error: error(), delay: Duration::ZERO }),
+        Just(Change::Unstored { error: error(), delay: Duration::ZERO, artifacts: vec![artifact(false)] }),
         Just(Change::Release(Release::Recalled)),
         Just(Change::Release(Release::ServerDied)),
         Just(Change::Promote),

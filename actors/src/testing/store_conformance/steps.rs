@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     domain::{
+        error::TaskError,
         event::Event,
         id::{BackendId, PromptId, TaskId, WorkerId},
         lane::Lanes,
@@ -260,6 +261,10 @@ fn change() -> impl Strategy<Value = Change> {
         (0..3_u32, any::<bool>()).prop_map(|(count, stored)| Change::Complete { artifacts: artifacts(count, stored) }),
         Just(Change::Fail { error: error() }),
         seconds(30).prop_map(|delay| Change::Retry { error: error(), delay }),
+        (seconds(30), 0..3_u32, any::<bool>(), any::<bool>()).prop_map(|(delay, count, stored, retryable)| {
+            let error = TaskError { retryable, ..error() };
+            Change::Unstored { error, delay, artifacts: artifacts(count, stored) }
+        }),
         select(vec![Release::Recalled, Release::ServerDied, Release::Interrupted, Release::Cancelled])
             .prop_map(Change::Release),
         Just(Change::Promote),

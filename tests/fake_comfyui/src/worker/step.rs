@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::frames::{self, Amount, NodeState, Preview};
 use crate::graph::validate::{float, int};
 use crate::graph::{Input, Node};
+use crate::log::EventKind;
 use crate::nodes::{Failure, Images, Stop, Value};
 use crate::queue::Prompt;
 use crate::server::Server;
@@ -80,6 +81,7 @@ impl Step<'_> {
         }
         let owner = self.prompt.client_id.as_deref();
         if self.server.hub.reaches(owner) {
+            self.server.log.push(EventKind::Stepped { prompt_id: self.prompt.id.clone(), value });
             let state = frames::progress_state(&self.prompt.id, self.states);
             let progress = frames::progress(&self.prompt.id, &self.node.id, value, max);
             self.server.hub.step(owner, (&self.prompt.id, &self.node.id), state, progress, preview);
