@@ -113,7 +113,7 @@ async fn shares(report: &mut Report) -> Vec<f64> {
     let mut events = watch(&service, &watched).await;
     while !String::from_utf8_lossy(&events.next().await.expect("a stream").expect("events")).contains("\"step\"") {}
     drop(events);
-    let busy = join_all(fakes.iter().map(|fake| fake.running())).await;
+    let busy = join_all(fakes.iter().map(Fake::running)).await;
     let other = if busy[0] { &fakes[1] } else { &fakes[0] };
     other.set_node_time(Duration::ZERO).await;
     let (mut shares, mut first) = (Vec::new(), 0);

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{task::JoinSet, time::timeout};
 
 use super::*;
 use crate::{
@@ -21,15 +21,17 @@ const LONG: Duration = Duration::from_secs(60);
 struct Hall {
     store: Arc<MemoryStore>,
     board: Board,
-    tail: JoinHandle<()>,
+    /// Ends with the hall.
+    tail: JoinSet<()>,
 }
 
 impl Hall {
     fn open() -> Self {
         let clock: Arc<dyn Clock> = Arc::new(TestClock::default());
         let (store, board) = (Arc::new(MemoryStore::new(clock)), Board::default());
-        let tail = tokio::spawn(tail(store.clone(), board.clone()));
-        Self { store, board, tail }
+        let mut reader = JoinSet::new();
+        reader.spawn(tail(store.clone(), board.clone()));
+        Self { store, board, tail: reader }
     }
 
     async fn create(&self) -> TaskId {
@@ -53,12 +55,6 @@ impl Hall {
 
     async fn one(&self, task: TaskId, previews: bool) -> Watcher {
         self.watch(View { task: Some(task), previews }, None).await
-    }
-}
-
-impl Drop for Hall {
-    fn drop(&mut self) {
-        self.tail.abort();
     }
 }
 
@@ -102,10 +98,10 @@ async fn a_reader_that_died_is_followed_by_another_and_nothing_is_missed() {
     let mut watcher = hall.all().await;
     hall.create().await;
     assert_eq!(facts(&mut watcher, 1).await, [1]);
-    hall.tail.abort();
+    hall.tail.abort_all();
     hall.create().await;
     hall.create().await;
-    hall.tail = tokio::spawn(tail(hall.store.clone(), hall.board.clone()));
+    hall.tail.spawn(tail(hall.store.clone(), hall.board.clone()));
     hall.create().await;
     assert_eq!(facts(&mut watcher, 3).await, [2, 3, 4]);
 }
