@@ -121,6 +121,8 @@ impl Service {
             .env("DATABASE_URL", database(folder))
             .env("STORAGE_LOCAL_DIR", folder.join("outputs"))
             .env("COMFYD_LOG__DIR", folder.join("logs"))
+            // A benchmark makes more tasks in seconds than may wait by default.
+            .env("COMFYD_QUEUE__MAX_PENDING", "10000000")
             .envs(settings.iter().copied())
             .stdout(Stdio::null());
         let process = Process(command.spawn().expect("comfyd starts"));
