@@ -107,12 +107,12 @@ impl Batch {
                 ErrorCode::ConversionFailed,
                 format!("output {index} cannot be made into what output_options ask for: {reason}"),
             )),
-            // Once. If the file of a fresh run is gone as well, more runs would be burnt for nothing.
             // It would fail before it ran again, so there is nothing for the server to forget.
             Failure::Missing if self.task.uploads_only => Verdict::Fail(missing(
                 index,
                 "only its files were asked for: retry the task as a whole to make them again",
             )),
+            // Once. If the file of a fresh run is gone as well, more runs would be burnt for nothing.
             Failure::Missing if was_rerun => Verdict::Fail(TaskError {
                 retryable: false,
                 ..missing(index, "twice in a row; something deletes files on it before they are fetched")
