@@ -37,7 +37,7 @@ use crate::{
         task::{Change, Fence, Task, TaskState},
     },
     kit::tasks::{Panicked, Tasks},
-    ports::store::{Assignment, Counts, Created, Depth, Pausable, Pause, Query, Renewed, StoreError},
+    ports::store::{Assignment, Counts, Created, Creation, Depth, Pausable, Pause, Query, Renewed, StoreError},
     system::System,
 };
 
@@ -81,7 +81,7 @@ pub enum QueueMsg {
         /// The backend a place was kept on.
         kept: Option<BackendId>,
         /// What came of it.
-        result: Result<Result<(Created, Vec<Assignment>), StoreError>, Panicked>,
+        result: Result<Result<Creation, StoreError>, Panicked>,
     },
     /// A client wants something of a task that is there.
     Amend {

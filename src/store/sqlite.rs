@@ -9,6 +9,7 @@
 //! but take turns writing; the node's lock (`store::node_lock`) is what tells them apart.
 
 use std::{
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -29,7 +30,7 @@ use comfyd_actors::{
         clock::Clock,
         input_store::InputStore,
         store::{
-            Assignment, Changed, Claim, Counts, Created, Depth, NewTask, Pausable, Pause, Query, Renewed, Retention,
+            Assignment, Changed, Claim, Counts, Creation, Depth, NewTask, Pausable, Pause, Query, Renewed, Retention,
             StoreError, TaskRecord, TaskStore, WorkSource,
         },
     },
@@ -42,6 +43,7 @@ use tokio::{
 
 use self::{
     fault::store_error,
+    flush::Flusher,
     ops::{
         AdoptExpired, Amend, Apply, Check, ClaimHeads, Create, Forget, GiveUp, Held, Keep, NoteRun, Promote, Prune,
         Refresh, Renew, Reserve, SetPaused, TakeOver,
@@ -55,12 +57,14 @@ use self::{
 mod rows;
 
 mod fault;
+mod flush;
 mod open;
 mod ops;
 mod place;
 mod reads;
 mod statement;
 mod tx;
+mod unwritten;
 mod workflows;
 mod writer;
 
@@ -80,6 +84,8 @@ const QUEUE_PATIENCE: Duration = Duration::from_secs(15);
 pub struct SqliteStore {
     clock: Arc<dyn Clock>,
     options: SqliteConnectOptions,
+    /// The file that commits go to first.
+    log: PathBuf,
     readers: Readers,
     jobs: mpsc::Sender<Box<dyn Job>>,
     /// The other end, lent to the writer that runs now. It survives a writer's death with everything still in it.
@@ -101,6 +107,7 @@ impl SqliteStore {
         Ok(Arc::new(Self {
             clock,
             options: opened.options,
+            log: opened.log,
             readers: Readers(opened.readers),
             jobs,
             queue: Mutex::new(queue),
@@ -122,9 +129,10 @@ impl SqliteStore {
         let store = Arc::clone(self);
         async move {
             let mut queue = store.queue.lock().await;
-            let writer = Writer::new(store.options.clone(), Arc::clone(&store.clock), store.changes.clone())
+            let (flusher, flushing) = Flusher::new(store.log.clone(), store.changes.clone());
+            let writer = Writer::new(store.options.clone(), Arc::clone(&store.clock), flusher)
                 .observed(store.metrics.get().cloned());
-            writer.run(&mut queue).await;
+            tokio::join!(writer.run(&mut queue), flushing);
         }
     }
 
@@ -161,7 +169,7 @@ impl SqliteStore {
 
 #[async_trait]
 impl TaskStore for SqliteStore {
-    async fn create(&self, new: NewTask, claim: Option<Claim>) -> Result<(Created, Vec<Assignment>), StoreError> {
+    async fn create(&self, new: NewTask, claim: Option<Claim>) -> Result<Creation, StoreError> {
         self.write(Create { new, claim }).await
     }
 

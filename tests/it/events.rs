@@ -309,7 +309,13 @@ async fn all_tasks_can_be_watched_and_told_apart() {
     world.completed(&named).await;
     let first = some.next().await.unwrap();
     assert_eq!((&first.data["task_id"], first.kind.as_str()), (&json!(named), "end"));
-    let first = all.next().await.unwrap();
+    // Glimpses of a task that is done this fast may overtake the facts.
+    let first = loop {
+        let event = all.next().await.unwrap();
+        if event.kind != "progress" {
+            break event;
+        }
+    };
     assert_eq!((&first.data["task_id"], first.word().unwrap().as_str()), (&json!(graph), "queued"));
 }
 

@@ -4,7 +4,8 @@
 //!
 //! A store decides nothing about a task: it loads one, calls [`Task::apply`], saves what comes out, all in one transaction. Its own
 //! rules are these:
-//! - a change is durable when the call returns; when [`Change::is_promise`] says so, even against a power cut;
+//! - a change is durable when the call returns; when [`Change::is_promise`] says so, even against a power cut (a creation says itself when
+//!   it is, see [`Creation`]);
 //! - the pending tasks of a lane are claimed in the order of `(sort_key, id)`;
 //! - leases are computed from the store's own clock, so all consumers agree on it;
 //! - every committed change is told to [`TaskStore::changes`];
@@ -13,10 +14,10 @@
 //!   nothing. A store with concurrent writers must see to it, for example by drawing the numbers under a lock that is held until the
 //!   commit; a plain sequence is not enough, because a transaction that drew early may commit late.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, oneshot};
 
 use crate::domain::{
     artifact::Artifact,
@@ -126,12 +127,58 @@ pub struct Idempotency {
 /// What became of a creation.
 #[derive(Debug, Clone)]
 pub enum Created {
-    /// It is stored, durably.
+    /// It is stored.
     New(Task),
     /// The same request came before: this is the task it made.
     Replayed(Task),
     /// The key was used for another body. Nothing was written.
     KeyReused,
+}
+
+/// A creation that is committed.
+#[derive(Debug)]
+pub struct Creation {
+    /// What became of it. Nobody outside may be told before it is `durable`.
+    pub created: Created,
+    /// What was claimed with it. As after every claim, work on it may begin at once.
+    pub claimed: Vec<Assignment>,
+    /// Whether a power cut can undo it.
+    pub durable: Durable,
+}
+
+/// Tells when something committed has become safe from a power cut.
+pub struct Durable(Option<oneshot::Receiver<Result<(), StoreError>>>);
+
+impl Durable {
+    /// It is.
+    #[must_use]
+    pub fn now() -> Self {
+        Self(None)
+    }
+
+    /// It will be when that is sent.
+    #[must_use]
+    pub fn later() -> (oneshot::Sender<Result<(), StoreError>>, Self) {
+        let (sender, receiver) = oneshot::channel();
+        (sender, Self(Some(receiver)))
+    }
+
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// `Unavailable`: nobody knows whether it is there after a power cut.
+    pub async fn wait(self) -> Result<(), StoreError> {
+        let Some(word) = self.0 else { return Ok(()) };
+        word.await
+            .unwrap_or_else(|_| Err(StoreError::Unavailable("the writer failed before the disk had this write".into())))
+    }
+}
+
+/// Says nothing of when: that is no part of what stores agree on.
+impl fmt::Debug for Durable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Durable")
+    }
 }
 
 /// A request for work.
@@ -312,12 +359,12 @@ pub trait TaskStore: Send + Sync + 'static {
     /// Creates a task and, in the same transaction, claims up to `claim.slots.len()` tasks from the head of the order (often
     /// the new one): one commit and no wait when a backend is free.
     ///
-    /// Durable against a power cut when it returns. With an idempotency key it is idempotent; without one a caller that did
-    /// not see the answer cannot know.
+    /// It returns after the commit, and tells later when that is safe from a power cut: work may begin meanwhile, the client must wait.
+    /// With an idempotency key it is idempotent; without one a caller that did not see the answer cannot know.
     ///
     /// # Errors
     /// `Unavailable`: nothing was written.
-    async fn create(&self, new: NewTask, claim: Option<Claim>) -> Result<(Created, Vec<Assignment>), StoreError>;
+    async fn create(&self, new: NewTask, claim: Option<Claim>) -> Result<Creation, StoreError>;
 
     /// Makes a client's change to a task and returns it as it is then. A task that fulfils the wish already ([`Task::fulfils`]) comes back
     /// as it is.

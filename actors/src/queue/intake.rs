@@ -11,7 +11,7 @@ use crate::{
         order::sort_key,
     },
     kit::tasks::Panicked,
-    ports::store::{Assignment, Created, NewTask, StoreError},
+    ports::store::{Created, Creation, NewTask, StoreError},
     uploads::UploadsMsg,
 };
 
@@ -32,7 +32,8 @@ impl State {
         }
     }
 
-    /// Stores the task and, when a backend is free, takes the head of the order in the same commit: one disk flush, no wait.
+    /// Stores the task and, when a backend is free, takes the head of the order in the same commit: its work begins while the disk is
+    /// waited for.
     pub(super) fn create(
         &mut self,
         me: &ActorRef<QueueMsg>,
@@ -83,25 +84,29 @@ impl State {
         me: &ActorRef<QueueMsg>,
         reply: RpcReplyPort<Result<Created, RequestError>>,
         kept: Option<BackendId>,
-        result: Result<Result<(Created, Vec<Assignment>), StoreError>, Panicked>,
+        result: Result<Result<Creation, StoreError>, Panicked>,
     ) {
         self.creating = self.creating.saturating_sub(1);
         self.doubtful |= kept.is_some() && !matches!(result, Ok(Ok(_)));
         self.release_places(kept);
-        let answer = match result {
-            Ok(Ok((created, assignments))) => {
-                if matches!(created, Created::New(_)) {
-                    self.waiting.entered();
-                }
-                self.waiting.left(assignments.len() as u64);
-                self.assign_all(me, assignments, Origin::Claimed);
-                Ok(created)
+        let Creation { created, claimed, durable } = match result {
+            Ok(Ok(creation)) => creation,
+            Ok(Err(error)) => return drop(reply.send(Err(RequestError::Store(error)))),
+            Err(panicked) => {
+                let error = StoreError::Unavailable(panicked.to_string());
+                return drop(reply.send(Err(RequestError::Store(error))));
             }
-            Ok(Err(error)) => Err(RequestError::Store(error)),
-            Err(Panicked) => Err(RequestError::Store(StoreError::Unavailable(Panicked.to_string()))),
         };
-        // A client that went away is no fault: its task is stored.
-        _ = reply.send(answer);
+        if matches!(created, Created::New(_)) {
+            self.waiting.entered();
+        }
+        self.waiting.left(claimed.len() as u64);
+        self.assign_all(me, claimed, Origin::Claimed);
+        self.tasks.run_unreported(async move {
+            let answer = durable.wait().await.map(|()| created).map_err(RequestError::Store);
+            // A client that went away is no fault: its task is stored.
+            _ = reply.send(answer);
+        });
     }
 
     /// Whoever has the task stops it. In another process, the next renewal of its lease tells.

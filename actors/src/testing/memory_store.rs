@@ -29,8 +29,8 @@ use crate::{
     ports::{
         clock::Clock,
         store::{
-            Assignment, Changed, Claim, Counts, Created, Depth, NewTask, Pausable, Pause, Payload, Query, Renewed,
-            Retention, StoreError, TaskRecord, TaskStore, WorkSource,
+            Assignment, Changed, Claim, Counts, Created, Creation, Depth, Durable, NewTask, Pausable, Pause, Payload,
+            Query, Renewed, Retention, StoreError, TaskRecord, TaskStore, WorkSource,
         },
     },
 };
@@ -259,15 +259,15 @@ fn up_to(limit: u32) -> usize {
 
 #[async_trait]
 impl TaskStore for MemoryStore {
-    async fn create(&self, new: NewTask, claim: Option<Claim>) -> Result<(Created, Vec<Assignment>), StoreError> {
+    async fn create(&self, new: NewTask, claim: Option<Claim>) -> Result<Creation, StoreError> {
         let mut shelf = self.open()?;
-        if let Some(repeated) = shelf.repeated(&new) {
-            return Ok((repeated, Vec::new()));
+        if let Some(created) = shelf.repeated(&new) {
+            return Ok(Creation { created, claimed: Vec::new(), durable: Durable::now() });
         }
         let task = shelf.insert(new, self.clock.now())?;
         self.tell(&task, None);
         let claimed = claim.map_or_else(|| Ok(Vec::new()), |claim| self.claim_from(&mut shelf, claim))?;
-        Ok((Created::New(task), claimed))
+        Ok(Creation { created: Created::New(task), claimed, durable: Durable::now() })
     }
 
     async fn amend(&self, id: TaskId, change: Change) -> Result<Task, StoreError> {

@@ -37,8 +37,8 @@ use comfyd_actors::{
         object_store::{ByteRange, ObjectError, ObjectStore, Reading},
         passthrough::{FromClient, FromServer, Relay, RelayError, Relayed},
         store::{
-            Assignment, Changed, Claim, Counts, Created, Depth, NewTask, Pausable, Pause, Query, StoreError,
-            TaskRecord, TaskStore,
+            Changed, Claim, Counts, Created, Creation, Depth, NewTask, Pausable, Pause, Query, StoreError, TaskRecord,
+            TaskStore,
         },
     },
     queue::QueueMsg,
@@ -334,7 +334,7 @@ impl FakeStore {
 
 #[async_trait]
 impl TaskStore for FakeStore {
-    async fn create(&self, _: NewTask, _: Option<Claim>) -> Result<(Created, Vec<Assignment>), StoreError> {
+    async fn create(&self, _: NewTask, _: Option<Claim>) -> Result<Creation, StoreError> {
         unreachable!("the fake queue creates")
     }
 

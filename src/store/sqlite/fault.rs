@@ -43,6 +43,11 @@ impl From<sqlx::Error> for Fault {
 }
 
 impl Fault {
+    /// The same for statements of several operations.
+    pub(super) fn of_batch(self) -> Self {
+        Self::Broken(self.into_inner())
+    }
+
     /// The error as the port tells it.
     pub(super) fn into_inner(self) -> StoreError {
         match self {

@@ -96,7 +96,10 @@ pub enum OpenError {
 }
 
 pub(super) struct Opened {
+    /// How the writer connects.
     pub(super) options: SqliteConnectOptions,
+    /// The write-ahead log.
+    pub(super) log: PathBuf,
     pub(super) readers: SqlitePool,
     pub(super) was_clean: bool,
 }
@@ -104,13 +107,13 @@ pub(super) struct Opened {
 pub(super) async fn open(config: &SqliteConfig) -> Result<Opened, OpenError> {
     prepare_place(&config.path)?;
     let options = writing(&config.path);
-    let mut conn = options.connect().await?;
+    let mut conn = durable(&options).connect().await?;
     check_version(&mut conn).await?;
     migrate(&mut conn).await?;
     let was_clean = mark_used(&mut conn).await?;
     conn.close().await?;
     info!(path = %config.path.display(), was_clean, "opened the task store");
-    Ok(Opened { readers: reading(&config.path, config.readers), options, was_clean })
+    Ok(Opened { readers: reading(&config.path, config.readers), options, log: log_of(&config.path), was_clean })
 }
 
 fn prepare_place(path: &Path) -> Result<(), OpenError> {
@@ -132,14 +135,26 @@ fn base(path: &Path) -> SqliteConnectOptions {
         .pragma("mmap_size", "0")
 }
 
-/// How connections that write are set up.
+/// The name `SQLite` gives the log of a database.
+fn log_of(path: &Path) -> PathBuf {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    log.into()
+}
+
+/// With commits that wait for the disk.
+fn durable(options: &SqliteConnectOptions) -> SqliteConnectOptions {
+    options.clone().synchronous(SqliteSynchronous::Full)
+}
+
+/// How the writer's connection is set up. Its commits do not wait for the disk: see `flush`.
 fn writing(path: &Path) -> SqliteConnectOptions {
     base(path)
         .create_if_missing(true)
         // Counts only before the first table: lets the file shrink bit by bit as tasks are pruned.
         .auto_vacuum(SqliteAutoVacuum::Incremental)
         .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
+        .synchronous(SqliteSynchronous::Normal)
         .pragma("journal_size_limit", LOG_LIMIT)
 }
 
@@ -182,7 +197,7 @@ async fn set_mark(conn: &mut SqliteConnection, mark: &'static str) -> Result<(),
 
 /// Uses a connection of its own: the writer is gone by then.
 pub(super) async fn mark_clean(options: &SqliteConnectOptions) -> Result<(), sqlx::Error> {
-    let mut conn = options.connect().await?;
+    let mut conn = durable(options).connect().await?;
     set_mark(&mut conn, "clean").await?;
     conn.close().await
 }

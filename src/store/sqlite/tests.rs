@@ -116,7 +116,7 @@ async fn a_refused_operation_does_not_harm_its_neighbours() {
     let good_too = queue(&store, create(last)).await;
     let writer = supervise(&store);
     for created in good.into_iter().chain([good_too]) {
-        created.await.unwrap().unwrap();
+        created.await.unwrap().unwrap().durable.wait().await.unwrap();
     }
     assert!(matches!(half.await.unwrap(), Err(StoreError::Corrupt(_))));
     assert!(matches!(again.await.unwrap(), Err(StoreError::Corrupt(_))), "an id is used once");
@@ -225,7 +225,7 @@ async fn connections_are_set_up_as_meant() {
     let mut conn = store.options.connect().await.unwrap();
     for (pragma, value) in [
         ("PRAGMA journal_mode", "wal"),
-        ("PRAGMA synchronous", "2"),
+        ("PRAGMA synchronous", "1"),
         ("PRAGMA auto_vacuum", "2"),
         ("PRAGMA foreign_keys", "1"),
         ("PRAGMA busy_timeout", "10000"),
@@ -238,34 +238,57 @@ async fn connections_are_set_up_as_meant() {
     assert!(store.readers.0.execute("DELETE FROM tasks").await.is_err(), "readers only read");
 }
 
-/// Tells how far the commit it is part of goes.
-struct Durability {
+/// Writes something, as a promise or not.
+struct Write {
     is_promise: bool,
 }
 
-impl Operation for Durability {
-    type Answer = i64;
+impl Operation for Write {
+    type Answer = ();
 
     fn is_promise(&self) -> bool {
         self.is_promise
     }
 
-    async fn run(self, tx: &mut Tx<'_>) -> Result<i64, Fault> {
-        let rows = tx.fetch(query("PRAGMA synchronous")).await?;
-        Ok(rows.first().map_or(-1, |row| row.get(0)))
+    async fn run(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
+        tx.write(query("INSERT OR REPLACE INTO meta (name, value) VALUES ('test', hex(randomblob(8)))"));
+        Ok(())
     }
 }
 
+/// A log that cannot be opened cannot be flushed, so whoever waits for that is told so, and nobody else.
 #[tokio::test]
-async fn promises_wait_for_the_disk_every_time() {
-    const NORMAL: i64 = 1;
-    const FULL: i64 = 2;
+async fn promises_wait_for_the_disk_and_nothing_else_does() {
     let (store, _folder) = fresh().await;
+    let mut store = Arc::into_inner(store).unwrap();
+    store.log.set_extension("nowhere");
+    let store = Arc::new(store);
     let writer = supervise(&store);
     for is_promise in [true, false, false, true, false, true, true, false] {
-        let synchronous = store.write(Durability { is_promise }).await.unwrap();
-        assert_eq!(synchronous, if is_promise { FULL } else { NORMAL });
+        let written = store.write(Write { is_promise }).await;
+        assert_eq!(matches!(written, Err(StoreError::Unavailable(_))), is_promise, "{written:?}");
     }
+    let created = store.write(create(TaskId::new())).await.unwrap();
+    assert!(matches!(created.durable.wait().await, Err(StoreError::Unavailable(_))));
+    writer.abort();
+}
+
+/// After a flush that failed, what the log holds may not be on the disk, whatever later flushes say.
+#[tokio::test]
+async fn a_log_that_could_not_be_flushed_is_emptied_first() {
+    let (store, _folder) = fresh().await;
+    let log = store.log.clone();
+    let mut store = Arc::into_inner(store).unwrap();
+    store.log.set_extension("nowhere");
+    let store = Arc::new(store);
+    let writer = supervise(&store);
+    let size = || std::fs::metadata(&log).unwrap().len();
+    store.write(Write { is_promise: false }).await.unwrap();
+    let after_one = size();
+    assert!(store.write(Write { is_promise: true }).await.is_err());
+    assert!(size() > after_one, "the second went to the end of the log");
+    store.write(Write { is_promise: false }).await.unwrap();
+    assert_eq!(size(), after_one, "the third is alone in the log");
     writer.abort();
 }
 

@@ -1,26 +1,30 @@
 //! One transaction of the writer, and the steps operations are made of: load, apply, save.
 //!
-//! Statements that only write wait until the operation reads something or ends, and then travel in one trip (see `statement`). The
-//! transaction begins with the first trip and commits with the last one, so an operation that loads a task and saves it takes two.
+//! What operations do to tasks is kept as values ([`Unwritten`]) until something is read or the transaction ends. Other statements that
+//! only write wait until their operation reads something or ends; they get a savepoint, because they may break a rule of the tables.
+//! What is sent travels in as few trips as can be (see `statement`): the transaction begins with the first one and commits with the last.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use comfyd_actors::{
     domain::{
-        artifact::{Artifact, StoredObject},
-        event::{Fact, Stage, facts},
+        artifact::StoredObject,
+        event::{Stage, facts},
         id::TaskId,
         task::{ArtifactEdit, Change, Fence, Refusal, Task, TaskState},
         time::Timestamp,
     },
-    ports::store::{Assignment, Changed, StoreError},
+    ports::store::{Assignment, Changed, Durable, StoreError},
 };
 use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     fault::Fault,
+    flush::Promise,
     rows::{self, corrupt, key, keys},
     statement::{Statement, join, query},
+    unwritten::Unwritten,
+    writer::Reach,
 };
 
 /// The transaction, with one savepoint for the operation that runs now.
@@ -30,14 +34,20 @@ pub(super) struct Tx<'c> {
     pub(super) now: Timestamp,
     /// To be told after the commit.
     changed: Vec<Changed>,
-    /// How much of `changed` belongs to operations that are over.
-    kept: usize,
+    /// To be told when the disk has it.
+    promises: Vec<Promise>,
+    /// How much of `changed` and `promises` belongs to operations that are over.
+    kept: (usize, usize),
     /// Tasks as they are now, as far as they are known: read together for the whole batch, kept up by its changes.
     loaded: HashMap<TaskId, Task>,
-    /// Not sent yet, in order.
+    /// What the running operation replaced in `loaded`.
+    replaced: Vec<(TaskId, Option<Task>)>,
+    /// Rows of operations that are over.
+    unwritten: Unwritten,
+    /// Rows of the running operation.
+    fresh: Unwritten,
+    /// Other statements of the running operation, in order.
     waiting: Vec<Statement>,
-    /// To be set on the connection first.
-    setting: Option<&'static str>,
     begun: bool,
     /// The running operation has its savepoint.
     saved: bool,
@@ -57,50 +67,42 @@ const LOAD: &str = concat!("SELECT ", task_columns!(), " FROM tasks t WHERE t.id
 const LOAD_MANY: &str =
     concat!("SELECT ", task_columns!(), " FROM tasks t WHERE t.id IN (SELECT unhex(value) FROM json_each(?))");
 
-/// In a query of several statements the arguments of all of them follow one another.
-const REPLACE_ARTIFACTS: &str = "DELETE FROM task_outputs WHERE task_id = ?;
-     INSERT INTO task_outputs (task_id, idx, node_id, kind, filename, subfolder, folder_type, text, object_key, content_type, bytes,
-                               sha256, facts)
-     SELECT ?, value ->> 'index', value ->> 'node_id', value ->> 'kind', value ->> '$.source.filename', value ->> '$.source.subfolder',
-            value ->> '$.source.type', value ->> '$.source.text', value ->> '$.object.key', value ->> '$.object.content_type', value ->> '$.object.bytes',
-            value ->> '$.object.sha256', value -> '$.object.facts'
-     FROM json_each(?)";
-
-const FORGET_ARTIFACTS: &str = "DELETE FROM task_outputs WHERE task_id = ?";
-
 const STORE_ARTIFACT: &str = "UPDATE task_outputs SET object_key = ?, content_type = ?, bytes = ?, sha256 = ?, facts = ? WHERE task_id = ? AND idx = ?";
-
-const STAGE_BEGAN: &str =
-    "INSERT INTO task_events (task_id, at, dispatch, attempt, stage, error) VALUES (?, ?, ?, ?, ?, ?)";
-
-/// Those told before are not told again.
-const OUTPUTS_STORED: &str = "INSERT INTO task_events (task_id, at, dispatch, attempt, output)
-     SELECT ?, ?, ?, ?, value FROM json_each(?) WHERE true ORDER BY key ON CONFLICT DO NOTHING";
 
 /// The life of the transaction: what the writer calls.
 impl<'c> Tx<'c> {
-    /// On a connection without an open transaction, beginning with a `setting` of that connection. Nothing is sent yet.
-    pub(super) fn new(conn: &'c mut SqliteConnection, setting: Option<&'static str>) -> Self {
+    /// On a connection without an open transaction. Nothing is sent yet.
+    pub(super) fn new(conn: &'c mut SqliteConnection) -> Self {
         Self {
             conn,
             now: Timestamp::default(),
             changed: Vec::new(),
-            kept: 0,
+            promises: Vec::new(),
+            kept: (0, 0),
             loaded: HashMap::new(),
+            replaced: Vec::new(),
+            unwritten: Unwritten::default(),
+            fresh: Unwritten::default(),
             waiting: Vec::new(),
-            setting,
             begun: false,
             saved: false,
         }
     }
 
     /// Begins, and reads the tasks the batch is going to ask for.
-    pub(super) async fn prefetch(&mut self, ids: impl ExactSizeIterator<Item = TaskId>) -> Result<(), Fault> {
-        if ids.len() == 0 {
+    pub(super) async fn prefetch(&mut self, batch: &[Reach]) -> Result<(), Fault> {
+        let ids: BTreeSet<_> = batch
+            .iter()
+            .filter_map(|reach| match reach {
+                Reach::Task(id) => Some(*id),
+                Reach::Unheld | Reach::Any => None,
+            })
+            .collect();
+        if ids.is_empty() {
             return Ok(());
         }
         let mut statements = self.beginning();
-        statements.push(query(LOAD_MANY).bind(keys(ids)));
+        statements.push(query(LOAD_MANY).bind(keys(ids.into_iter())));
         let found = self.trip(statements).await?;
         for row in &found {
             // One that cannot be read is the fault of the operation that asks for it, and is told to that one.
@@ -111,66 +113,80 @@ impl<'c> Tx<'c> {
         Ok(())
     }
 
-    /// Keeps what the operation did and starts the next one; after the `last` one the transaction is committed.
+    /// Keeps what the operation did, and starts the next one.
     ///
     /// # Errors
     /// `Refused` when its statements broke a rule of the tables: then it must be [undone](Self::undo_operation).
-    pub(super) async fn keep_operation(&mut self, last: bool) -> Result<(), Fault> {
-        if !self.saved && self.waiting.is_empty() {
-            self.kept = self.changed.len();
-            return if last { self.commit().await } else { Ok(()) };
+    pub(super) async fn keep_operation(&mut self) -> Result<(), Fault> {
+        if self.saved || !self.waiting.is_empty() {
+            self.operate(Some(query(KEEP))).await?;
+            self.saved = false;
         }
-        let mut ending = self.opening();
-        ending.append(&mut self.waiting);
-        ending.push(query(KEEP));
-        if last {
-            ending.push(query(COMMIT));
-        }
-        self.trip(ending).await?;
-        self.saved = false;
-        self.kept = self.changed.len();
+        self.kept = (self.changed.len(), self.promises.len());
+        self.replaced.clear();
+        self.unwritten.append(&mut self.fresh);
         Ok(())
     }
 
     /// Takes back what the operation did, and starts the next one.
-    pub(super) async fn undo_operation(&mut self, last: bool) -> Result<(), Fault> {
+    pub(super) async fn undo_operation(&mut self) -> Result<(), Fault> {
         self.waiting.clear();
-        self.changed.truncate(self.kept);
-        // It may have changed tasks in here; they are read again when asked for.
-        self.loaded.clear();
+        self.fresh.clear();
+        self.changed.truncate(self.kept.0);
+        self.promises.truncate(self.kept.1);
+        for (id, task) in self.replaced.drain(..).rev() {
+            match task {
+                Some(task) => self.loaded.insert(id, task),
+                None => self.loaded.remove(&id),
+            };
+        }
         if std::mem::take(&mut self.saved) {
             self.trip(vec![query(UNDO)]).await?;
-        }
-        if last { self.commit().await } else { Ok(()) }
-    }
-
-    /// After the commit: what listeners are to be told, and the setting when nothing was sent at all.
-    pub(super) fn end(self) -> (Vec<Changed>, Option<&'static str>) {
-        (self.changed, self.setting)
-    }
-
-    async fn commit(&mut self) -> Result<(), Fault> {
-        if self.begun {
-            self.trip(vec![query(COMMIT)]).await?;
         }
         Ok(())
     }
 
-    /// What must come before the next statement. `SQLite` takes settings between transactions only.
-    fn beginning(&mut self) -> Vec<Statement> {
-        if std::mem::replace(&mut self.begun, true) {
-            return Vec::new();
+    /// Commits: what listeners are to be told, and who waits for the disk.
+    pub(super) async fn commit(mut self) -> Result<(Vec<Changed>, Vec<Promise>), Fault> {
+        let mut ending = self.write_all().await?;
+        if self.begun {
+            ending.push(query(COMMIT));
+            self.trip(ending).await?;
         }
-        self.setting.take().into_iter().chain([BEGIN]).map(query).collect()
+        Ok((self.changed, self.promises))
     }
 
-    /// What must come before the next statement of this operation.
-    fn opening(&mut self) -> Vec<Statement> {
-        let mut opening = self.beginning();
-        if !std::mem::replace(&mut self.saved, true) {
-            opening.push(query(SAVE_POINT));
+    /// What must come before the next statement.
+    fn beginning(&mut self) -> Vec<Statement> {
+        if std::mem::replace(&mut self.begun, true) { Vec::new() } else { vec![query(BEGIN)] }
+    }
+
+    /// Writes the rows of the operations that are over, but for the last statements, which may travel with others.
+    async fn write_all(&mut self) -> Result<Vec<Statement>, Fault> {
+        let mut last = Vec::new();
+        for group in self.unwritten.take()? {
+            if !last.is_empty() {
+                self.trip(std::mem::take(&mut last)).await.map_err(Fault::of_batch)?;
+            }
+            last = self.beginning();
+            last.extend(group);
         }
-        opening
+        Ok(last)
+    }
+
+    /// Sends the statements of the running operation, and one more.
+    async fn operate(&mut self, last: Option<Statement>) -> Result<Vec<SqliteRow>, Fault> {
+        let mut statements = self.write_all().await?;
+        let with_others = !statements.is_empty();
+        statements.extend(self.beginning());
+        if !std::mem::replace(&mut self.saved, true) {
+            statements.push(query(SAVE_POINT));
+        }
+        statements.append(&mut self.waiting);
+        statements.extend(last);
+        let outcome = self.trip(statements).await;
+        // Not knowing whose statement failed, nobody's can be trusted.
+        if with_others { outcome.map_err(Fault::of_batch) } else { outcome }
     }
 
     async fn trip(&mut self, statements: Vec<Statement>) -> Result<Vec<SqliteRow>, Fault> {
@@ -195,10 +211,7 @@ impl Tx<'_> {
 
     /// Runs a query, after what waits.
     pub(super) async fn fetch(&mut self, statement: Statement) -> Result<Vec<SqliteRow>, Fault> {
-        let mut statements = self.opening();
-        statements.append(&mut self.waiting);
-        statements.push(statement);
-        self.trip(statements).await
+        self.operate(Some(statement)).await
     }
 
     /// Runs a query that answers with whole assignments.
@@ -238,66 +251,47 @@ impl Tx<'_> {
     pub(super) async fn change(&mut self, task: &mut Task, fence: Option<Fence>, change: Change) -> Result<(), Fault> {
         let (was, before) = (task.state, Stage::of(task));
         let edit = task.apply(fence, change, self.now)?;
-        let facts = facts(Some(before), task, &edit);
-        self.write(rows::save(task)?);
+        self.write_down(task, Some(before), &edit);
         match edit {
             ArtifactEdit::Keep => {}
-            ArtifactEdit::Replace(artifacts) => self.replace_artifacts(task.id, &artifacts)?,
+            ArtifactEdit::Replace(artifacts) => self.fresh.replace_artifacts(task.id, artifacts),
             ArtifactEdit::Stored(index, object) => self.store_artifact(task.id, index, object).await?,
         }
-        self.write_down(task, facts)?;
+        self.fresh.save(task.clone());
         self.tell(task, Some(was));
         Ok(())
     }
 
-    /// Makes events of what happened to a task just now: one statement for its outputs, however many, and one for its stage.
-    pub(super) fn write_down(&mut self, task: &Task, facts: Vec<Fact>) -> Result<(), Fault> {
-        let mut outputs = Vec::new();
-        let mut stages = Vec::new();
-        for fact in facts {
-            match fact {
-                Fact::Output { index, .. } => outputs.push(index),
-                Fact::Stage { stage, error, .. } => {
-                    let error = error.map(|error| serde_json::to_string(&error)).transpose().map_err(corrupt)?;
-                    stages.push(self.event(STAGE_BEGAN, task).bind(stage.as_str()).bind(error));
-                }
-            }
+    /// Makes events of what happened to a task just now: it stood at `before`.
+    pub(super) fn write_down(&mut self, task: &Task, before: Option<Stage>, edit: &ArtifactEdit) {
+        for fact in facts(before, task, edit) {
+            self.fresh.tell(task, fact, self.now);
         }
-        if !outputs.is_empty() {
-            let outputs = serde_json::to_string(&outputs).map_err(corrupt)?;
-            let stored = self.event(OUTPUTS_STORED, task).bind(outputs);
-            self.write(stored);
-        }
-        self.waiting.append(&mut stages);
-        Ok(())
     }
 
-    fn event(&self, sql: &'static str, task: &Task) -> Statement {
-        query(sql).bind(key(task.id)).bind(self.now.0).bind(task.dispatch).bind(task.attempt)
+    /// Notes what the nodes of a task's run took, as JSON, if that is its newest.
+    pub(super) fn note_run(&mut self, id: TaskId, dispatch: i64, nodes: String) {
+        self.fresh.note_run(id, dispatch, nodes);
+    }
+
+    /// Tells when what the running operation did is safe from a power cut.
+    pub(super) fn promise(&mut self) -> Durable {
+        let (promise, durable) = Durable::later();
+        self.promises.push(promise);
+        durable
     }
 
     /// Has listeners told of it after the commit, and the batch's other operations see it; it stood at `was` before.
     pub(super) fn tell(&mut self, task: &Task, was: Option<TaskState>) {
-        self.loaded.insert(task.id, task.clone());
+        self.replaced.push((task.id, self.loaded.insert(task.id, task.clone())));
         self.changed.push(Changed::of(task, was));
     }
 
     /// These are deleted.
     pub(super) fn gone(&mut self, ids: &[TaskId]) {
         for id in ids {
-            self.loaded.remove(id);
+            self.replaced.push((*id, self.loaded.remove(id)));
         }
-    }
-
-    fn replace_artifacts(&mut self, id: TaskId, artifacts: &[Artifact]) -> Result<(), Fault> {
-        let statement = if artifacts.is_empty() {
-            query(FORGET_ARTIFACTS).bind(key(id))
-        } else {
-            let list = serde_json::to_string(artifacts).map_err(corrupt)?;
-            query(REPLACE_ARTIFACTS).bind(key(id)).bind(key(id)).bind(list)
-        };
-        self.write(statement);
-        Ok(())
     }
 
     async fn store_artifact(&mut self, id: TaskId, index: u32, object: StoredObject) -> Result<(), Fault> {

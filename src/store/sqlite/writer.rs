@@ -1,9 +1,10 @@
 //! The one writer: turns whatever queued up while it committed into the next commit.
 //!
 //! It owns the only connection that writes and is spoken to through the store's queue. It waits for nobody: a lone operation
-//! that somebody waits for is committed at once, sixteen that arrive during that commit share the next one and its single fsync. Each runs in a savepoint, so
-//! one that is refused leaves no trace and does not harm its neighbours; an I/O error fails the whole batch, and the next one is tried
-//! afresh. Nobody gets an answer, and no listener a word, before the commit.
+//! that somebody waits for is committed at once, sixteen that arrive during that commit share the next one and its single fsync. One that
+//! is refused leaves no trace and does not harm its neighbours; an I/O error fails the whole batch, and the next one is tried
+//! afresh. Nobody gets an answer, and no listener a word, before the commit; who was promised something, not before the disk has it
+//! (`flush`).
 //!
 //! When it dies (a panic, or its actor is killed), the operations of its batch are answered `Unavailable` and rolled back, those still
 //! queued stay queued, and the next writer made from the same store goes on with them.
@@ -19,20 +20,24 @@ use comfyd_actors::{
         store::{Changed, StoreError},
     },
 };
-use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
+use sqlx::{ConnectOptions, Row, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::{
-    sync::{broadcast, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     time::{Instant, error::Elapsed, timeout, timeout_at},
 };
 use tracing::{debug, warn};
 
-use super::{fault::Fault, tx::Tx};
+use super::{
+    fault::Fault,
+    flush::{Committed, Flusher, Promise},
+    tx::Tx,
+};
 
 /// Operations in one commit at most: bounds how long the first of them waits for its answer, and what one I/O error takes down.
 const MAX_BATCH: usize = 256;
 
-/// How long what nobody waits for waits for a commit it can share: longer than a short task needs from one of its changes to the next,
-/// shorter than anybody notices (decision 025).
+/// How long what nobody waits for waits for the next change of its task, to be written with that: longer than a short task needs from one
+/// of its changes to the next, shorter than anybody notices (decision 025).
 const COMPANY: Duration = Duration::from_millis(5);
 
 /// After this long without work the writer tidies up.
@@ -45,24 +50,36 @@ const TIDY: &str = "PRAGMA incremental_vacuum(200)";
 const CHECKPOINT: &str =
     "PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA optimize; PRAGMA busy_timeout = 10000";
 
+/// Which tasks an operation reads or changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// This one, which it begins by loading: those of a batch are loaded together.
+    Task(TaskId),
+    /// Tasks that nobody holds.
+    Unheld,
+    /// Any.
+    Any,
+}
+
 /// Something to be done in a transaction.
 pub(super) trait Operation: Send + 'static {
     /// What the caller gets.
     type Answer: Send + 'static;
 
-    /// Whether its effect must survive a power cut before anybody is told.
+    /// Whether its effect must be safe from a power cut before anybody is told.
     fn is_promise(&self) -> bool {
         false
     }
 
-    /// Whether nobody waits for its answer, so that it can wait for the next commit.
+    /// Whether nobody waits for its answer, so that it can wait for the next change of its task, or any commit that might see what it
+    /// does.
     fn can_wait(&self) -> bool {
         false
     }
 
-    /// The task it begins by loading, if it does: those of a batch are read together.
-    fn task(&self) -> Option<TaskId> {
-        None
+    /// Which tasks it is about.
+    fn reach(&self) -> Reach {
+        Reach::Any
     }
 
     /// Does it, on the writer's connection, inside a savepoint.
@@ -76,13 +93,13 @@ pub(super) trait Job: Send {
 
     fn can_wait(&self) -> bool;
 
-    fn task(&self) -> Option<TaskId>;
+    fn reach(&self) -> Reach;
 
-    /// Runs it and keeps the answer; one that was refused leaves no trace. The `last` one of its batch commits.
+    /// Runs it and keeps the answer; one that was refused leaves no trace.
     ///
     /// # Errors
     /// The connection or the file failed.
-    async fn run(&mut self, tx: &mut Tx<'_>, last: bool) -> Result<(), StoreError>;
+    async fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError>;
 
     /// Gives the kept answer to who waits, or the reason why the whole batch failed.
     fn answer(self: Box<Self>, outcome: Result<(), StoreError>);
@@ -115,20 +132,20 @@ impl<O: Operation> Job for Envelope<O> {
         self.operation.as_ref().is_some_and(Operation::can_wait)
     }
 
-    fn task(&self) -> Option<TaskId> {
-        self.operation.as_ref().and_then(Operation::task)
+    fn reach(&self) -> Reach {
+        self.operation.as_ref().map_or(Reach::Any, Operation::reach)
     }
 
-    async fn run(&mut self, tx: &mut Tx<'_>, last: bool) -> Result<(), StoreError> {
+    async fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
         let Some(operation) = self.operation.take() else { return Ok(()) };
         let outcome = match operation.run(tx).await {
-            Ok(answer) => tx.keep_operation(last).await.map(|()| answer),
+            Ok(answer) => tx.keep_operation().await.map(|()| answer),
             Err(fault) => Err(fault),
         };
         self.answer = Some(match outcome {
             Ok(answer) => Ok(answer),
             Err(Fault::Refused(error)) => {
-                tx.undo_operation(last).await.map_err(Fault::into_inner)?;
+                tx.undo_operation().await.map_err(Fault::into_inner)?;
                 Err(error)
             }
             Err(Fault::Broken(error)) => return Err(error),
@@ -147,53 +164,48 @@ impl<O: Operation> Job for Envelope<O> {
     }
 }
 
-/// What is committed next: whatever is there. Only what nobody waits for waits for something that somebody does.
-async fn gather(first: Box<dyn Job>, queue: &mut mpsc::Receiver<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
-    let deadline = Instant::now() + COMPANY;
-    let mut patient = first.can_wait();
-    let mut batch = vec![first];
-    while batch.len() < MAX_BATCH {
-        let next = match queue.try_recv() {
-            Ok(job) => Some(job),
-            Err(_) if patient => timeout_at(deadline, queue.recv()).await.ok().flatten(),
-            Err(_) => None,
-        };
-        let Some(job) = next else { break };
-        patient &= job.can_wait();
-        batch.push(job);
+/// Operations that wait for the next change of their tasks, oldest first.
+#[derive(Default)]
+struct Patient(Vec<(Instant, Box<dyn Job>)>);
+
+impl Patient {
+    fn add(&mut self, job: Box<dyn Job>) {
+        self.0.push((Instant::now() + COMPANY, job));
     }
-    batch
+
+    /// When their patience ends.
+    fn deadline(&self) -> Option<Instant> {
+        self.0.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Puts those before `batch` that belong there: the earlier changes of its tasks, or all when somebody might look for them, or their
+    /// patience is over.
+    fn join(&mut self, batch: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
+        let reaches: Vec<_> = batch.iter().map(|job| job.reach()).collect();
+        let is_over = self.deadline().is_some_and(|deadline| deadline <= Instant::now());
+        let all = is_over || batch.is_empty() || reaches.contains(&Reach::Any) || self.0.len() >= MAX_BATCH;
+        let joining = self.0.extract_if(.., |(_, job)| all || reaches.contains(&job.reach()));
+        let mut joined: Vec<_> = joining.map(|(_, job)| job).collect();
+        joined.extend(batch);
+        joined
+    }
 }
 
 /// The writer's state. Nothing in it outlives a panic.
 pub(super) struct Writer {
     options: SqliteConnectOptions,
     clock: Arc<dyn Clock>,
-    changes: broadcast::Sender<Changed>,
+    flusher: Flusher,
     metrics: Option<Metrics>,
-    link: Option<Link>,
+    /// The open connection.
+    conn: Option<SqliteConnection>,
+    patient: Patient,
     untidy: bool,
 }
 
-/// The open connection and how far its commits go.
-struct Link {
-    conn: SqliteConnection,
-    /// `None`: not known.
-    synchronous: Option<&'static str>,
-}
-
-/// Commits wait for the disk: nothing committed is lost, whatever happens to the machine.
-const FULL: &str = "PRAGMA synchronous = FULL";
-/// Commits do not wait: a power cut (not a crash of the process) may lose the last ones, in order, and never damages the file.
-const NORMAL: &str = "PRAGMA synchronous = NORMAL";
-
 impl Writer {
-    pub(super) fn new(
-        options: SqliteConnectOptions,
-        clock: Arc<dyn Clock>,
-        changes: broadcast::Sender<Changed>,
-    ) -> Self {
-        Self { options, clock, changes, metrics: None, link: None, untidy: false }
+    pub(super) fn new(options: SqliteConnectOptions, clock: Arc<dyn Clock>, flusher: Flusher) -> Self {
+        Self { options, clock, flusher, metrics: None, conn: None, patient: Patient::default(), untidy: false }
     }
 
     /// Has its commits timed.
@@ -204,21 +216,37 @@ impl Writer {
     /// Works until the queue is closed for good.
     pub(super) async fn run(mut self, queue: &mut mpsc::Receiver<Box<dyn Job>>) {
         loop {
-            let first = match self.next(queue).await {
-                Ok(Some(first)) => first,
-                Ok(None) => return,
-                Err(Elapsed { .. }) => {
-                    self.tidy().await;
-                    continue;
-                }
-            };
-            let batch = gather(first, queue).await;
-            self.settle(batch).await;
+            match self.next(queue).await {
+                Ok(batch) if batch.is_empty() => return,
+                Ok(batch) => self.settle(batch).await,
+                Err(Elapsed { .. }) => self.tidy().await,
+            }
         }
     }
 
-    async fn next(&self, queue: &mut mpsc::Receiver<Box<dyn Job>>) -> Result<Option<Box<dyn Job>>, Elapsed> {
-        if self.untidy { timeout(QUIET, queue.recv()).await } else { Ok(queue.recv().await) }
+    /// What is committed next: whatever is there. Nothing when the queue is closed.
+    async fn next(&mut self, queue: &mut mpsc::Receiver<Box<dyn Job>>) -> Result<Vec<Box<dyn Job>>, Elapsed> {
+        let mut batch = Vec::new();
+        loop {
+            while batch.len() < MAX_BATCH
+                && let Ok(job) = queue.try_recv()
+            {
+                if job.can_wait() { self.patient.add(job) } else { batch.push(job) }
+            }
+            if !batch.is_empty() || self.patient.0.len() >= MAX_BATCH {
+                return Ok(self.patient.join(batch));
+            }
+            let next = match self.patient.deadline() {
+                Some(deadline) => timeout_at(deadline, queue.recv()).await.ok().flatten(),
+                None if self.untidy => timeout(QUIET, queue.recv()).await?,
+                None => queue.recv().await,
+            };
+            match next {
+                Some(job) if job.can_wait() => self.patient.add(job),
+                Some(job) => batch.push(job),
+                None => return Ok(self.patient.join(batch)),
+            }
+        }
     }
 
     /// Commits a batch and answers everybody in it.
@@ -226,13 +254,12 @@ impl Writer {
         self.untidy = true;
         let begun = Instant::now();
         let outcome = match self.commit(&mut batch).await {
-            Ok(changed) => {
+            Ok((changed, promises)) => {
                 if let Some(metrics) = &self.metrics {
                     metrics.committed(batch.len(), begun.elapsed());
                 }
-                for change in changed {
-                    let _ = self.changes.send(change);
-                }
+                let jobs = batch.extract_if(.., |job| job.is_promise()).collect();
+                self.flusher.settle(Committed { jobs, promises, changed }).await;
                 Ok(())
             }
             Err(error) => {
@@ -246,53 +273,57 @@ impl Writer {
         }
     }
 
-    async fn commit(&mut self, batch: &mut [Box<dyn Job>]) -> Result<Vec<Changed>, StoreError> {
+    async fn commit(&mut self, batch: &mut [Box<dyn Job>]) -> Result<(Vec<Changed>, Vec<Promise>), StoreError> {
         let clock = Arc::clone(&self.clock);
-        let link = self.link().await.map_err(|error| Fault::from(error).into_inner())?;
-        let wanted = if batch.iter().any(|job| job.is_promise()) { FULL } else { NORMAL };
-        // Known again when the batch is through.
-        let setting = (link.synchronous.take() != Some(wanted)).then_some(wanted);
-        let mut tx = Tx::new(&mut link.conn, setting);
-        let asked: Vec<_> = batch.iter().filter_map(|job| job.task()).collect();
-        tx.prefetch(asked.into_iter()).await.map_err(Fault::into_inner)?;
-        let last = batch.len().saturating_sub(1);
-        for (place, job) in batch.iter_mut().enumerate() {
+        let mut tx = Tx::new(self.connection().await?);
+        let reaches: Vec<_> = batch.iter().map(|job| job.reach()).collect();
+        tx.prefetch(&reaches).await.map_err(Fault::into_inner)?;
+        for job in batch.iter_mut() {
             tx.now = clock.now();
-            job.run(&mut tx, place == last).await?;
+            job.run(&mut tx).await?;
         }
-        let (changed, unsent) = tx.end();
-        link.synchronous = unsent.is_none().then_some(wanted);
-        Ok(changed)
+        tx.commit().await.map_err(Fault::into_inner)
     }
 
-    async fn link(&mut self) -> Result<&mut Link, sqlx::Error> {
-        let link = match self.link.take() {
-            Some(link) => link,
-            // The options open it with FULL.
-            None => Link { conn: self.options.connect().await?, synchronous: Some(FULL) },
+    /// The connection, opened if there is none. Its log is trusted.
+    async fn connection(&mut self) -> Result<&mut SqliteConnection, StoreError> {
+        let kept = if self.flusher.is_trusted() { self.conn.take() } else { None };
+        let conn = match kept {
+            Some(conn) => conn,
+            None => connect(&self.options).await.map_err(|error| Fault::from(error).into_inner())?,
         };
-        Ok(self.link.insert(link))
+        Ok(self.conn.insert(conn))
     }
 
     /// Ends a failed transaction. A connection on which even that fails is given up; the next batch opens another.
     async fn roll_back(&mut self) {
-        if let Some(mut link) = self.link.take()
-            && sqlx::query("ROLLBACK").execute(&mut link.conn).await.is_ok()
+        if let Some(mut conn) = self.conn.take()
+            && sqlx::query("ROLLBACK").execute(&mut conn).await.is_ok()
         {
-            self.link = Some(link);
+            self.conn = Some(conn);
         }
     }
 
     /// Uses a quiet moment; tried once after each busy one. What fails here fails again, loudly, when something is to be written.
     async fn tidy(&mut self) {
         self.untidy = false;
-        let Some(link) = &mut self.link else { return };
+        let Some(conn) = &mut self.conn else { return };
         for work in [TIDY, CHECKPOINT] {
-            if let Err(error) = sqlx::raw_sql(work).execute(&mut link.conn).await {
+            if let Err(error) = sqlx::raw_sql(work).execute(&mut *conn).await {
                 debug!(%error, "failed to tidy up the task store");
-                self.link = None;
+                self.conn = None;
                 return;
             }
         }
+    }
+}
+
+/// A connection begins with an empty log: whatever it holds, on the disk or not, is in the database then, and that is on the disk.
+async fn connect(options: &SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
+    let mut conn = options.connect().await?;
+    let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&mut conn).await?;
+    match row.try_get("busy")? {
+        false => Ok(conn),
+        true => Err(sqlx::Error::Protocol("another process keeps its log from being emptied".into())),
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     },
     ports::{
         clock::Clock,
-        store::{Assignment, Changed, Created, NewTask, Query, Retention, StoreError},
+        store::{Assignment, Changed, Created, Creation, NewTask, Query, Retention, StoreError},
     },
     testing::TestClock,
 };
@@ -149,7 +149,8 @@ pub async fn create_can_claim_at_once<F: Future<Output = Subject>>(open: &impl F
     let waiting = store.add(new_task(1)).await;
     let new = new_task(2);
     let asked = claim(&worker("node", 1), 2);
-    let (created, claimed) = store.tasks.create(new.clone(), Some(asked)).await.unwrap();
+    let Creation { created, claimed, durable } = store.tasks.create(new.clone(), Some(asked)).await.unwrap();
+    durable.wait().await.unwrap();
     assert!(matches!(created, Created::New(task) if task.id == new.id && task.state == TaskState::Pending));
     assert_eq!(ids(&claimed), [waiting, new.id]);
     assert_eq!(claimed[1].graph, new.payload.graph);
@@ -219,13 +220,13 @@ pub async fn a_repeated_request_finds_its_task<F: Future<Output = Subject>>(open
     let first = store.add(keyed_task("key", 1)).await;
     store.tasks.cancel(first).await.unwrap();
     let asked = || Some(claim(&worker("node", 1), 1));
-    let (again, claimed) = store.tasks.create(keyed_task("key", 1), asked()).await.unwrap();
-    assert!(matches!(again, Created::Replayed(task) if task.id == first && task.state == TaskState::Cancelled));
+    let Creation { created, claimed, .. } = store.tasks.create(keyed_task("key", 1), asked()).await.unwrap();
+    assert!(matches!(created, Created::Replayed(task) if task.id == first && task.state == TaskState::Cancelled));
     assert!(claimed.is_empty());
-    let (other, _) = store.tasks.create(keyed_task("key", 2), asked()).await.unwrap();
-    assert!(matches!(other, Created::KeyReused));
-    let (theirs, _) = store.tasks.create(NewTask { tenant: 1, ..keyed_task("key", 2) }, None).await.unwrap();
-    assert!(matches!(theirs, Created::New(_)));
+    let other = store.tasks.create(keyed_task("key", 2), asked()).await.unwrap();
+    assert!(matches!(other.created, Created::KeyReused));
+    let theirs = store.tasks.create(NewTask { tenant: 1, ..keyed_task("key", 2) }, None).await.unwrap();
+    assert!(matches!(theirs.created, Created::New(_)));
     assert_eq!(store.tasks.list(Query { limit: 9, ..Query::default() }).await.unwrap().len(), 2);
 }
 
@@ -243,12 +244,12 @@ pub async fn pruning_forgets_keys<F: Future<Output = Subject>>(open: &impl Fn(Ar
     assert_eq!(store.work.prune(retention, 9).await.unwrap(), 1);
     assert!(matches!(store.tasks.get(ended).await, Err(StoreError::NotFound)));
     let again = |key| store.tasks.create(keyed_task(key, 1), None);
-    assert!(matches!(again("ended").await.unwrap().0, Created::New(_)));
-    assert!(matches!(again("alive").await.unwrap().0, Created::Replayed(task) if task.id == alive));
+    assert!(matches!(again("ended").await.unwrap().created, Created::New(_)));
+    assert!(matches!(again("alive").await.unwrap().created, Created::Replayed(task) if task.id == alive));
     clock.advance(hours(1));
     assert_eq!(store.work.prune(retention, 1).await.unwrap(), 1);
     assert_eq!(store.work.prune(retention, 9).await.unwrap(), 1);
-    assert!(matches!(again("alive").await.unwrap().0, Created::New(_)));
+    assert!(matches!(again("alive").await.unwrap().created, Created::New(_)));
     assert!(store.tasks.get(alive).await.is_ok(), "a task outlives its key");
 }
 
@@ -259,7 +260,7 @@ pub async fn changes_are_told<F: Future<Output = Subject>>(open: &impl Fn(Arc<dy
     let new = new_task(1);
     let id = new.id;
     let asked = claim(&worker("node", 1), 1);
-    let (_, claimed) = store.tasks.create(new, Some(asked)).await.unwrap();
+    let Creation { claimed, .. } = store.tasks.create(new, Some(asked)).await.unwrap();
     store.tasks.cancel(id).await.unwrap();
     let error = error();
     store.change(&claimed[0].task, Change::Fail { error }).await;

@@ -25,7 +25,10 @@ use crate::{
     },
     ports::{
         clock::Clock,
-        store::{Claim, Idempotency, NewTask, Pausable, Payload, Query, Retention},
+        store::{
+            Assignment, Claim, Created, Creation, Idempotency, NewTask, Pausable, Payload, Query, Retention,
+            StoreError, TaskStore,
+        },
     },
     testing::TestClock,
 };
@@ -422,7 +425,7 @@ impl Call {
     /// Makes the call; the answer as text, which is how all kinds of them are compared.
     pub(super) async fn make(&self, Subject { tasks, work, workflows, .. }: &Subject) -> Answer {
         match self.clone() {
-            Self::Create { new, claim } => answer(tasks.create(new, claim).await),
+            Self::Create { new, claim } => answer(create_durably(&**tasks, new, claim).await),
             Self::Claim(claim) => answer(work.claim(claim).await),
             Self::Apply { id, fence, change } => answer(work.apply(id, fence, change).await),
             Self::Amend(id, Change::Cancel) => answer(tasks.cancel(id).await),
@@ -454,6 +457,16 @@ impl Call {
     }
 }
 
+async fn create_durably(
+    tasks: &dyn TaskStore,
+    new: NewTask,
+    claim: Option<Claim>,
+) -> Result<(Created, Vec<Assignment>), StoreError> {
+    let Creation { created, claimed, durable } = tasks.create(new, claim).await?;
+    durable.wait().await?;
+    Ok((created, claimed))
+}
+
 /// An answer that prints as it is written.
 #[derive(PartialEq)]
 pub(super) struct Answer(String);
@@ -465,9 +478,9 @@ impl Debug for Answer {
 }
 
 /// The words of a `Corrupt` are the store's own.
-pub(super) fn answer<T: Debug>(result: Result<T, crate::ports::store::StoreError>) -> Answer {
+pub(super) fn answer<T: Debug>(result: Result<T, StoreError>) -> Answer {
     Answer(match result {
-        Err(crate::ports::store::StoreError::Corrupt(_)) => "Err(Corrupt)".into(),
+        Err(StoreError::Corrupt(_)) => "Err(Corrupt)".into(),
         result => format!("{result:#?}"),
     })
 }

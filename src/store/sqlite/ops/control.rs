@@ -13,20 +13,16 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::store::sqlite::{
     fault::Fault,
-    rows::{corrupt, get, key},
+    rows::{corrupt, get},
     statement::query,
     tx::Tx,
-    writer::Operation,
+    writer::{Operation, Reach},
 };
 
 /// The queue's own name is empty, so it comes first.
 pub(in crate::store::sqlite) const PAUSES: &str = "SELECT backend, since FROM pauses ORDER BY backend";
 const PAUSE: &str = "INSERT INTO pauses (backend, since) VALUES (?, ?) ON CONFLICT (backend) DO NOTHING";
 const RESUME: &str = "DELETE FROM pauses WHERE backend = ?";
-
-const NOTE_RUN: &str = "INSERT INTO task_nodes (task_id, dispatch, nodes)
-     SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM tasks WHERE id = ? AND dispatch = ?)
-     ON CONFLICT (task_id) DO UPDATE SET dispatch = excluded.dispatch, nodes = excluded.nodes";
 
 /// `TaskStore::amend`.
 pub(in crate::store::sqlite) struct Amend {
@@ -41,8 +37,8 @@ impl Operation for Amend {
         self.change.is_promise()
     }
 
-    fn task(&self) -> Option<TaskId> {
-        Some(self.id)
+    fn reach(&self) -> Reach {
+        Reach::Task(self.id)
     }
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Task, Fault> {
@@ -102,10 +98,13 @@ impl Operation for NoteRun {
         true
     }
 
+    fn reach(&self) -> Reach {
+        Reach::Task(self.id)
+    }
+
     async fn run(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
         let nodes = serde_json::to_string(&self.nodes).map_err(corrupt)?;
-        let note = query(NOTE_RUN).bind(key(self.id)).bind(self.dispatch).bind(nodes);
-        tx.write(note.bind(key(self.id)).bind(self.dispatch));
+        tx.note_run(self.id, self.dispatch, nodes);
         Ok(())
     }
 }

@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 
 use comfyd_actors::{
     domain::{
-        event::facts,
         id::TaskId,
         lane::{ANYBODY, Lanes, allot},
         task::{ArtifactEdit, Change, Intent, Task},
     },
-    ports::store::{Assignment, Claim, ClaimSlot, Created, Idempotency, NewTask, StoreError},
+    ports::store::{Assignment, Claim, ClaimSlot, Created, Creation, Idempotency, NewTask, StoreError},
 };
 
 use super::inputs;
@@ -18,7 +17,7 @@ use crate::store::sqlite::{
     rows::{self, corrupt, get, key, keys},
     statement::{Statement, query},
     tx::Tx,
-    writer::Operation,
+    writer::{Operation, Reach},
 };
 
 const FIND_KEY: &str = "SELECT body_sha256, task_id FROM idempotency WHERE tenant = ? AND key = ?";
@@ -94,10 +93,10 @@ pub(in crate::store::sqlite) struct Create {
 }
 
 impl Operation for Create {
-    type Answer = (Created, Vec<Assignment>);
+    type Answer = Creation;
 
-    fn is_promise(&self) -> bool {
-        true
+    fn reach(&self) -> Reach {
+        Reach::Unheld
     }
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Self::Answer, Fault> {
@@ -105,14 +104,14 @@ impl Operation for Create {
         if let Some(idempotency) = &new.idempotency
             && let Some(repeated) = find_repeated(tx, new.tenant, idempotency).await?
         {
-            return Ok((repeated, Vec::new()));
+            return Ok(Creation { created: repeated, claimed: Vec::new(), durable: tx.promise() });
         }
         let task = insert(tx, new)?;
         let claimed = match claim {
             Some(claim) => claim_heads(tx, claim).await?,
             None => Vec::new(),
         };
-        Ok((Created::New(task), claimed))
+        Ok(Creation { created: Created::New(task), claimed, durable: tx.promise() })
     }
 }
 
@@ -121,6 +120,10 @@ pub(in crate::store::sqlite) struct ClaimHeads(pub(in crate::store::sqlite) Clai
 
 impl Operation for ClaimHeads {
     type Answer = Vec<Assignment>;
+
+    fn reach(&self) -> Reach {
+        Reach::Unheld
+    }
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Self::Answer, Fault> {
         claim_heads(tx, self.0).await
@@ -160,7 +163,7 @@ fn insert(tx: &mut Tx<'_>, new: NewTask) -> Result<Task, Fault> {
     if !new.payload.options.files.is_empty() {
         inputs::need(tx, &task, new.payload.options.files.iter())?;
     }
-    tx.write_down(&task, facts(None, &task, &ArtifactEdit::Keep))?;
+    tx.write_down(&task, None, &ArtifactEdit::Keep);
     tx.tell(&task, None);
     Ok(task)
 }

@@ -11,7 +11,13 @@ use comfyd_actors::{
     ports::store::{Assignment, Renewed},
 };
 
-use crate::store::sqlite::{fault::Fault, rows::keys, statement::query, tx::Tx, writer::Operation};
+use crate::store::sqlite::{
+    fault::Fault,
+    rows::keys,
+    statement::query,
+    tx::Tx,
+    writer::{Operation, Reach},
+};
 
 // Held tasks are as few as there are backends, so these walk over all of them.
 const HELD: &str = concat!(
@@ -55,8 +61,8 @@ impl Operation for Apply {
         self.change.can_wait()
     }
 
-    fn task(&self) -> Option<TaskId> {
-        Some(self.id)
+    fn reach(&self) -> Reach {
+        Reach::Task(self.id)
     }
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Task, Fault> {

@@ -1,0 +1,122 @@
+//! Promises wait here until the disk has them.
+//!
+//! With `synchronous = FULL`, `SQLite` waits for the disk inside the commit, and whoever comes next waits as well, promise or not. So the
+//! writer commits with `NORMAL`: that is in the log, and safe from the death of the process, when the commit returns. The log is flushed
+//! here while the writer goes on, once for all promises that are waiting, and then they are answered (decision 026).
+//!
+//! After a flush that failed nobody knows which pages of the log are on the disk: the system forgets them, and the next flush succeeds
+//! without them. So the log is not trusted any more until its contents are in the database, see [`Flusher::is_trusted`].
+
+use std::{
+    fs::File,
+    io,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use comfyd_actors::ports::store::{Changed, StoreError};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot},
+    task::spawn_blocking,
+};
+use tracing::warn;
+
+use super::writer::Job;
+
+/// Batches that may wait for the disk; then the writer waits too.
+const WAITING: usize = 64;
+
+/// Somebody who wants to be told when the disk has what was committed.
+pub(super) type Promise = oneshot::Sender<Result<(), StoreError>>;
+
+/// A batch that is committed: what is said of it once the disk has it.
+pub(super) struct Committed {
+    /// Its operations that are promises, with their answers.
+    pub(super) jobs: Vec<Box<dyn Job>>,
+    /// What else waits for the disk.
+    pub(super) promises: Vec<Promise>,
+    /// What listeners are told.
+    pub(super) changed: Vec<Changed>,
+}
+
+impl Committed {
+    fn is_promise(&self) -> bool {
+        !self.jobs.is_empty() || !self.promises.is_empty()
+    }
+}
+
+/// The writer's end.
+pub(super) struct Flusher {
+    committed: mpsc::Sender<Committed>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    log: PathBuf,
+    changes: broadcast::Sender<Changed>,
+    /// Batches not told yet.
+    waiting: AtomicUsize,
+    failed: AtomicBool,
+}
+
+impl Flusher {
+    /// Flushes `log`, the file `SQLite` names after its database, and tells `changes`. The future does it, and ends when the flusher is
+    /// dropped and everything is told.
+    pub(super) fn new(log: PathBuf, changes: broadcast::Sender<Changed>) -> (Self, impl Future<Output = ()>) {
+        let (committed, waiting) = mpsc::channel(WAITING);
+        let shared = Shared { log, changes, waiting: AtomicUsize::new(0), failed: AtomicBool::new(false) };
+        let shared = Arc::new(shared);
+        (Self { committed, shared: Arc::clone(&shared) }, flush(shared, waiting))
+    }
+
+    /// Says what is to be said of a batch: at once when it holds no promise and none is waiting, since listeners hear of changes in order.
+    pub(super) async fn settle(&self, batch: Committed) {
+        if !batch.is_promise() && self.shared.waiting.load(Ordering::Acquire) == 0 {
+            return self.shared.tell(batch.changed);
+        }
+        self.shared.waiting.fetch_add(1, Ordering::AcqRel);
+        // It is there as long as the writer is: both are one future.
+        _ = self.committed.send(batch).await;
+    }
+
+    /// False once after a flush failed: before anything more is promised, the log must be folded into the database.
+    pub(super) fn is_trusted(&self) -> bool {
+        !self.shared.failed.swap(false, Ordering::AcqRel)
+    }
+}
+
+impl Shared {
+    fn tell(&self, changed: Vec<Changed>) {
+        for change in changed {
+            _ = self.changes.send(change);
+        }
+    }
+}
+
+async fn flush(shared: Arc<Shared>, mut committed: mpsc::Receiver<Committed>) {
+    let mut group = Vec::new();
+    while committed.recv_many(&mut group, WAITING).await > 0 {
+        let outcome = if group.iter().any(Committed::is_promise) { reach_disk(&shared).await } else { Ok(()) };
+        for Committed { jobs, promises, changed } in group.drain(..) {
+            // What could not be promised is there all the same, and may be seen.
+            shared.tell(changed);
+            shared.waiting.fetch_sub(1, Ordering::AcqRel);
+            jobs.into_iter().for_each(|job| job.answer(outcome.clone()));
+            promises.into_iter().for_each(|promise| _ = promise.send(outcome.clone()));
+        }
+    }
+}
+
+async fn reach_disk(shared: &Arc<Shared>) -> Result<(), StoreError> {
+    let log = shared.log.clone();
+    // Opened each time: it is another file when SQLite made it anew.
+    let flushed = spawn_blocking(move || File::open(log)?.sync_data()).await;
+    flushed.map_err(io::Error::other).flatten().map_err(|error| {
+        warn!(%error, "failed to flush the task store's log");
+        shared.failed.store(true, Ordering::Release);
+        StoreError::Unavailable(format!("the disk did not take the write: {error}"))
+    })
+}
