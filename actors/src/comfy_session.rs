@@ -145,8 +145,8 @@ pub enum Outcome {
     Looked { began: Timestamp, result: Result<Sighting, ComfyError> },
     /// The history was read.
     History(Result<Option<Finished>, ComfyError>),
-    /// The server was asked to stop the prompt.
-    StopAsked,
+    /// The server was asked to stop the prompt, and said that it heard, or did not.
+    StopAsked { heard: bool },
 }
 
 /// Start data.
@@ -334,7 +334,7 @@ impl State {
             }
             Ok(Outcome::Looked { began, result }) => flight.on_looked(result, began, now),
             Ok(Outcome::History(result)) => flight.on_history(result, now),
-            Ok(Outcome::StopAsked) => flight.on_stop_asked(now),
+            Ok(Outcome::StopAsked { heard }) => flight.on_stop_asked(heard, now),
             Err(Panicked) => flight.on_interrupted(now),
         }
         if occupied && self.flights.get(&id).is_some_and(|(flight, _)| !flight.occupies_backend()) {
@@ -481,18 +481,11 @@ impl State {
                 self.tasks.run(me, work, done);
             }
             Act::Stop(prompt) => {
-                let work = async move {
-                    // Whether it was heard shows in what the server says next.
-                    let _ = comfy.cancel(&prompt).await;
-                    Outcome::StopAsked
-                };
+                let work = async move { Outcome::StopAsked { heard: comfy.cancel(&prompt).await.is_ok() } };
                 self.tasks.run(me, work, done);
             }
             Act::Withdraw(prompt) => {
-                let work = async move {
-                    let _ = comfy.withdraw(&prompt).await;
-                    Outcome::StopAsked
-                };
+                let work = async move { Outcome::StopAsked { heard: comfy.withdraw(&prompt).await.is_ok() } };
                 self.tasks.run(me, work, done);
             }
             Act::Plan(artifacts) => self.hand_to_uploads(id, artifacts),

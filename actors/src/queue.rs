@@ -15,6 +15,7 @@ mod gaps;
 mod intake;
 mod leases;
 mod matching;
+mod pace;
 mod rounds;
 mod routes;
 
@@ -27,7 +28,7 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::{sync::broadcast, time::Instant};
 use tracing::{debug, info};
 
-use self::{admission::Waiting, control::Pauses, gaps::Gaps, routes::Routes};
+use self::{admission::Waiting, control::Pauses, gaps::Gaps, pace::Pace, routes::Routes};
 use crate::{
     bridge::{RequestError, TaskRequest, Wish},
     comfy_session::Origin,
@@ -261,6 +262,7 @@ pub struct State {
     draining: Vec<RpcReplyPort<()>>,
     pauses: Pauses,
     gaps: Gaps,
+    paces: HashMap<BackendId, Pace>,
     counting: bool,
     tasks: Tasks,
 }
@@ -348,6 +350,7 @@ impl State {
             draining: Vec::new(),
             pauses: Pauses::default(),
             gaps: Gaps::default(),
+            paces: HashMap::new(),
             counting: false,
             tasks: Tasks::default(),
         }

@@ -123,6 +123,8 @@ pub struct Flight {
     stop: Option<Stop>,
     stop_sent_at: Option<Timestamp>,
     stop_asked_at: Option<Timestamp>,
+    /// When the server had heard of the stop.
+    stop_heard_at: Option<Timestamp>,
     /// When the prompt was first seen running.
     running_since: Option<Timestamp>,
     /// When its end was first heard of.
@@ -166,6 +168,7 @@ impl Flight {
             busy: false,
             stop,
             stop_sent_at: None,
+            stop_heard_at: None,
             running_since: None,
             end_heard_at: None,
             over_at: now,
@@ -255,7 +258,7 @@ impl Flight {
             Act::Prepare => self.files.begin(),
             Act::Submit => self.fate = Fate::Sending,
             Act::Look(_) | Act::ReadHistory(_) => self.asks += 1,
-            Act::Stop(_) | Act::Withdraw(_) => self.stop_sent_at = Some(now),
+            Act::Stop(_) | Act::Withdraw(_) => (self.stop_sent_at, self.stop_heard_at) = (Some(now), None),
             Act::Plan(_) | Act::Settle { .. } => {}
         }
         Some(act)
@@ -454,7 +457,7 @@ impl Flight {
         }
         if !matches!(self.fate, Fate::Accepted { .. }) {
             // A stop that was asked for before it arrived, or under another id, hit nothing.
-            self.stop_sent_at = None;
+            (self.stop_sent_at, self.stop_heard_at) = (None, None);
         }
         self.fate = Fate::Accepted { running };
     }
@@ -476,7 +479,7 @@ impl Flight {
         }
         let mut doubt = match &self.fate {
             Fate::Unclear(doubt) => *doubt,
-            _ => Doubt::confirmed(began),
+            _ => self.stop_heard_at.map_or_else(|| Doubt::confirmed(began), Doubt::taken_back),
         };
         match doubt.conclude(sighting, began) {
             Verdict::Alive { prompt, running } => {
@@ -519,8 +522,9 @@ impl Flight {
     }
 
     /// The server was asked to stop it: the end is awaited and looked for.
-    pub fn on_stop_asked(&mut self, now: Timestamp) {
+    pub fn on_stop_asked(&mut self, heard: bool, now: Timestamp) {
         self.busy = false;
+        self.stop_heard_at = heard.then_some(now);
         self.next_ask = now;
     }
 
@@ -555,7 +559,7 @@ impl Flight {
         if self.stop == Some(Stop::Recall) {
             // Too late: it is fastest where it is.
             self.stop = None;
-            self.stop_sent_at = None;
+            (self.stop_sent_at, self.stop_heard_at) = (None, None);
         }
     }
 
@@ -588,7 +592,7 @@ impl Flight {
         if self.stop.is_none() || stop == Stop::Client && self.stop != Some(Stop::Client) {
             self.stop = Some(stop);
             self.stop_asked_at = Some(now);
-            self.stop_sent_at = None;
+            (self.stop_sent_at, self.stop_heard_at) = (None, None);
         }
     }
 

@@ -44,6 +44,13 @@ impl Doubt {
         Self { grace_until: now, absent_since: None }
     }
 
+    /// The server took it out of its queue at `at`, or was about to end it: that is the first absence. It moves a prompt from one of its lists
+    /// to the next under a lock, so a look that began later sees it if it is anywhere.
+    #[must_use]
+    pub fn taken_back(at: Timestamp) -> Self {
+        Self { grace_until: at, absent_since: Some(at.before(PAIR_GAP)) }
+    }
+
     /// The POST may have been sent at any moment up to `last_possible_send`, and takes at most `post_timeout` to arrive and
     /// `validate_grace` to be validated and queued.
     #[must_use]
@@ -87,6 +94,14 @@ mod tests {
         assert_eq!(doubt.conclude(Sighting::Absent, Timestamp(40_000)), Verdict::LookAgain(Timestamp(42_000)));
         assert_eq!(doubt.conclude(Sighting::Absent, Timestamp(41_000)), Verdict::LookAgain(Timestamp(42_000)));
         assert_eq!(doubt.conclude(Sighting::Absent, Timestamp(42_000)), Verdict::Gone);
+    }
+
+    #[test]
+    fn what_was_taken_back_and_is_absent_is_gone() {
+        let at = Timestamp(10_000);
+        assert_eq!(Doubt::taken_back(at).conclude(Sighting::Absent, at), Verdict::Gone);
+        let before = Doubt::taken_back(at).conclude(Sighting::Absent, Timestamp(9_999));
+        assert_eq!(before, Verdict::LookAgain(at), "that look may have missed it on its way in");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use ractor::{ActorRef, RpcReplyPort};
 use tracing::{debug, info};
 
-use super::{COUNT_EVERY, QueueMsg, State};
+use super::{COUNT_EVERY, Held, QueueMsg, State, Whereabouts};
 use crate::{
     bridge::{RequestError, Wish},
     comfy_session::SessionMsg,
@@ -156,7 +156,8 @@ impl State {
     /// What only waits on a server has not begun: it comes back, to run elsewhere or later.
     fn recall_paused(&self) {
         for backend in self.sessions.keys().filter(|backend| self.pauses.stop_all() || self.pauses.stop(backend)) {
-            for _ in 0..self.system.settings.prepare_ahead {
+            let there = |held: &&Held| held.at == Whereabouts::Backend && held.backend == *backend;
+            for _ in 0..self.held.values().filter(there).count() {
                 self.tell_session(backend, SessionMsg::Recall { lanes: Lanes::All });
             }
         }

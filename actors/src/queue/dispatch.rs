@@ -6,7 +6,7 @@ use tracing::{debug, error, warn};
 
 use super::{
     Demand, Held, QueueMsg, RECALL_AFTER, State, Whereabouts,
-    matching::{Place, free_places, to_recall},
+    matching::{Place, free_places, surplus, to_recall},
 };
 use crate::{
     comfy_session::{Origin, SessionMsg},
@@ -41,9 +41,16 @@ impl State {
 
     pub(super) fn on_moved(&mut self, me: &ActorRef<QueueMsg>, id: TaskId, to: Whereabouts) {
         let Some(held) = self.held.get_mut(&id) else { return };
-        if held.at == Whereabouts::Backend || held.at == Whereabouts::Ran {
-            held.at = to;
-            self.fill(me);
+        let before = std::mem::replace(&mut held.at, to);
+        match before {
+            Whereabouts::Backend => {
+                let backend = held.backend.clone();
+                let goes_on = self.held.values().any(|held| held.at == Whereabouts::Backend && held.backend == backend);
+                self.paces.entry(backend).or_default().ran(goes_on, Instant::now());
+                self.fill(me);
+            }
+            Whereabouts::Ran => self.fill(me),
+            Whereabouts::Uploads | Whereabouts::Settling => held.at = before,
         }
     }
 
@@ -63,7 +70,7 @@ impl State {
         let mut slots = self.places_to_fill();
         slots.retain(|slot| !self.dry.contains(&slot.lanes));
         if slots.is_empty() {
-            if self.find_recall().is_some() {
+            if self.find_recall().is_some() || !surplus(&self.places()).is_empty() {
                 me.send_after(RECALL_AFTER, || QueueMsg::ConsiderRecall);
             }
             return;
@@ -113,7 +120,7 @@ impl State {
         if held_up || self.pauses.stop_all() {
             return Vec::new();
         }
-        let free = free_places(&self.places(), self.system.settings.prepare_ahead);
+        let free = free_places(&self.places());
         free.into_iter()
             .filter_map(|backend| {
                 let client = self.sessions.get(&backend)?.client.clone()?;
@@ -124,6 +131,7 @@ impl State {
     }
 
     pub(super) fn places(&self) -> Vec<Place> {
+        let now = Instant::now();
         self.sessions
             .iter()
             .map(|(backend, demand)| {
@@ -131,6 +139,7 @@ impl State {
                     self.held.values().filter(|held| held.at == Whereabouts::Backend && held.backend == *backend);
                 let tasks: Vec<i64> = there.map(|held| held.lane).collect();
                 let kept = self.kept.get(backend).copied().unwrap_or(0);
+                let pace = self.paces.get(backend).copied().unwrap_or_default();
                 let online = demand.client.is_some() && self.is_up(demand) && !self.pauses.stop(backend);
                 Place {
                     backend: backend.clone(),
@@ -138,6 +147,7 @@ impl State {
                     occupied: tasks.len() + kept,
                     lanes: self.lanes_of(backend),
                     tasks,
+                    ahead: pace.ahead(self.system.settings.prepare_ahead, now),
                 }
             })
             .collect()
@@ -164,7 +174,8 @@ impl State {
         }
     }
 
-    /// Nothing waits, one backend has nothing to do, another has a prompt prepared: that one moves over.
+    /// Nothing waits, one backend has nothing to do, another has a prompt prepared: that one moves over. And what was sent ahead to a backend
+    /// that is not fast any more comes back into the order.
     pub(super) fn recall(&mut self) {
         if self.claiming || !self.recovered || !self.draining.is_empty() {
             return;
@@ -172,6 +183,10 @@ impl State {
         if let Some((backend, lanes)) = self.find_recall() {
             debug!(%backend, "recalling a prepared prompt for an idle backend");
             self.tell_session(&backend, SessionMsg::Recall { lanes });
+        }
+        for backend in surplus(&self.places()) {
+            debug!(%backend, "taking back a prompt that was sent ahead");
+            self.tell_session(&backend, SessionMsg::Recall { lanes: Lanes::All });
         }
     }
 

@@ -15,17 +15,20 @@ pub struct Place {
     pub lanes: Lanes,
     /// The lanes of the tasks there.
     pub tasks: Vec<i64>,
+    /// How many may wait there behind the one that runs.
+    pub ahead: usize,
 }
 
 /// The places for the next tasks, best first: every idle backend before anything is prepared ahead of its turn, because what sits
 /// in a server's own queue escapes our order.
 #[must_use]
-pub fn free_places(places: &[Place], prepare_ahead: usize) -> Vec<BackendId> {
-    (0..=prepare_ahead)
+pub fn free_places(places: &[Place]) -> Vec<BackendId> {
+    let deepest = places.iter().map(|place| place.ahead).max().unwrap_or(0);
+    (0..=deepest)
         .flat_map(|depth| {
             places
                 .iter()
-                .filter(move |place| place.online && place.occupied <= depth)
+                .filter(move |place| place.online && place.occupied <= depth && depth <= place.ahead)
                 .map(|place| place.backend.clone())
         })
         .collect()
@@ -42,12 +45,20 @@ pub fn to_recall(places: &[Place]) -> Option<(BackendId, Lanes)> {
     })
 }
 
+/// The backends that have more tasks waiting than they should, once for each: they turned out slower than they were.
+#[must_use]
+pub fn surplus(places: &[Place]) -> Vec<BackendId> {
+    let too_many = |place: &Place| place.occupied.saturating_sub(1 + place.ahead);
+    places.iter().flat_map(|place| std::iter::repeat_n(place.backend.clone(), too_many(place))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn place(name: &str, online: bool, occupied: usize) -> Place {
-        Place { backend: BackendId::new(name), online, occupied, lanes: Lanes::only([0]), tasks: vec![0; occupied] }
+        let (backend, lanes, tasks) = (BackendId::new(name), Lanes::only([0]), vec![0; occupied]);
+        Place { backend, online, occupied, lanes, tasks, ahead: 1 }
     }
 
     fn names(places: Vec<BackendId>) -> Vec<String> {
@@ -57,9 +68,16 @@ mod tests {
     #[test]
     fn idle_backends_come_before_preparing() {
         let places = [place("busy", true, 1), place("idle", true, 0), place("off", false, 0), place("full", true, 2)];
-        assert_eq!(names(free_places(&places, 1)), ["idle", "busy", "idle"]);
-        assert_eq!(names(free_places(&places, 0)), ["idle"]);
-        assert_eq!(names(free_places(&[place("idle", true, 0)], 2)), ["idle", "idle", "idle"]);
+        assert_eq!(names(free_places(&places)), ["idle", "busy", "idle"]);
+        let strict = places.map(|place| Place { ahead: 0, ..place });
+        assert_eq!(names(free_places(&strict)), ["idle"]);
+        let fast = Place { ahead: 2, ..place("fast", true, 0) };
+        assert_eq!(names(free_places(&[fast, place("busy", true, 1)])), ["fast", "fast", "busy", "fast"]);
+    }
+
+    #[test]
+    fn what_a_slow_backend_was_sent_too_early_is_surplus() {
+        assert_eq!(names(surplus(&[place("a", true, 4), place("b", true, 2)])), ["a", "a"]);
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Bench {
             match self.next() {
                 Some(Act::Look(_)) => self.looked(Sighting::Absent),
                 Some(Act::ReadHistory(_)) => self.flight.on_history(Ok(None), self.now),
-                Some(Act::Stop(_) | Act::Withdraw(_)) => self.flight.on_stop_asked(self.now),
+                Some(Act::Stop(_) | Act::Withdraw(_)) => self.flight.on_stop_asked(true, self.now),
                 None => self.now = self.now.after(Duration::from_millis(500)),
                 act => return act,
             }
@@ -237,7 +237,7 @@ fn every_ending_has_its_meaning() {
         if let Some(stop) = stop {
             bench.flight.request_stop(stop, bench.now);
             assert!(matches!(bench.next(), Some(Act::Stop(_))));
-            bench.flight.on_stop_asked(bench.now);
+            bench.flight.on_stop_asked(true, bench.now);
         }
         let finished = bench.finished(outcome);
         bench.flight.on_history(Ok(Some(finished)), bench.now);
@@ -263,7 +263,7 @@ fn partial_acceptance_is_taken_back() {
     let node_errors = Some(serde_json::json!({"7": {"errors": []}}));
     bench.submitted(Ok(Receipt { prompt, node_errors: node_errors.clone() }));
     assert!(matches!(bench.next(), Some(Act::Stop(_))));
-    bench.flight.on_stop_asked(bench.now);
+    bench.flight.on_stop_asked(true, bench.now);
     let finished = bench.finished(Outcome::Success);
     bench.looked_now(finished);
     let Change::Fail { error } = change(bench.next()) else { panic!("not failed") };
@@ -286,7 +286,7 @@ fn a_timeout_counts_from_the_start_of_the_run() {
     assert!(!matches!(bench.after(59), Some(Act::Stop(_))));
     bench.flight.on_history(Ok(None), bench.now);
     assert!(matches!(bench.after(1), Some(Act::Stop(_))));
-    bench.flight.on_stop_asked(bench.now);
+    bench.flight.on_stop_asked(true, bench.now);
     assert!(matches!(bench.next(), Some(Act::Look(_))));
     bench.looked(Sighting::Alive { prompt: bench.flight.prompt(), running: true });
     let act = bench.after(30);
@@ -306,12 +306,30 @@ fn a_prompt_that_runs_is_not_recalled() {
     let mut bench = Bench::accepted();
     bench.flight.request_stop(Stop::Recall, bench.now);
     assert!(matches!(bench.next(), Some(Act::Withdraw(_))), "never an interrupt: it may begin to run at any moment");
-    bench.flight.on_stop_asked(bench.now);
+    bench.flight.on_stop_asked(true, bench.now);
     bench.flight.on_running(bench.now);
     for _ in 0..10 {
         let act = bench.after(1);
         assert!(matches!(act, Some(Act::ReadHistory(_) | Act::Look(_))), "{act:?}");
         bench.looked(Sighting::Alive { prompt: bench.flight.prompt(), running: true });
+    }
+}
+
+#[test]
+fn what_the_server_gave_back_is_gone_at_once() {
+    for heard in [true, false] {
+        let mut bench = Bench::accepted();
+        bench.flight.request_stop(Stop::Recall, bench.now);
+        assert!(matches!(bench.next(), Some(Act::Withdraw(_))));
+        bench.flight.on_stop_asked(heard, bench.now);
+        assert!(matches!(bench.next(), Some(Act::Look(_))));
+        bench.looked(Sighting::Absent);
+        let next = bench.next();
+        if heard {
+            assert_eq!(change(next), Change::Release(Release::Recalled));
+        } else {
+            assert_eq!(next, None, "one absence proves nothing when nobody took it out");
+        }
     }
 }
 
@@ -382,7 +400,7 @@ fn a_stop_is_asked_for_again_when_its_prompt_turns_up() {
     bench.submitted(Err(SubmitError::Unknown("reset".into())));
     bench.flight.request_stop(Stop::Client, bench.now);
     assert!(matches!(bench.next(), Some(Act::Stop(_))));
-    bench.flight.on_stop_asked(bench.now);
+    bench.flight.on_stop_asked(true, bench.now);
     bench.next();
     let other = PromptId::new("the-servers-own-id");
     bench.looked(Sighting::Alive { prompt: other.clone(), running: true });
