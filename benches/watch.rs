@@ -54,7 +54,7 @@ fn sampling(steps: u32) -> Value {
 
 /// How long each step was on its way to each watcher.
 async fn delays() -> Vec<Duration> {
-    let (clock, folder) = (Arc::new(SystemClock), folder());
+    let (clock, folder) = (Arc::new(SystemClock::start()), folder());
     let config = FakeConfig { node_time: STEP * STEPS, ..FakeConfig::default() };
     let fake = FakeComfy::start(config).await.expect("the fake starts");
     let control = fake.control();

@@ -102,7 +102,7 @@ impl App {
     pub async fn start(config: &Config) -> Result<Self, AppError> {
         crate::tls::install_crypto_provider();
         let (listener, address) = listen(config)?;
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
         let database = SqliteConfig::parse(config.store.database_url.expose())?;
         let lock = lock_node(&database.path)?;
         let store = SqliteStore::open(database, clock.clone()).await?;

@@ -1,21 +1,39 @@
-//! The machine's clock as the `Clock` port.
+//! The machine's clocks as the `Clock` port.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use comfyd_actors::{
     domain::time::{Timestamp, millis},
     ports::clock::Clock,
 };
 
-/// The machine's wall clock. May jump when the machine's time is set: use it for what is stored and shown, never to
-/// measure a duration.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SystemClock;
+/// The machine's wall clock, and one that began with it and counts on by the system's monotonic clock.
+#[derive(Debug, Clone, Copy)]
+pub struct SystemClock {
+    began: Instant,
+    at: Timestamp,
+}
+
+impl SystemClock {
+    /// Begins to count.
+    #[must_use]
+    pub fn start() -> Self {
+        Self { began: Instant::now(), at: wall() }
+    }
+}
 
 impl Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "this is the Clock port's one real adapter")]
     fn now(&self) -> Timestamp {
-        // A clock before 1970 is a broken machine; zero is as good an answer as any and never a panic.
-        Timestamp(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis))
+        wall()
     }
+
+    fn steady(&self) -> Timestamp {
+        self.at.after(self.began.elapsed())
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the Clock port's one real adapter")]
+fn wall() -> Timestamp {
+    // A clock before 1970 is a broken machine; zero is as good an answer as any and never a panic.
+    Timestamp(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis))
 }

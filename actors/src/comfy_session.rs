@@ -198,7 +198,7 @@ impl Actor for ComfySessionActor {
         me.send_interval(TICK, || SessionMsg::Tick);
         me.cast(SessionMsg::Dial)?;
         Ok(State {
-            phase: Phase::Disconnected { failures: 0, since: system.clock.now() },
+            phase: Phase::Disconnected { failures: 0, since: system.clock.steady() },
             system,
             backend,
             comfy,
@@ -573,8 +573,9 @@ impl State {
         });
     }
 
+    /// Everything in a session is measured: the time of day may be set meanwhile.
     fn now(&self) -> Timestamp {
-        self.system.clock.now()
+        self.system.clock.steady()
     }
 }
 

@@ -148,7 +148,7 @@ impl State {
         self.remove(me, id);
         debug!(task.id = %id, outputs = artifacts.len(), "storing the task's outputs");
         let cancelling = task.is_cancelling();
-        let batch = Batch::new(task, options, artifacts, self.system.clock.now());
+        let batch = Batch::new(task, options, artifacts, self.system.clock.steady());
         self.ready.extend(batch.missing().map(|index| (id, fence, index)));
         let finished = batch.is_finished();
         self.batches.insert(id, batch);
@@ -242,7 +242,7 @@ impl State {
     }
 
     fn fail(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, fence: Fence, index: u32, failure: Failure) {
-        let (settings, now) = (self.system.settings.uploads, self.system.clock.now());
+        let (settings, now) = (self.system.settings.uploads, self.system.clock.steady());
         self.system.metrics.upload_failed(failure.as_str());
         let Some(batch) = self.batches.get_mut(&id).filter(|batch| batch.task.fence == fence) else { return };
         match batch.failed(index, &failure, now, settings, rand::random()) {

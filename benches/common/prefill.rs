@@ -23,7 +23,7 @@ const PAYLOADS: &str = "
 
 /// Opens the store in `folder`.
 pub async fn store(folder: &Path) -> Arc<SqliteStore> {
-    SqliteStore::open(SqliteConfig::new(database_file(folder)), Arc::new(SystemClock)).await.expect("a store")
+    SqliteStore::open(SqliteConfig::new(database_file(folder)), Arc::new(SystemClock::start())).await.expect("a store")
 }
 
 /// Makes a store in `folder` in which `pending` tasks wait, and returns a connection to its file.

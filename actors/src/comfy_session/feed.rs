@@ -101,7 +101,7 @@ impl Feed {
             task: task.id,
             workflow: task.workflow.as_deref().map(Arc::from),
             tracker: Tracker::new(nodes),
-            last_word: self.0.clock.now(),
+            last_word: self.0.clock.steady(),
             running_since: None,
             senders,
         };
@@ -112,7 +112,7 @@ impl Feed {
     pub fn unfollow(&self, prompt: &PromptId) -> Vec<NodeTiming> {
         let Some(followed) = self.lock().followed.remove(prompt) else { return Vec::new() };
         self.0.board.clear_progress(followed.task);
-        followed.tracker.into_timings(self.0.clock.now())
+        followed.tracker.into_timings(self.0.clock.steady())
     }
 
     /// Its files are on their way to the server: so many bytes of so many.
@@ -146,7 +146,7 @@ impl Feed {
     /// Takes in a frame; returns what the session must hear of.
     #[must_use]
     pub fn take(&self, signal: Signal) -> Option<Word> {
-        let now = self.0.clock.now();
+        let now = self.0.clock.steady();
         match signal {
             Signal::Status { queue_remaining, .. } => {
                 let mut heard = self.lock();
@@ -177,7 +177,7 @@ impl Feed {
     fn picture(&self, of: Option<(PromptId, String)>, content_type: &'static str, image: Bytes) -> Option<Word> {
         let mut heard = self.lock();
         let (prompt, node) = of.or_else(|| heard.current.clone())?;
-        let now = self.0.clock.now();
+        let now = self.0.clock.steady();
         let followed = heard.followed.get_mut(&prompt)?;
         followed.last_word = now;
         if content_type != "image/png" || !followed.senders.contains(&node) {

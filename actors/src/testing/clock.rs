@@ -10,25 +10,29 @@ use crate::{
     ports::clock::Clock,
 };
 
-/// Shows the time it was set to.
+/// Shows the time it was brought to.
 #[derive(Debug)]
-pub struct TestClock(AtomicI64);
+pub struct TestClock {
+    steady: AtomicI64,
+    /// By how much somebody set the time of day.
+    set_by: AtomicI64,
+}
 
 impl TestClock {
     /// A clock that shows `now`.
     #[must_use]
     pub fn at(now: Timestamp) -> Self {
-        Self(AtomicI64::new(now.0))
+        Self { steady: AtomicI64::new(now.0), set_by: AtomicI64::new(0) }
     }
 
-    /// Jumps to `now`, forwards or backwards.
-    pub fn set(&self, now: Timestamp) {
-        self.0.store(now.0, Ordering::SeqCst);
+    /// Lets time pass.
+    pub fn advance(&self, time: Duration) {
+        self.steady.fetch_add(millis(time), Ordering::SeqCst);
     }
 
-    /// Moves forward by `step`.
-    pub fn advance(&self, step: Duration) {
-        self.0.fetch_add(millis(step), Ordering::SeqCst);
+    /// Sets the time of day so many milliseconds forwards or backwards, while no time passes.
+    pub fn set_by(&self, millis: i64) {
+        self.set_by.fetch_add(millis, Ordering::SeqCst);
     }
 }
 
@@ -41,6 +45,10 @@ impl Default for TestClock {
 
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
-        Timestamp(self.0.load(Ordering::SeqCst))
+        Timestamp(self.steady().0 + self.set_by.load(Ordering::SeqCst))
+    }
+
+    fn steady(&self) -> Timestamp {
+        Timestamp(self.steady.load(Ordering::SeqCst))
     }
 }

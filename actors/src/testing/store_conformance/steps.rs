@@ -393,7 +393,7 @@ impl World {
                 None => Change::Complete { artifacts: record.artifacts },
             },
             TaskState::Scheduled => {
-                clock.set(clock.now().max(task.run_at?));
+                clock.advance(task.run_at?.since(clock.now()));
                 return Some(Call::Promote { limit: 1 });
             }
             _ => return Some(Call::Claim(claim(&worker("a", 1), 1))),
