@@ -11,6 +11,7 @@ pub mod eta;
 pub mod event;
 pub mod fleet;
 pub mod graph;
+pub mod health;
 pub mod id;
 pub mod input;
 pub mod lane;
