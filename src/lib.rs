@@ -3,13 +3,14 @@
 //! - `app` puts adapters and actors together; `lifecycle` ends them; `cli`, `config` and `telemetry` are what a process needs besides.
 //! - `http` is the API, `comfy` the ComfyUI client, `store` the task store, `media` what outputs go
 //!   through, `storage` the place for them: one adapter per port.
-//! - `workflows` reads the named workflows; `demo` and `healthcheck` are commands.
+//! - `workflows` reads the named workflows; `demo` and `healthcheck` are commands. `crash_point` is for tests.
 
 pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod comfy;
 pub mod config;
+pub mod crash_point;
 pub mod demo;
 pub mod healthcheck;
 pub mod http;

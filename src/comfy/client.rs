@@ -30,6 +30,7 @@ use super::{
     lookup::{self, Marker},
     refusal, relay, socket, upload, view,
 };
+use crate::crash_point;
 
 /// How many of the newest history entries are searched for our marker. Each holds a whole graph; when so many are too
 /// large to read, fewer are tried.
@@ -118,7 +119,10 @@ impl HttpComfy {
 
     async fn cancel_job(&self, prompt: &PromptId) -> Result<bool, ComfyError> {
         match self.http.tell(&["api", "jobs", prompt.as_str(), "cancel"], &json!({})).await? {
-            StatusCode::OK => Ok(true),
+            StatusCode::OK => {
+                crash_point::reach("stopped");
+                Ok(true)
+            }
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Ok(false),
             status => Err(refused(status)),
         }
@@ -166,7 +170,10 @@ impl ComfyTransport for HttpComfy {
                 preview_method: submission.previews.then_some(PREVIEW_METHOD),
             },
         };
-        match self.http.post(&["prompt"], &body, self.config.post_timeout).await {
+        crash_point::reach("post");
+        let answer = self.http.post(&["prompt"], &body, self.config.post_timeout).await;
+        crash_point::reach("posted");
+        match answer {
             Ok(answer) => verdict(answer),
             Err(Fault::NotConnected(why)) => Err(SubmitError::NotSent(why)),
             Err(fault) => Err(SubmitError::Unknown(fault.to_string())),
@@ -194,10 +201,15 @@ impl ComfyTransport for HttpComfy {
 
     async fn history(&self, prompt: &PromptId) -> Result<Option<Finished>, ComfyError> {
         let text = self.http.json(&["history", prompt.as_str()], &[]).await?;
-        Ok(history::answer(&text, prompt)?)
+        let finished = history::answer(&text, prompt)?;
+        if finished.is_some() {
+            crash_point::reach("history-read");
+        }
+        Ok(finished)
     }
 
     async fn cancel(&self, prompt: &PromptId) -> Result<(), ComfyError> {
+        crash_point::reach("stop");
         if self.jobs.possible() && self.cancel_job(prompt).await? {
             return Ok(());
         }
@@ -218,6 +230,7 @@ impl ComfyTransport for HttpComfy {
         if prompts.is_empty() {
             return Ok(());
         }
+        crash_point::reach("forget");
         check_status(self.http.tell(&["history"], &json!({ "delete": prompts })).await?)
     }
 
@@ -242,7 +255,10 @@ impl ComfyTransport for HttpComfy {
             .map_err(|_| ComfyError::Unavailable("no answer in time".to_owned()))?
             .map_err(fault)?;
         match response.status() {
-            StatusCode::OK => Ok(view::download(response, self.config.view_idle_timeout)),
+            StatusCode::OK => {
+                crash_point::reach("view");
+                Ok(view::download(response, self.config.view_idle_timeout))
+            }
             // 400 is for names it does not take. A 403 can only be a proxy's, as safe names do not leave the folder.
             StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => Err(ComfyError::NotFound),
             status => Err(refused(status)),
@@ -258,7 +274,10 @@ impl ComfyTransport for HttpComfy {
     }
 
     async fn upload(&self, file: Upload) -> Result<String, UploadError> {
-        upload::upload(&self.http, file, self.config.view_idle_timeout, self.config.request_timeout).await
+        crash_point::reach("hand-over");
+        let name = upload::upload(&self.http, file, self.config.view_idle_timeout, self.config.request_timeout).await;
+        crash_point::reach("handed-over");
+        name
     }
 
     async fn queue(&self) -> Result<Value, ComfyError> {

@@ -37,7 +37,7 @@ use super::{
     view::TaskSummary,
     workflows::not_found,
 };
-use crate::{config::nearest, workflows::Found};
+use crate::{config::nearest, crash_point, workflows::Found};
 
 /// `workflow` is the first: where the path names it, the others are what is left.
 const FIELDS: [&str; 11] = [
@@ -180,6 +180,7 @@ pub async fn submit(
     body: Bytes,
     subject: Subject,
 ) -> Result<Response, Problem> {
+    crash_point::reach("create/received");
     let key = headers.get("idempotency-key").cloned();
     let workflow = subject.workflow();
     let (request, files) = aside(&body, move |body| parse(body, key.as_ref(), subject)).await?;
@@ -190,6 +191,7 @@ pub async fn submit(
         Created::Replayed(task) => (task, true),
         Created::KeyReused => return Err(key_reused()),
     };
+    crash_point::reach("create/answering");
     tasks::note(task.id);
     let place = location(&task.id.to_string());
     let mut response = match patience(headers) {

@@ -22,7 +22,7 @@ use super::{
     problem::{FieldFault, Problem, ProblemBody},
     view::{self, TaskSummary, TaskView},
 };
-use crate::config::nearest;
+use crate::{config::nearest, crash_point};
 
 /// Longest wait a client can ask for: below the patience of most proxies.
 const MAX_WAIT: u64 = 60;
@@ -129,6 +129,7 @@ pub async fn cancel(
 ) -> Result<(StatusCode, Json<TaskView>), Problem> {
     let id = parse_id(&id)?;
     service.bridge.cancel(id).await?;
+    crash_point::reach("cancel/answering");
     tracing::info!("cancellation asked for");
     let (record, progress) = service.bridge.get(id).await?;
     let status = if record.task.state.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED };

@@ -43,6 +43,7 @@ use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
 use super::{check_key, folders::Folders};
+use crate::crash_point;
 
 /// Chunks between the network and the disk. HTTP hands over at most some 400 KB at a time, so four puts in parallel hold a
 /// few megabytes.
@@ -215,6 +216,7 @@ impl Target {
             match parts.blocking_recv() {
                 Some(Part::Chunk(chunk)) => {
                     temporary.write(&chunk).map_err(failed)?;
+                    crash_point::reach("put/begun");
                     hash.update(&chunk);
                     bytes += chunk.len() as u64;
                 }
@@ -222,7 +224,9 @@ impl Target {
                 None => return Err(ObjectError::Source("it was given up".to_owned())),
             }
         }
+        crash_point::reach("put/written");
         self.publish(temporary).map_err(failed)?;
+        crash_point::reach("put/done");
         let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Written { bytes, sha256 })
     }
@@ -237,6 +241,7 @@ impl Target {
         let below = folder.strip_prefix(&self.root).unwrap_or(Path::new(""));
         let unflushed = self.folders.make(&self.root, below)?;
         let file = temporary.rename(&self.path)?;
+        crash_point::reach("put/renamed");
         unflushed.flush(&file, folder).inspect_err(|_| {
             // What may be gone after a power cut must not stay now either, unless something was there before.
             if !again {

@@ -19,6 +19,7 @@ mod inputs;
 mod metrics;
 mod outputs;
 mod passthrough;
+mod place;
 mod process;
 mod properties;
 mod socket;

@@ -1,157 +1,23 @@
 //! The real program as a process: killed, stopped, started again, and asked what it thinks of its configuration.
 
 use std::{
-    fs::{self, File},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    fs,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
+    process::{Command, Output, Stdio},
     time::Duration,
 };
 
-use fake_comfyui::{Control, EventKind, FakeComfy, FakeConfig, Fault};
+use fake_comfyui::{EventKind, Fault};
 use futures_util::{StreamExt, stream};
 use rand::RngExt;
 use reqwest::StatusCode;
-use tempfile::TempDir;
 
 use crate::{
     chaos::with_seed,
     inputs,
-    support::{Api, PATIENCE, environment, task},
+    place::{Place, Process, command},
+    support::PATIENCE,
 };
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_comfyd");
-
-/// A process that does not outlive its test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Process {
-    fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status().unwrap();
-        assert!(sent.success());
-    }
-
-    /// Its exit status. The system tells it to who asks, so we ask.
-    async fn ended(&mut self) -> ExitStatus {
-        let asking = async {
-            loop {
-                if let Some(status) = self.0.try_wait().unwrap() {
-                    return status;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, asking).await.expect("the process does not end")
-    }
-}
-
-/// A fake server in this process, and a folder and an address for one comfyd after the other.
-struct Place {
-    fake: FakeComfy,
-    dir: TempDir,
-    settings: Vec<(String, String)>,
-    api: Api,
-}
-
-impl Place {
-    async fn new() -> Self {
-        let address = free_address();
-        Self {
-            fake: FakeComfy::start(FakeConfig::default()).await.unwrap(),
-            dir: tempfile::tempdir().unwrap(),
-            settings: vec![
-                ("PORT".to_owned(), address.port().to_string()),
-                ("HOST".to_owned(), "127.0.0.1".to_owned()),
-            ],
-            api: Api::new(address),
-        }
-    }
-
-    fn with(mut self, name: &str, value: &str) -> Self {
-        self.settings.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
-    fn control(&self) -> Control {
-        self.fake.control()
-    }
-
-    /// Starts the service and waits until it is ready.
-    async fn start(&self) -> Process {
-        let output = File::create(self.dir.path().join("output")).unwrap();
-        let mut command = command(self.dir.path());
-        command.envs(environment(&self.dir, &self.fake.url(), &self.settings));
-        command.stdout(output.try_clone().unwrap()).stderr(output);
-        let mut process = Process(command.spawn().unwrap());
-        let ready = async {
-            loop {
-                let answer = self.api.client.get(self.api.url("/readyz")).send().await;
-                if answer.is_ok_and(|answer| answer.status() == StatusCode::OK) {
-                    return;
-                }
-                let output = || fs::read_to_string(self.dir.path().join("output")).unwrap();
-                assert!(process.0.try_wait().unwrap().is_none(), "it ended before it was ready:\n{}", output());
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, ready).await.expect("the process does not become ready");
-        process
-    }
-
-    async fn wait_for(&self, wanted: impl Fn(&EventKind) -> bool) -> EventKind {
-        tokio::time::timeout(PATIENCE, self.control().wait_for(wanted)).await.expect("the event does not come").kind
-    }
-
-    /// Waits until a prompt of the task runs; returns its id.
-    async fn running(&self, id: &str) -> String {
-        let is_it = |event: &EventKind| matches!(event, EventKind::Started { task: Some(task), .. } if task == id);
-        let EventKind::Started { prompt_id, .. } = self.wait_for(is_it).await else { unreachable!() };
-        prompt_id
-    }
-
-    /// The tasks are complete, and each ran so often.
-    async fn end(&self, ids: &[String], executions: usize) {
-        for id in ids {
-            let done = self.api.completed(id).await;
-            assert_eq!(done["attempt"], 1, "{done}");
-            assert_eq!(self.control().executions_of_task(id), executions, "{id}");
-        }
-    }
-
-    /// Creates the first so many tasks of the place, or finds them again.
-    async fn create(&self, tasks: u32) -> Vec<String> {
-        stream::iter(0..tasks)
-            .map(async |n| self.api.create_stubbornly(&task(n), &format!("process-{n}")).await)
-            .buffered(4)
-            .collect()
-            .await
-    }
-}
-
-/// An address nobody has. Below the ports that systems hand out, so that no connection of another test takes it between two starts.
-fn free_address() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = u16::try_from(std::process::id() % 1000).unwrap() * 10;
-    let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    let mut ports = std::iter::repeat_with(|| 18_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000);
-    SocketAddr::from((Ipv4Addr::LOCALHOST, ports.find(free).unwrap()))
-}
-
-/// The program in a folder of its own, with nothing from our environment.
-fn command(dir: &Path) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.current_dir(dir).env_clear().stdin(Stdio::null());
-    command
-}
 
 /// Runs the program to its end.
 async fn run(mut command: Command) -> Output {
@@ -193,7 +59,7 @@ async fn killed_while_files_are_on_their_way_the_next_process_sends_them() {
 
 /// The most memory the process ever had, in KiB.
 fn peak(process: &Process) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.0.id())).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }

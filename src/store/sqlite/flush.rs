@@ -25,6 +25,7 @@ use tokio::{
 use tracing::warn;
 
 use super::writer::Job;
+use crate::crash_point;
 
 /// Batches that may wait for the disk; then the writer waits too.
 const WAITING: usize = 64;
@@ -101,6 +102,7 @@ async fn flush(shared: Arc<Shared>, mut committed: mpsc::Receiver<Committed>) {
     while committed.recv_many(&mut group, WAITING).await > 0 {
         let outcome = if group.iter().any(Committed::is_promise) { reach_disk(&shared).await } else { Ok(()) };
         for Committed { jobs, promises, changed } in group.drain(..) {
+            crash_point::reach_with("flushed", &changed);
             // What could not be promised is there all the same, and may be seen.
             shared.tell(changed);
             shared.waiting.fetch_sub(1, Ordering::AcqRel);

@@ -146,6 +146,11 @@ impl<'c> Tx<'c> {
         Ok(())
     }
 
+    /// What listeners would be told if it committed now.
+    pub(super) fn changed(&self) -> &[Changed] {
+        &self.changed
+    }
+
     /// Commits: what listeners are to be told, and who waits for the disk.
     pub(super) async fn commit(mut self) -> Result<(Vec<Changed>, Vec<Promise>), Fault> {
         let mut ending = self.write_all().await?;

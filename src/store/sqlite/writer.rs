@@ -32,6 +32,7 @@ use super::{
     flush::{Committed, Flusher, Promise},
     tx::Tx,
 };
+use crate::crash_point;
 
 /// Operations in one commit at most: bounds how long the first of them waits for its answer, and what one I/O error takes down.
 const MAX_BATCH: usize = 256;
@@ -255,6 +256,7 @@ impl Writer {
         let begun = Instant::now();
         let outcome = match self.commit(&mut batch).await {
             Ok((changed, promises)) => {
+                crash_point::reach_with("committed", &changed);
                 if let Some(metrics) = &self.metrics {
                     metrics.committed(batch.len(), begun.elapsed());
                 }
@@ -282,6 +284,7 @@ impl Writer {
             tx.now = clock.now();
             job.run(&mut tx).await?;
         }
+        crash_point::reach_with("commit", tx.changed());
         tx.commit().await.map_err(Fault::into_inner)
     }
 

@@ -1,0 +1,181 @@
+//! The real program as a process, with a fake server, a folder and an address for one process after the other.
+
+use std::{
+    fs::{self, File},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
+
+use fake_comfyui::{Control, EventKind, FakeComfy, FakeConfig};
+use futures_util::{StreamExt, stream};
+use reqwest::StatusCode;
+use tempfile::TempDir;
+
+use crate::support::{Api, PATIENCE, environment, task};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_comfyd");
+
+/// A process that does not outlive its test.
+pub struct Process {
+    child: Child,
+    /// What it and others of its folder wrote.
+    output: PathBuf,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    /// Starts the service on what is in a folder.
+    pub fn launch(dir: &TempDir, comfyui: &str, settings: &[(String, String)]) -> Self {
+        let output = dir.path().join("output");
+        let file = File::options().create(true).append(true).open(&output).unwrap();
+        let mut command = command(dir.path());
+        command.envs(environment(dir, comfyui, settings));
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        Self { child: command.spawn().unwrap(), output }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// How it ended, if it has.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Its exit status. The system tells it to who asks, so we ask.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let asking = async {
+            loop {
+                if let Some(status) = self.status() {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, asking).await.expect("the process does not end")
+    }
+
+    /// Waits until it is ready. It may end before: then this is how.
+    pub async fn ready(&mut self, api: &Api) -> Result<(), ExitStatus> {
+        let asking = async {
+            loop {
+                let answer = api.client.get(api.url("/readyz")).send().await;
+                if answer.is_ok_and(|answer| answer.status() == StatusCode::OK) {
+                    return Ok(());
+                }
+                if let Some(status) = self.status() {
+                    return Err(status);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, asking).await.expect("the process does not become ready")
+    }
+
+    /// What it wrote.
+    pub fn output(&self) -> String {
+        fs::read_to_string(&self.output).unwrap()
+    }
+}
+
+/// A fake server in this process, and a folder and an address for one comfyd after the other.
+pub struct Place {
+    pub fake: FakeComfy,
+    pub dir: TempDir,
+    settings: Vec<(String, String)>,
+    pub api: Api,
+}
+
+impl Place {
+    pub async fn new() -> Self {
+        let address = free_address();
+        Self {
+            fake: FakeComfy::start(FakeConfig::default()).await.unwrap(),
+            dir: tempfile::tempdir().unwrap(),
+            settings: vec![
+                ("PORT".to_owned(), address.port().to_string()),
+                ("HOST".to_owned(), "127.0.0.1".to_owned()),
+            ],
+            api: Api::new(address),
+        }
+    }
+
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn control(&self) -> Control {
+        self.fake.control()
+    }
+
+    /// Starts the service and waits until it is ready.
+    pub async fn start(&self) -> Process {
+        let mut process = Process::launch(&self.dir, &self.fake.url(), &self.settings);
+        if let Err(status) = process.ready(&self.api).await {
+            panic!("it ended before it was ready, {status}:\n{}", process.output());
+        }
+        process
+    }
+
+    pub async fn wait_for(&self, wanted: impl Fn(&EventKind) -> bool) -> EventKind {
+        tokio::time::timeout(PATIENCE, self.control().wait_for(wanted)).await.expect("the event does not come").kind
+    }
+
+    /// Waits until a prompt of the task runs; returns its id.
+    pub async fn running(&self, id: &str) -> String {
+        let is_it = |event: &EventKind| matches!(event, EventKind::Started { task: Some(task), .. } if task == id);
+        let EventKind::Started { prompt_id, .. } = self.wait_for(is_it).await else { unreachable!() };
+        prompt_id
+    }
+
+    /// The tasks are complete, and each ran so often.
+    pub async fn end(&self, ids: &[String], executions: usize) {
+        for id in ids {
+            let done = self.api.completed(id).await;
+            assert_eq!(done["attempt"], 1, "{done}");
+            assert_eq!(self.control().executions_of_task(id), executions, "{id}");
+        }
+    }
+
+    /// Creates the first so many tasks of the place, or finds them again.
+    pub async fn create(&self, tasks: u32) -> Vec<String> {
+        stream::iter(0..tasks)
+            .map(async |n| self.api.create_stubbornly(&task(n), &format!("process-{n}")).await)
+            .buffered(4)
+            .collect()
+            .await
+    }
+}
+
+/// An address nobody has. Below the ports that systems hand out, so that no connection of another test takes it between two starts.
+pub fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(std::process::id() % 1000).unwrap() * 10;
+    let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let mut ports = std::iter::repeat_with(|| 18_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000);
+    SocketAddr::from((Ipv4Addr::LOCALHOST, ports.find(free).unwrap()))
+}
+
+/// The program in a folder of its own, with nothing from our environment.
+pub fn command(dir: &Path) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.current_dir(dir).env_clear().stdin(Stdio::null());
+    command
+}
