@@ -341,6 +341,23 @@ impl State {
             self.tell_ran(id);
         }
         self.advance(me, id);
+        if let Some(next) = self.next_to_send() {
+            self.advance(me, next);
+        }
+    }
+
+    /// The ready one that comes first in the order. One at a time: the server runs prompts as they arrive, and two that are on their way
+    /// together may arrive in either order.
+    fn next_to_send(&self) -> Option<TaskId> {
+        let flights = self.flights.values().map(|(flight, _)| flight);
+        if flights.clone().any(Flight::is_sending) {
+            return None;
+        }
+        flights
+            .filter(|flight| flight.is_ready())
+            .map(|flight| (flight.task.sort_key, flight.task.id))
+            .min()
+            .map(|(_, id)| id)
     }
 
     fn on_posted(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, began: Timestamp) {
@@ -428,7 +445,11 @@ impl State {
         let now = self.now();
         let may_act = self.system.deadline.is_open();
         let online = matches!(self.phase, Phase::Online(_)) && may_act;
+        let is_next = self.next_to_send() == Some(id);
         let Some((flight, _)) = self.flights.get_mut(&id) else { return };
+        if flight.is_ready() && !is_next {
+            return;
+        }
         if let Some(word) = self.feed.last_word(&flight.prompt()) {
             flight.on_word(word, &self.system.settings.session);
         }

@@ -35,7 +35,8 @@ const UNUSED: [&str; 6] = [
 ];
 
 fn traces(generation: &str) -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(generation);
+    // Tests run in their package's folder.
+    let folder = Path::new("tests/fixtures").join(generation);
     let mut paths: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|ext| ext == "json"));
     paths.sort();

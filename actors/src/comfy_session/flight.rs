@@ -200,6 +200,19 @@ impl Flight {
         self.fate == Fate::Unsent
     }
 
+    /// Whether nothing but its turn is missing for its POST.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let there = matches!(self.files, Files::None | Files::There(_));
+        self.fate == Fate::Unsent && there && self.stop.is_none() && !self.verify
+    }
+
+    /// Whether its POST is under way.
+    #[must_use]
+    pub fn is_sending(&self) -> bool {
+        self.fate == Fate::Sending
+    }
+
     /// Evidence that the server has it, to be recorded: the id it goes by there. Told once.
     #[must_use]
     pub fn take_evidence(&mut self) -> Option<PromptId> {
