@@ -9,6 +9,7 @@ pub mod check;
 pub mod error;
 pub mod eta;
 pub mod event;
+pub mod failure;
 pub mod fleet;
 pub mod graph;
 pub mod health;

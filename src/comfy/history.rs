@@ -89,7 +89,7 @@ pub(super) fn finished(
         Ok(outputs) => Finished { prompt, outcome, outputs },
         Err(too_many) => {
             let error = TaskError::new(ErrorCode::BackendError, too_many.to_string());
-            let outcome = Outcome::Failed(TaskError { retryable: false, ..error });
+            let outcome = Outcome::Failed(error.permanent());
             Finished { prompt, outcome, outputs: Vec::new() }
         }
     }
@@ -186,7 +186,7 @@ mod tests {
         };
         assert_eq!(error.message, "UnidentifiedImageError: cannot identify image file '.../a.png'");
         assert_eq!((error.node_id.as_deref(), error.class_type.as_deref()), (Some("4"), Some("LoadImage")));
-        assert!(!error.retryable);
+        assert!(!error.is_retryable());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use comfyd_actors::domain::{
     artifact::{Artifact, Facts},
     error::TaskError,
     event::Stage,
+    failure::Next,
     lane::{ListValue, Needs},
     progress::{NodeTiming, Progress},
     task::{Stages, Task, TaskState},
@@ -215,8 +216,18 @@ pub struct ErrorView {
     /// A stable word.
     #[schema(value_type = String, example = "node_failed")]
     pub code: comfyd_actors::domain::error::ErrorCode,
+    /// How it is treated: `validation`, `permanent`, `transient`, `out_of_memory`, `backend_fault`, `poison`, `timeout` or `storage`.
+    #[schema(example = "transient")]
+    pub class: &'static str,
     /// What happened.
     pub message: String,
+    /// What follows by itself: `nothing`, `retry` (after a pause), `retry_alone` (on a server whose memory was freed), `retry_elsewhere`
+    /// (the same, on a larger server), or `elsewhere` (on another server, at no cost to its attempts).
+    #[schema(example = "retry")]
+    pub next: &'static str,
+    /// The same in words or, when nothing follows, what to do.
+    #[schema(example = "It is tried again after a pause")]
+    pub advice: &'static str,
     /// The node at fault.
     pub node_id: Option<String>,
     /// Its class.
@@ -411,7 +422,17 @@ impl ErrorView {
     /// Of a task's error.
     #[must_use]
     pub fn of(error: TaskError) -> Self {
-        let TaskError { code, message, node_id, class_type, retryable, node_errors } = error;
-        Self { code, message, node_id, class_type, retryable, node_errors }
+        let TaskError { code, class, next, message, node_id, class_type, node_errors } = error;
+        Self {
+            code,
+            class: class.as_str(),
+            message,
+            next: next.as_str(),
+            advice: if next == Next::Nothing { class.advice() } else { next.promise() },
+            node_id,
+            class_type,
+            retryable: class.is_retryable(),
+            node_errors,
+        }
     }
 }

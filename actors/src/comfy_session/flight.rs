@@ -292,7 +292,7 @@ impl Flight {
             Fate::Gone { was_accepted, was_running } => {
                 Some(self.settle(self.after_loss(*was_accepted, *was_running), None))
             }
-            Fate::Refused(error) => Some(self.settle(failure(error.clone()), None)),
+            Fate::Refused(error) => Some(self.settle(Change::after(error.clone()), None)),
             Fate::Stale => Some(self.settle(self.after_stop(), None)),
             Fate::Accepted { .. } | Fate::Unclear(_) if self.is_beyond_stopping(now, settings) => {
                 Some(self.settle(self.after_stop(), Some(self.prompt())))
@@ -355,13 +355,13 @@ impl Flight {
             (_, Some(Stop::Partial(error))) => Change::Fail { error: error.clone() },
             (Outcome::Success, _) => match self.frames.delivery(self.end_heard_at.is_some(), self.over_at, now) {
                 Delivery::Open => return None,
-                Delivery::Failed(error) => failure(error),
+                Delivery::Failed(error) => Change::after(error),
                 Delivery::Complete(frames) => match finished.artifacts(&self.options.output, &frames) {
                     Ok(artifacts) => return Some(Act::Plan(artifacts)),
-                    Err(error) => failure(error),
+                    Err(error) => Change::after(error),
                 },
             },
-            (Outcome::Failed(error), _) => failure(error.clone()),
+            (Outcome::Failed(error), _) => Change::after(error.clone()),
             (Outcome::Interrupted, None) => Change::Release(Release::Interrupted),
             (Outcome::Interrupted, Some(_)) => self.after_stop(),
         };
@@ -381,7 +381,7 @@ impl Flight {
         match (&self.stop, &self.post_failed) {
             (None, _) if was_accepted && was_running => Change::Release(Release::ServerDied),
             // The server is well enough to say that it does not have it: the graph may be what it stumbles over each time.
-            (None, Some(reason)) if !was_accepted => failure(TaskError::new(
+            (None, Some(reason)) if !was_accepted => Change::after(TaskError::new(
                 ErrorCode::BackendError,
                 format!("the ComfyUI server failed to take the prompt: {reason}. Its own log says why"),
             )),
@@ -623,11 +623,6 @@ impl Flight {
         let orphan = (self.fate != Fate::Unsent).then(|| self.prompt());
         Some(self.settle(change, orphan))
     }
-}
-
-/// Worth another attempt, or not. The delay is filled in by whoever knows the attempt.
-fn failure(error: TaskError) -> Change {
-    if error.retryable { Change::Retry { error, delay: Duration::ZERO } } else { Change::Fail { error } }
 }
 
 #[cfg(test)]

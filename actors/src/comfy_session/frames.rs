@@ -90,7 +90,7 @@ impl Frames {
         if number == MAX_FRAMES {
             let message =
                 format!("the run sent more than {MAX_FRAMES} pictures over the WebSocket; save fewer in one task");
-            self.fail(TaskError { retryable: false, ..TaskError::new(ErrorCode::BackendError, message) });
+            self.fail(TaskError::new(ErrorCode::BackendError, message).permanent());
             return None;
         }
         let of_node = self.arrived.iter().filter(|arrival| arrival.node_id == node_id).count();
@@ -109,13 +109,12 @@ impl Frames {
                     ErrorCode::ConversionFailed,
                     format!("a picture sent over the WebSocket cannot be made into what output_options ask for: {reason}"),
                 ),
-                Failure::Refused(reason) | Failure::Storage(reason) => TaskError {
-                    retryable: false,
-                    ..TaskError::new(
-                        ErrorCode::UploadFailed,
-                        format!("a picture sent over the WebSocket could not be stored: {reason}. Mend the storage, then create the task again"),
-                    )
-                },
+                // The picture is gone: there is no upload to be tried again.
+                Failure::Refused(reason) | Failure::Storage(reason) => TaskError::new(
+                    ErrorCode::UploadFailed,
+                    format!("a picture sent over the WebSocket could not be stored: {reason}. Mend the storage, then create the task again"),
+                )
+                .permanent(),
                 other => lost(&format!("it could not be stored: {other}")),
             }),
         }
@@ -216,7 +215,7 @@ mod tests {
         let frames = Frames::new(true);
         assert_eq!(frames.delivery(false, OVER, OVER.after(Duration::from_millis(1_999))), Delivery::Open);
         let Delivery::Failed(error) = frames.delivery(false, OVER, OVER.after(LATE)) else { panic!() };
-        assert_eq!((error.code, error.retryable), (ErrorCode::OutputMissing, true));
+        assert_eq!((error.code, error.is_retryable()), (ErrorCode::OutputMissing, true));
         assert_eq!(frames.delivery(true, OVER, OVER.after(LATE)), Delivery::Complete(Vec::new()));
     }
 
@@ -231,13 +230,13 @@ mod tests {
             frames.arrive("2");
             frames.kept(0, Err(failure));
             let Delivery::Failed(error) = frames.delivery(true, OVER, OVER) else { panic!() };
-            assert_eq!((error.code, error.retryable), (code, retryable));
+            assert_eq!((error.code, error.is_retryable()), (code, retryable));
         }
         let mut frames = Frames::new(true);
         frames.overflow();
-        assert!(matches!(frames.delivery(true, OVER, OVER), Delivery::Failed(error) if error.retryable));
+        assert!(matches!(frames.delivery(true, OVER, OVER), Delivery::Failed(error) if error.is_retryable()));
         let mut flood = Frames::new(true);
         assert_eq!((0..=MAX_FRAMES).filter_map(|_| flood.arrive("2")).count(), MAX_FRAMES);
-        assert!(matches!(flood.delivery(true, OVER, OVER), Delivery::Failed(error) if !error.retryable));
+        assert!(matches!(flood.delivery(true, OVER, OVER), Delivery::Failed(error) if !error.is_retryable()));
     }
 }

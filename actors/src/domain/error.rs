@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::failure::{Class, Next, classify};
+
 /// The kind of failure: a stable word in the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -15,8 +17,10 @@ pub enum ErrorCode {
     NodeFailed,
     /// The GPU or the host ran out of memory.
     OutOfMemory,
-    /// The ComfyUI server could not be used: it answered with errors.
+    /// The ComfyUI server could not be used: it answered with errors, or died.
     BackendError,
+    /// The device of the ComfyUI server failed.
+    BackendFault,
     /// The run was interrupted on the server by somebody else.
     Interrupted,
     /// The task's own time limit passed.
@@ -47,6 +51,7 @@ impl ErrorCode {
             Self::NodeFailed => "node_failed",
             Self::OutOfMemory => "out_of_memory",
             Self::BackendError => "backend_error",
+            Self::BackendFault => "backend_fault",
             Self::Interrupted => "interrupted",
             Self::Timeout => "timeout",
             Self::Poison => "poison",
@@ -59,24 +64,20 @@ impl ErrorCode {
         }
     }
 
-    /// Whether another attempt can end differently.
+    /// How it is treated, unless more is known of it.
     #[must_use]
-    pub fn is_retryable(self) -> bool {
+    pub fn class(self) -> Class {
         match self {
-            Self::InvalidPrompt
-            | Self::PartiallyAccepted
-            | Self::NoOutputs
-            | Self::ConversionFailed
-            | Self::Timeout
-            | Self::Poison
-            | Self::InputMissing
-            | Self::InputRefused => false,
-            Self::NodeFailed
-            | Self::OutOfMemory
-            | Self::BackendError
-            | Self::Interrupted
-            | Self::OutputMissing
-            | Self::UploadFailed => true,
+            Self::InvalidPrompt | Self::PartiallyAccepted | Self::InputMissing | Self::InputRefused => {
+                Class::Validation
+            }
+            Self::NoOutputs | Self::ConversionFailed => Class::Permanent,
+            Self::NodeFailed | Self::BackendError | Self::Interrupted | Self::OutputMissing => Class::Transient,
+            Self::OutOfMemory => Class::OutOfMemory,
+            Self::BackendFault => Class::BackendFault,
+            Self::Poison => Class::Poison,
+            Self::Timeout => Class::Timeout,
+            Self::UploadFailed => Class::Storage,
         }
     }
 }
@@ -86,6 +87,11 @@ impl ErrorCode {
 pub struct TaskError {
     /// The kind of failure.
     pub code: ErrorCode,
+    /// How it is treated.
+    pub class: Class,
+    /// What follows. Found by [`Task::apply`](super::task::Task::apply), which knows what the task may still do.
+    #[serde(default)]
+    pub next: Next,
     /// What happened, what it means for the task, what to do.
     pub message: String,
     /// The node at fault, by its id in the graph.
@@ -94,8 +100,6 @@ pub struct TaskError {
     /// That node's class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_type: Option<String>,
-    /// Whether another attempt is worth it. False for a node error that lies in the graph itself.
-    pub retryable: bool,
     /// ComfyUI's own list of faults per node, for refused graphs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_errors: Option<Value>,
@@ -106,16 +110,22 @@ impl TaskError {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             code,
+            class: code.class(),
+            next: Next::Nothing,
             message: message.into(),
             node_id: None,
             class_type: None,
-            retryable: code.is_retryable(),
             node_errors: None,
         }
     }
 
-    /// An exception a node raised, classified by its Python type and text. A programming error in the node or a bad value
-    /// raises the same again, so it is not retried; anything else may be a passing fault of the machine.
+    /// The same, but known to end alike each time.
+    #[must_use]
+    pub fn permanent(self) -> Self {
+        Self { class: Class::Permanent, ..self }
+    }
+
+    /// An exception a node raised.
     #[must_use]
     pub fn from_exception(
         exception_type: &str,
@@ -123,63 +133,15 @@ impl TaskError {
         node_id: Option<String>,
         class_type: Option<String>,
     ) -> Self {
-        let code =
-            if is_out_of_memory(exception_type, message) { ErrorCode::OutOfMemory } else { ErrorCode::NodeFailed };
+        let (code, class) = classify(exception_type, message);
         let short_type = exception_type.rsplit('.').next().unwrap_or(exception_type);
-        Self {
-            message: format!("{short_type}: {}", message.trim()),
-            node_id,
-            class_type,
-            retryable: code == ErrorCode::OutOfMemory || !LIES_IN_THE_GRAPH.contains(&short_type),
-            ..Self::new(code, "")
-        }
+        let message = format!("{short_type}: {}", message.trim());
+        Self { class, node_id, class_type, ..Self::new(code, message) }
     }
-}
 
-/// Python exceptions that say the input or the node is wrong, not the machine.
-const LIES_IN_THE_GRAPH: &[&str] = &[
-    "ValueError",
-    "TypeError",
-    "KeyError",
-    "IndexError",
-    "AttributeError",
-    "AssertionError",
-    "NotImplementedError",
-    "ZeroDivisionError",
-    "FileNotFoundError",
-    "ModuleNotFoundError",
-    "ImportError",
-    "UnidentifiedImageError",
-    "SafetensorError",
-    "JSONDecodeError",
-    "UnicodeDecodeError",
-    "RecursionError",
-];
-
-fn is_out_of_memory(exception_type: &str, message: &str) -> bool {
-    exception_type.ends_with("OutOfMemoryError")
-        || exception_type.ends_with("MemoryError")
-        || message.contains("out of memory")
-        || message.contains("Allocation on device")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exceptions_are_classified() {
-        for (kind, text, code, retryable) in [
-            ("ValueError", "boom", ErrorCode::NodeFailed, false),
-            ("RuntimeError", "boom", ErrorCode::NodeFailed, true),
-            ("RuntimeError", "CUDA out of memory. Tried", ErrorCode::OutOfMemory, true),
-            ("torch.OutOfMemoryError", "Allocation on device", ErrorCode::OutOfMemory, true),
-            ("MemoryError", "", ErrorCode::OutOfMemory, true),
-            ("PIL.UnidentifiedImageError", "cannot identify", ErrorCode::NodeFailed, false),
-            ("", "", ErrorCode::NodeFailed, true),
-        ] {
-            let error = TaskError::from_exception(kind, text, None, None);
-            assert_eq!((error.code, error.retryable), (code, retryable), "{kind}: {text}");
-        }
+    /// Whether another attempt can end differently.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        self.class.is_retryable()
     }
 }

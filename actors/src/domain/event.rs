@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     artifact::Artifact,
     error::TaskError,
+    failure::Next,
     id::TaskId,
     task::{ArtifactEdit, Task, TaskState},
     time::Timestamp,
@@ -91,6 +92,11 @@ impl Stage {
         Self::ALL.into_iter().find(|stage| stage.as_str() == word)
     }
 
+    /// Somebody works on it.
+    fn is_held(self) -> bool {
+        matches!(self, Self::Preparing | Self::Executing | Self::Uploading)
+    }
+
     /// Nothing follows, unless somebody retries the task.
     #[must_use]
     pub fn is_final(self) -> bool {
@@ -166,8 +172,12 @@ pub fn facts(before: Option<Stage>, task: &Task, edit: &ArtifactEdit) -> Vec<Fac
     };
     let stage = Stage::of(task);
     if before != Some(stage) {
-        let failed = matches!(stage, Stage::Failed | Stage::Scheduled);
-        let error = task.error.clone().filter(|_| failed);
+        let given_back = stage == Stage::Queued && before.is_some_and(Stage::is_held);
+        let is_news = |error: &TaskError| match stage {
+            Stage::Failed | Stage::Scheduled => true,
+            _ => given_back && error.next == Next::Elsewhere,
+        };
+        let error = task.error.clone().filter(is_news);
         facts.push(Fact::Stage { stage, attempt: task.attempt, error });
     }
     facts
@@ -213,9 +223,15 @@ mod tests {
         let error = TaskError::new(ErrorCode::NodeFailed, "no");
         let retry = Change::Retry { error: error.clone(), delay: std::time::Duration::ZERO };
         let told = after(&mut task, retry);
-        assert_eq!(told, [Fact::Stage { stage: Stage::Scheduled, attempt: 2, error: Some(error) }]);
+        let error = Some(TaskError { next: Next::Retry, ..error });
+        assert_eq!(told, [Fact::Stage { stage: Stage::Scheduled, attempt: 2, error }]);
         let told = after(&mut task, Change::Promote);
         assert_eq!(told, [Fact::Stage { stage: Stage::Queued, attempt: 2, error: None }]);
+        after(&mut task, claim());
+        let broken = TaskError::new(ErrorCode::BackendFault, "no device");
+        let told = after(&mut task, Change::Elsewhere { error: broken.clone(), blamed: false });
+        let error = Some(TaskError { next: Next::Elsewhere, ..broken });
+        assert_eq!(told, [Fact::Stage { stage: Stage::Queued, attempt: 2, error }]);
         assert_eq!(
             after(&mut task, Change::Cancel),
             [Fact::Stage { stage: Stage::Cancelled, attempt: 2, error: None }]

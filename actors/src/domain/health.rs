@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use super::{
     error::{ErrorCode, TaskError},
+    failure::Class,
     id::PromptId,
     retry::Backoff,
     time::Timestamp,
@@ -108,8 +109,9 @@ impl Sign {
     /// What a task's error says about the server.
     #[must_use]
     pub fn of(error: &TaskError) -> Self {
-        match error.code {
-            ErrorCode::BackendError | ErrorCode::OutputMissing => Self::Faulty,
+        match (error.class, error.code) {
+            (Class::BackendFault, _) => Self::Fatal(error.message.clone()),
+            (Class::Transient, ErrorCode::BackendError | ErrorCode::OutputMissing) => Self::Faulty,
             _ => Self::Sound,
         }
     }

@@ -136,14 +136,9 @@ impl Finished {
 
 fn artifact(index: u32, node_id: &str, source: Source, object: Option<StoredObject>) -> Result<Artifact, TaskError> {
     if matches!(&source, Source::File(file) if !file.is_safe()) {
-        return Err(TaskError {
-            retryable: false,
-            node_id: Some(node_id.to_owned()),
-            ..TaskError::new(
-                ErrorCode::OutputMissing,
-                format!("node {node_id} reported an output file with an unsafe name; it was not fetched"),
-            )
-        });
+        let message = format!("node {node_id} reported an output file with an unsafe name; it was not fetched");
+        let error = TaskError::new(ErrorCode::OutputMissing, message).permanent();
+        return Err(TaskError { node_id: Some(node_id.to_owned()), ..error });
     }
     let kind = if matches!(source, Source::Text { .. }) { Kind::Text } else { media_of(source.filename()).0 };
     Ok(Artifact { index, node_id: node_id.to_owned(), kind, source, object })

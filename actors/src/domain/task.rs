@@ -3,8 +3,8 @@
 //! ```text
 //! scheduled --Promote--> pending --Claim--> dispatching --Accept--> executing --Plan--> uploading --Complete--> completed
 //!     ^                     ^ ^                  |                     |                    |
-//!     `------- Retry -------|-'---- Release -----'---------------------'--------------------'--Fail--> failed
-//!                           |                                                                      `-> cancelled
+//!     `- Retry, Cramped ----|-'- Release, -------'---------------------'--------------------'--Fail--> failed
+//!                           |    Elsewhere                                                         `-> cancelled
 //!                    (new tasks start here, or in scheduled)
 //! ```
 //!
@@ -14,6 +14,7 @@
 //! Stores do not decide anything: they load a task, call [`Task::apply`], and save what it returns. So an in-memory store, `SQLite`
 //! and `PostgreSQL` cannot disagree about what a change means.
 
+mod endings;
 mod generation;
 mod stages;
 
@@ -21,18 +22,16 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::stages::Stages;
+pub use self::{endings::POISON_LIMIT, stages::Stages};
 
 use super::{
     artifact::{Artifact, StoredObject},
-    error::{ErrorCode, TaskError},
+    error::TaskError,
     id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
+    lane::Lane,
     order::{Ordering, Priority},
     time::Timestamp,
 };
-
-/// After this many servers died while running a task, the task is taken for their killer.
-pub const POISON_LIMIT: i32 = 3;
 
 /// Where a task stands. Clients see `processing` for the three in the middle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -168,8 +167,10 @@ pub struct Task {
     pub attempt: i32,
     /// Attempts allowed.
     pub max_attempts: i32,
-    /// Servers that died while running it.
+    /// Servers that died, or whose device failed, while running it.
     pub poison: i32,
+    /// How often this generation ran out of memory. From the first time on it runs alone on a server whose memory was freed for it.
+    pub ooms: i32,
     /// Longest time one attempt may execute.
     pub timeout: Option<Duration>,
     /// Who holds it.
@@ -239,6 +240,12 @@ pub enum Change {
     Fail { error: TaskError },
     /// It failed in a way worth another attempt after `delay`; fails for good when none is left.
     Retry { error: TaskError, delay: Duration },
+    /// It ran out of memory. Another attempt after `delay` as with [`Self::Retry`], in `lane` if there is one: that of the servers on which
+    /// it may fit. Fails for good when it was given every chance.
+    Cramped { error: TaskError, delay: Duration, lane: Option<Lane> },
+    /// Its server broke under it: another one runs it, at no cost to its attempts. `blamed` when the server was thought to be well until
+    /// then, so that the task may be what broke it: that counts towards [`POISON_LIMIT`].
+    Elsewhere { error: TaskError, blamed: bool },
     /// Its run succeeded, and not every artifact could be stored: what is stored and what is not. It is tried again after `delay`, as with
     /// [`Self::Retry`], when that can end differently; else it failed and keeps its artifacts, so that the rest can be stored later.
     Unstored { error: TaskError, delay: Duration, artifacts: Vec<Artifact> },
@@ -294,7 +301,7 @@ impl Change {
     #[must_use]
     pub fn is_promise(&self) -> bool {
         matches!(self, Self::Complete { .. } | Self::Fail { .. } | Self::Retry { .. } | Self::Release(_))
-            || matches!(self, Self::Unstored { .. })
+            || matches!(self, Self::Unstored { .. } | Self::Cramped { .. } | Self::Elsewhere { .. })
             || self.is_clients()
     }
 
@@ -302,6 +309,15 @@ impl Change {
     #[must_use]
     pub fn can_wait(&self) -> bool {
         matches!(self, Self::Accept { .. } | Self::Plan { .. } | Self::Store { .. })
+    }
+
+    /// The lane a task may be in afterwards that nobody knows yet.
+    #[must_use]
+    pub fn new_lane(&self) -> Option<&Lane> {
+        match self {
+            Self::Cramped { lane, .. } => lane.as_ref(),
+            _ => None,
+        }
     }
 
     /// Whether only the holder may do it, so that it must carry the fence.
@@ -345,6 +361,8 @@ impl Task {
             Change::Complete { artifacts } => self.complete(artifacts, now),
             Change::Fail { error } => Ok(self.fail(error, now)),
             Change::Retry { error, delay } => Ok(self.retry(error, delay, now)),
+            Change::Cramped { error, delay, lane } => Ok(self.cramped(error, delay, lane, now)),
+            Change::Elsewhere { error, blamed } => Ok(self.elsewhere(error, blamed, now)),
             Change::Unstored { error, delay, artifacts } => self.unstored(error, delay, artifacts, now),
             Change::Release(reason) => Ok(self.release(reason, now)),
             Change::Promote => self.promote(now),
@@ -448,65 +466,6 @@ impl Task {
         Ok(ArtifactEdit::Replace(artifacts))
     }
 
-    fn fail(&mut self, error: TaskError, now: Timestamp) -> ArtifactEdit {
-        if self.cancel_requested_at.is_some() {
-            return self.end(TaskState::Cancelled, None, now);
-        }
-        self.end(TaskState::Failed, Some(error), now)
-    }
-
-    fn retry(&mut self, error: TaskError, delay: Duration, now: Timestamp) -> ArtifactEdit {
-        if self.cancel_requested_at.is_some() || self.attempt >= self.max_attempts || self.uploads_only {
-            return self.fail(error, now);
-        }
-        self.attempt += 1;
-        self.error = Some(error);
-        self.let_go();
-        self.state = TaskState::Scheduled;
-        self.run_at = Some(now.after(delay));
-        ArtifactEdit::Replace(Vec::new())
-    }
-
-    fn unstored(
-        &mut self,
-        error: TaskError,
-        delay: Duration,
-        artifacts: Vec<Artifact>,
-        now: Timestamp,
-    ) -> Result<ArtifactEdit, Refusal> {
-        if self.prompt.is_none() {
-            return Err(Refusal::WrongState);
-        }
-        // As with a manifest, its plan need not be recorded.
-        self.executing_at.get_or_insert(now);
-        self.uploading_at.get_or_insert(now);
-        let edit = if error.retryable { self.retry(error, delay, now) } else { self.fail(error, now) };
-        Ok(if self.state.is_final() { ArtifactEdit::Replace(artifacts) } else { edit })
-    }
-
-    fn release(&mut self, reason: Release, now: Timestamp) -> ArtifactEdit {
-        if self.cancel_requested_at.is_some() {
-            return self.end(TaskState::Cancelled, None, now);
-        }
-        if reason == Release::ServerDied {
-            self.poison += 1;
-            if self.poison >= POISON_LIMIT {
-                let message = format!(
-                    "{POISON_LIMIT} times in a row the ComfyUI server died while running this task; it is not tried again. \
-                     Run its graph by hand and watch the server's memory"
-                );
-                return self.end(TaskState::Failed, Some(TaskError::new(ErrorCode::Poison, message)), now);
-            }
-        }
-        if self.uploads_only {
-            let message = "the server that has the task's files is not there any more, and only they were asked for";
-            return self.end(TaskState::Failed, Some(TaskError::new(ErrorCode::OutputMissing, message)), now);
-        }
-        self.let_go();
-        self.state = TaskState::Pending;
-        ArtifactEdit::Replace(Vec::new())
-    }
-
     fn promote(&mut self, now: Timestamp) -> Result<ArtifactEdit, Refusal> {
         if self.state != TaskState::Scheduled || self.run_at.is_some_and(|at| at > now) {
             return Err(Refusal::WrongState);
@@ -522,20 +481,6 @@ impl Task {
             return ArtifactEdit::Keep;
         }
         self.end(TaskState::Cancelled, None, now)
-    }
-
-    fn let_go(&mut self) {
-        self.lease = None;
-        self.prompt = None;
-    }
-
-    fn end(&mut self, state: TaskState, error: Option<TaskError>, now: Timestamp) -> ArtifactEdit {
-        self.state = state;
-        self.lease = None;
-        self.run_at = None;
-        self.error = error;
-        self.finished_at = Some(now);
-        ArtifactEdit::Keep
     }
 }
 

@@ -87,6 +87,7 @@ impl NewTask {
             attempt: 1,
             max_attempts: self.max_attempts,
             poison: 0,
+            ooms: 0,
             timeout: self.timeout,
             lease: None,
             prompt: None,

@@ -37,10 +37,11 @@ impl State {
     pub(super) fn with_delay(&self, id: TaskId, change: Change) -> Change {
         let drawn = || {
             let failures = self.held.get(&id).and_then(|held| u32::try_from(held.attempt).ok()).unwrap_or(1);
-            self.system.settings.retry.delay_at_least_half(failures, rand::random())
+            self.system.settings.retry.delay(failures, rand::random())
         };
         match change {
             Change::Retry { error, .. } => Change::Retry { error, delay: drawn() },
+            Change::Cramped { error, lane, .. } => Change::Cramped { error, delay: drawn(), lane },
             Change::Unstored { error, artifacts, .. } => Change::Unstored { error, delay: drawn(), artifacts },
             other => other,
         }

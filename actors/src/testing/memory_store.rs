@@ -119,6 +119,7 @@ impl MemoryStore {
         let row = shelf.tasks.get_mut(&id).ok_or(StoreError::NotFound)?;
         let mut task = row.task.clone();
         let (before, now) = (Stage::of(&task), self.clock.now());
+        let lane = change.new_lane().cloned();
         let edit = task.apply(fence, change, now)?;
         let facts = facts(Some(before), &task, &edit);
         match edit {
@@ -132,6 +133,9 @@ impl MemoryStore {
         let was = std::mem::replace(&mut row.task, task).state;
         self.tell(&row.task, Some(was));
         let assignment = row.assignment();
+        if let Some(lane) = lane {
+            shelf.lanes.entry(lane.id).or_insert(lane.needs);
+        }
         shelf.write_down(&assignment.task, now, facts);
         Ok(assignment)
     }

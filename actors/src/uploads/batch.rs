@@ -113,10 +113,10 @@ impl Batch {
                 "only its files were asked for: retry the task as a whole to make them again",
             )),
             // Once. If the file of a fresh run is gone as well, more runs would be burnt for nothing.
-            Failure::Missing if was_rerun => Verdict::Fail(TaskError {
-                retryable: false,
-                ..missing(index, "twice in a row; something deletes files on it before they are fetched")
-            }),
+            Failure::Missing if was_rerun => {
+                let why = "twice in a row; something deletes files on it before they are fetched";
+                Verdict::Fail(missing(index, why).permanent())
+            }
             Failure::Missing => {
                 Verdict::Rerun(missing(index, "most likely it reused an earlier result whose file was deleted"))
             }
@@ -140,5 +140,5 @@ fn missing(index: u32, why: &str) -> TaskError {
 }
 
 fn fatal(message: String) -> TaskError {
-    TaskError { retryable: false, ..TaskError::new(ErrorCode::UploadFailed, message) }
+    TaskError::new(ErrorCode::UploadFailed, message)
 }

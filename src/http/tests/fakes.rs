@@ -222,6 +222,7 @@ fn new_task(request: &TaskRequest) -> Task {
         attempt: 1,
         max_attempts: request.max_attempts.unwrap_or(3),
         poison: 0,
+        ooms: 0,
         timeout: request.timeout,
         lease: None,
         prompt: None,

@@ -7,7 +7,7 @@ use comfyd_actors::{
         event::{Event, Fact, Stage},
         id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
         input::{About, Input, InputId},
-        lane::{Lane, Needs},
+        lane::{ANYBODY, Lane, Needs},
         options::TaskOptions,
         order::Priority,
         task::{Fence, Lease, Prompt, Task, TaskState},
@@ -25,7 +25,7 @@ macro_rules! task_columns {
     () => {
         "t.id, t.tenant, t.lane, t.workflow, t.priority, t.sort_key, t.queued_at, t.state, t.generation, t.uploads_only, t.fence, \
          t.dispatch, t.attempt, \
-         t.max_attempts, t.poison, t.timeout_ms, t.worker, t.lease_until, t.prompt_id, t.backend, t.client, t.accepted, t.run_at, \
+         t.max_attempts, t.poison, t.ooms, t.timeout_ms, t.worker, t.lease_until, t.prompt_id, t.backend, t.client, t.accepted, t.run_at, \
          t.cancel_requested_at, t.created_at, t.started_at, t.executing_at, t.uploading_at, t.finished_at, t.error"
     };
 }
@@ -69,9 +69,11 @@ macro_rules! input_columns {
 }
 
 /// The columns that change in a task's life, in the order in which [`save`] binds them.
-const SAVE: &str = "UPDATE tasks SET priority = ?, sort_key = ?, queued_at = ?, state = ?, generation = ?, uploads_only = ?, fence = ?, dispatch = ?, attempt = ?, poison = ?, worker = ?, lease_until = ?,
+const SAVE: &str = "UPDATE tasks SET lane = ?, priority = ?, sort_key = ?, queued_at = ?, state = ?, generation = ?, uploads_only = ?, fence = ?, dispatch = ?, attempt = ?, poison = ?, ooms = ?, worker = ?, lease_until = ?,
      prompt_id = ?, backend = ?, client = ?, accepted = ?, run_at = ?, cancel_requested_at = ?, started_at = ?, executing_at = ?,
      uploading_at = ?, finished_at = ?, error = ? WHERE id = ?";
+
+const NEW_LANE: &str = "INSERT OR IGNORE INTO lanes (id, needs) VALUES (?, ?)";
 
 /// Saves what changes in a task's life.
 pub(super) fn save(task: &Task) -> Result<Statement, StoreError> {
@@ -79,6 +81,7 @@ pub(super) fn save(task: &Task) -> Result<Statement, StoreError> {
     let lease = task.lease.as_ref();
     let prompt = task.prompt.as_ref();
     Ok(query(SAVE)
+        .bind(task.lane)
         .bind(task.priority.level())
         .bind(task.sort_key)
         .bind(task.queued_at.0)
@@ -89,6 +92,7 @@ pub(super) fn save(task: &Task) -> Result<Statement, StoreError> {
         .bind(task.dispatch)
         .bind(task.attempt)
         .bind(task.poison)
+        .bind(task.ooms)
         .bind(lease.map(|lease| lease.worker.as_str().to_owned()))
         .bind(lease.map(|lease| lease.until.0))
         .bind(prompt.map(|prompt| prompt.id.as_str().to_owned()))
@@ -125,6 +129,15 @@ pub(super) fn bind_new(insert: Statement, task: &Task) -> Statement {
         .bind(task.timeout.map(millis))
         .bind(task.run_at.map(|at| at.0))
         .bind(task.created_at.0)
+}
+
+/// What a lane stands for, for those who only know its id. Lane 0 needs nothing and has no row.
+pub(super) fn insert_lane(lane: &Lane) -> Result<Option<Statement>, StoreError> {
+    if lane.id == ANYBODY {
+        return Ok(None);
+    }
+    let needs = serde_json::to_string(&*lane.needs).map_err(corrupt)?;
+    Ok(Some(query(NEW_LANE).bind(lane.id).bind(needs)))
 }
 
 /// An id as it is stored.
@@ -173,6 +186,7 @@ pub(super) fn task(row: &SqliteRow) -> Result<Task, StoreError> {
         attempt: get(row, "attempt")?,
         max_attempts: get(row, "max_attempts")?,
         poison: get(row, "poison")?,
+        ooms: get(row, "ooms")?,
         timeout: timeout.map(u64::try_from).transpose().map_err(corrupt)?.map(Duration::from_millis),
         lease: lease(row)?,
         prompt: prompt(row)?,

@@ -255,7 +255,9 @@ impl Tx<'_> {
     /// Applies a change to a loaded task and saves what comes out.
     pub(super) async fn change(&mut self, task: &mut Task, fence: Option<Fence>, change: Change) -> Result<(), Fault> {
         let (was, before) = (task.state, Stage::of(task));
+        let lane = change.new_lane().map(rows::insert_lane).transpose()?.flatten();
         let edit = task.apply(fence, change, self.now)?;
+        self.waiting.extend(lane);
         self.write_down(task, Some(before), &edit);
         match edit {
             ArtifactEdit::Keep => {}

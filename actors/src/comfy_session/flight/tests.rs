@@ -31,6 +31,7 @@ fn claimed() -> Task {
         attempt: 1,
         max_attempts: 3,
         poison: 0,
+        ooms: 0,
         timeout: Some(Duration::from_secs(60)),
         lease: None,
         prompt: None,

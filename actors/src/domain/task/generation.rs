@@ -36,6 +36,7 @@ impl Task {
         self.sort_key = sort_key(now, self.priority, ordering);
         self.attempt = 1;
         self.poison = 0;
+        self.ooms = 0;
         self.started_at = None;
         self.executing_at = None;
         self.uploading_at = None;

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::{
     artifact::{Facts, Kind, Source},
+    error::ErrorCode,
     order::{Ordering, sort_key},
 };
 
@@ -24,6 +25,7 @@ pub(crate) fn new_task() -> Task {
         attempt: 1,
         max_attempts: 3,
         poison: 0,
+        ooms: 0,
         timeout: None,
         lease: None,
         prompt: None,
@@ -117,6 +119,8 @@ fn a_cancelled_task_never_completes() {
         Change::Complete { artifacts: vec![artifact(true)] },
         Change::Fail { error: error() },
         Change::Retry { error: error(), delay: Duration::ZERO },
+        Change::Cramped { error: error(), delay: Duration::ZERO, lane: None },
+        Change::Elsewhere { error: error(), blamed: true },
         Change::Release(Release::Cancelled),
         Change::Release(Release::ServerDied),
     ] {
@@ -223,6 +227,8 @@ fn only_the_missing_files_are_stored_again() {
     assert_eq!(task.apply(Some(before.fence), Change::Fail { error: error() }, LATER), Err(Refusal::Stale));
     for ending in [
         Change::Retry { error: error(), delay: Duration::ZERO },
+        Change::Cramped { error: error(), delay: Duration::ZERO, lane: None },
+        Change::Elsewhere { error: error(), blamed: true },
         Change::Release(Release::Recalled),
         Change::Release(Release::ServerDied),
     ] {
@@ -242,7 +248,7 @@ fn only_the_missing_files_are_stored_again() {
 fn what_could_not_be_stored_is_known_even_if_its_plan_was_not_recorded() {
     let left = vec![artifact(true), artifact(false)];
     let unstored = |retryable| {
-        let error = TaskError { retryable, ..error() };
+        let error = if retryable { error() } else { error().permanent() };
         Change::Unstored { error, delay: Duration::ZERO, artifacts: left.clone() }
     };
     let mut again = held();
@@ -300,6 +306,8 @@ fn any_change() -> impl Strategy<Value = Change> {
         Just(Change::Complete { artifacts: vec![artifact(true)] }),
         Just(Change::Fail { error: error() }),
         Just(Change::Retry { error: error(), delay: Duration::ZERO }),
+        Just(Change::Cramped { error: error(), delay: Duration::ZERO, lane: None }),
+        any::<bool>().prop_map(|blamed| Change::Elsewhere { error: error(), blamed }),
         Just(Change::Unstored { error: error(), delay: Duration::ZERO, artifacts: vec![artifact(false)] }),
         Just(Change::Release(Release::Recalled)),
         Just(Change::Release(Release::ServerDied)),

@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     domain::{
-        error::TaskError,
         event::Event,
         id::{BackendId, PromptId, TaskId, WorkerId},
         lane::Lanes,
@@ -264,8 +263,11 @@ fn change() -> impl Strategy<Value = Change> {
         (0..3_u32, any::<bool>()).prop_map(|(count, stored)| Change::Complete { artifacts: artifacts(count, stored) }),
         Just(Change::Fail { error: error() }),
         seconds(30).prop_map(|delay| Change::Retry { error: error(), delay }),
+        (seconds(30), option::of(select(vec![0, 7, 9]).prop_map(fixtures::lane)))
+            .prop_map(|(delay, lane)| Change::Cramped { error: error(), delay, lane }),
+        any::<bool>().prop_map(|blamed| Change::Elsewhere { error: error(), blamed }),
         (seconds(30), 0..3_u32, any::<bool>(), any::<bool>()).prop_map(|(delay, count, stored, retryable)| {
-            let error = TaskError { retryable, ..error() };
+            let error = if retryable { error() } else { error().permanent() };
             Change::Unstored { error, delay, artifacts: artifacts(count, stored) }
         }),
         select(vec![Release::Recalled, Release::ServerDied, Release::Interrupted, Release::Cancelled])

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use comfyd_actors::{
     domain::{
         id::TaskId,
-        lane::{ANYBODY, Lanes, allot},
+        lane::{Lanes, allot},
         task::{ArtifactEdit, Change, Intent, Task},
     },
     ports::store::{Assignment, Claim, ClaimSlot, Created, Creation, Idempotency, NewTask, StoreError},
@@ -36,8 +36,6 @@ const INSERT_WITH_KEY: &str = concat!(
     insert!(),
     "; INSERT INTO idempotency (tenant, key, body_sha256, task_id, created_at) VALUES (?, ?, ?, ?, ?)"
 );
-
-const NEW_LANE: &str = "INSERT OR IGNORE INTO lanes (id, needs) VALUES (?, ?)";
 
 /// The lanes to look into: those of a JSON list, or, when it is null, all that have waiting tasks. Each step from one of these to the
 /// next is a seek in `tasks_claim`.
@@ -143,9 +141,8 @@ async fn find_repeated(tx: &mut Tx<'_>, tenant: i64, asked: &Idempotency) -> Res
 
 fn insert(tx: &mut Tx<'_>, new: NewTask) -> Result<Task, Fault> {
     let task = new.first_state();
-    if task.lane != ANYBODY {
-        let needs = serde_json::to_string(&new.lane.needs).map_err(corrupt)?;
-        tx.write(query(NEW_LANE).bind(task.lane).bind(needs));
+    if let Some(lane) = rows::insert_lane(&new.lane)? {
+        tx.write(lane);
     }
     let options = serde_json::to_string(&new.payload.options).map_err(corrupt)?;
     let sql = if new.idempotency.is_some() { INSERT_WITH_KEY } else { INSERT };
