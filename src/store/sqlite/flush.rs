@@ -5,7 +5,7 @@
 //! here while the writer goes on, once for all promises that are waiting, and then they are answered (decision 026).
 //!
 //! After a flush that failed nobody knows which pages of the log are on the disk: the system forgets them, and the next flush succeeds
-//! without them. So the log is not trusted any more until its contents are in the database, see [`Flusher::is_trusted`].
+//! without them. So nothing in the log is promised any more until its contents are in the database, see [`Flusher::is_trusted`].
 
 use std::{
     fs::File,
@@ -83,9 +83,14 @@ impl Flusher {
         _ = self.committed.send(batch).await;
     }
 
-    /// False once after a flush failed: before anything more is promised, the log must be folded into the database.
+    /// False after a flush failed: nothing is promised until the log was folded into the database.
     pub(super) fn is_trusted(&self) -> bool {
-        !self.shared.failed.swap(false, Ordering::AcqRel)
+        !self.shared.failed.load(Ordering::Acquire)
+    }
+
+    /// What was in the log is in the database, on the disk: it can be trusted again.
+    pub(super) fn trust(&self) {
+        self.shared.failed.store(false, Ordering::Release);
     }
 }
 
@@ -113,6 +118,9 @@ async fn flush(shared: Arc<Shared>, mut committed: mpsc::Receiver<Committed>) {
 }
 
 async fn reach_disk(shared: &Arc<Shared>) -> Result<(), StoreError> {
+    if shared.failed.load(Ordering::Acquire) {
+        return Err(StoreError::Unavailable("the disk did not take an earlier write that this one follows".to_owned()));
+    }
     let log = shared.log.clone();
     // Opened each time: it is another file when SQLite made it anew.
     let flushed = spawn_blocking(move || File::open(log)?.sync_data()).await;

@@ -290,10 +290,13 @@ impl Writer {
 
     /// The connection, opened if there is none. Its log is trusted.
     async fn connection(&mut self) -> Result<&mut SqliteConnection, StoreError> {
-        let kept = if self.flusher.is_trusted() { self.conn.take() } else { None };
-        let conn = match kept {
+        let conn = match self.conn.take().filter(|_| self.flusher.is_trusted()) {
             Some(conn) => conn,
-            None => connect(&self.options).await.map_err(|error| Fault::from(error).into_inner())?,
+            None => {
+                let conn = connect(&self.options).await.map_err(|error| Fault::from(error).into_inner())?;
+                self.flusher.trust();
+                conn
+            }
         };
         Ok(self.conn.insert(conn))
     }
