@@ -18,8 +18,8 @@ pub use self::{
     check::check,
     fault::{Fault, Faults, nearest},
     sections::{
-        App, ComfyUi, Env, Events, Format, Inputs, Log, Passthrough, Queue, Server, Storage, Store, Supervision, Tasks,
-        WorkflowFiles,
+        App, ComfyUi, Connections, Env, Events, Format, Inputs, Log, Passthrough, Queue, Server, Storage, Store,
+        Supervision, Tasks, WorkflowFiles,
     },
     sources::{Layers, Sources},
 };
@@ -31,6 +31,8 @@ pub struct Config {
     pub app: App,
     /// The HTTP server.
     pub server: Server,
+    /// Those who speak to it.
+    pub connections: Connections,
     /// The `ComfyUI` servers.
     pub comfyui: ComfyUi,
     /// ComfyUI's own API through us.
@@ -97,6 +99,7 @@ fn read_sections(r: &mut Reader) -> Config {
     let app = sections::app(r);
     Config {
         server: sections::server(r),
+        connections: sections::connections(r),
         comfyui: sections::comfyui(r),
         passthrough: sections::passthrough(r),
         events: sections::events(r),

@@ -52,6 +52,8 @@ use crate::{
 /// What the edge needs of the configuration.
 #[derive(Debug, Clone)]
 pub struct HttpConfig {
+    /// How many clients there may be, and how slow.
+    pub connections: config::Connections,
     /// Largest body in bytes.
     pub body_limit: usize,
     /// Most bytes of outputs that come with a task, together.
@@ -72,10 +74,24 @@ pub struct HttpConfig {
     pub client_prefix: String,
 }
 
+impl HttpConfig {
+    /// What the body of a request may be that is kept whole.
+    fn body(&self) -> body::Limits {
+        let bytes = self.body_limit as u64;
+        body::Limits { bytes, setting: Some("server.body_limit"), pace: self.connections.body_timeout }
+    }
+
+    /// What a body with files may be.
+    fn files(&self) -> body::Limits {
+        body::Limits { bytes: self.input_limit, setting: Some("inputs.max_size"), ..self.body() }
+    }
+}
+
 impl From<&Config> for HttpConfig {
     fn from(config: &Config) -> Self {
         let server = &config.server;
         Self {
+            connections: config.connections,
             body_limit: usize::try_from(server.body_limit).unwrap_or(usize::MAX),
             inline_limit: server.inline_limit,
             public_url: server.public_url.clone(),

@@ -3,6 +3,7 @@
 //! - `app` puts adapters and actors together; `lifecycle` ends them; `cli`, `config` and `telemetry` are what a process needs besides.
 //! - `http` is the API, `comfy` the ComfyUI client, `store` the task store, `media` what outputs go
 //!   through, `storage` the place for them: one adapter per port.
+//! - `pace` says how slowly somebody may send, here and there.
 //! - `workflows` reads the named workflows; `demo` and `healthcheck` are commands. `crash_point` is for tests.
 
 pub mod app;
@@ -17,6 +18,7 @@ pub mod http;
 pub mod inputs;
 pub mod lifecycle;
 pub mod media;
+pub mod pace;
 pub mod storage;
 pub mod store;
 pub mod telemetry;

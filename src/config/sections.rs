@@ -65,6 +65,27 @@ pub struct Server {
     pub drain_grace: Duration,
 }
 
+/// `[connections]`
+#[derive(Debug, Clone, Copy)]
+pub struct Connections {
+    /// All of them.
+    pub max: usize,
+    /// Those of one address.
+    pub max_per_address: usize,
+    /// Those whose request is not whole.
+    pub max_unfinished: usize,
+    /// Those of one address.
+    pub max_unfinished_per_address: usize,
+    /// Longest time until the head of a request is whole.
+    pub header_timeout: Duration,
+    /// Longest time until another piece of a body is there.
+    pub body_timeout: Duration,
+    /// Longest time in which a client takes nothing.
+    pub write_timeout: Duration,
+    /// Longest time between two requests.
+    pub idle_timeout: Duration,
+}
+
 /// `[comfyui]`
 #[derive(Debug, Clone)]
 pub struct ComfyUi {
@@ -267,6 +288,19 @@ fn host(text: &str) -> Result<IpAddr, String> {
          COMFYD_SERVER__HOST then)"
             .to_owned()
     })
+}
+
+pub(super) fn connections(r: &mut Reader) -> Connections {
+    Connections {
+        max: r.number("connections.max", 1..=1_000_000),
+        max_per_address: r.number("connections.max_per_address", 1..=1_000_000),
+        max_unfinished: r.number("connections.max_unfinished", 1..=1_000_000),
+        max_unfinished_per_address: r.number("connections.max_unfinished_per_address", 1..=1_000_000),
+        header_timeout: r.duration("connections.header_timeout", MS..=DAY),
+        body_timeout: r.duration("connections.body_timeout", MS..=DAY),
+        write_timeout: r.duration("connections.write_timeout", MS..=DAY),
+        idle_timeout: r.duration("connections.idle_timeout", MS..=DAY),
+    }
 }
 
 pub(super) fn comfyui(r: &mut Reader) -> ComfyUi {

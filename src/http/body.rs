@@ -28,32 +28,65 @@ use comfyd_actors::{
 };
 
 use super::problem::{FieldFault, MAX_FAULTS, Problem};
-use crate::config::nearest;
+use crate::{
+    config::nearest,
+    pace::{Pace, TooSlow},
+};
 
 /// More than any graph we take has. Each value costs dozens of bytes once parsed, so that a body of nothing but `[0,0,0...` would
 /// grow to twenty times its size.
 const MAX_VALUES: usize = 250_000;
-/// A sender that is silent for this long is gone.
-const SILENCE: Duration = Duration::from_secs(30);
+/// What a body may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Most bytes.
+    pub bytes: u64,
+    /// The name of the setting that says so, if one does.
+    pub setting: Option<&'static str>,
+    /// How long it may take over each piece.
+    pub pace: Duration,
+}
 
-/// Reads a JSON body of at most `limit` bytes.
+impl Limits {
+    /// No more than this either, whatever the settings say.
+    #[must_use]
+    pub fn at_most(self, bytes: u64) -> Self {
+        if bytes < self.bytes { Self { bytes, setting: None, ..self } } else { self }
+    }
+
+    fn too_large(&self) -> Problem {
+        let bytes = self.bytes;
+        let of =
+            self.setting.map_or_else(|| "for such a request".to_owned(), |name| format!("of this server ({name})"));
+        let detail = format!("the body is larger than {bytes} bytes, the limit {of}");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+    }
+
+    fn too_slow(&self) -> Problem {
+        let pace = humantime::format_duration(self.pace);
+        let detail = format!("the body came too slowly: less than 16 KiB in {pace} (connections.body_timeout)");
+        Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
+    }
+}
+
+/// Reads a JSON body.
 ///
 /// # Errors
 /// 415 for another content type, 413 when it is too long, 408 when it stops coming, 400 when it breaks off.
-pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+pub async fn read(headers: &HeaderMap, body: Body, limits: Limits) -> Result<Bytes, Problem> {
     if !is_json(headers) {
         let detail = "the body must be JSON, sent with `Content-Type: application/json`";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail));
     }
-    read_any(headers, body, limit).await
+    read_any(headers, body, limits).await
 }
 
 /// Reads a body of any type.
 ///
 /// # Errors
 /// As [`read`], but for 415.
-pub async fn read_any(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
-    let (mut stream, trouble) = stream(headers, body, limit as u64, "server.body_limit")?;
+pub async fn read_any(headers: &HeaderMap, body: Body, limits: Limits) -> Result<Bytes, Problem> {
+    let (mut stream, trouble) = stream(headers, body, limits)?;
     let mut whole = BytesMut::new();
     while let Some(chunk) = stream.next().await {
         match chunk {
@@ -67,39 +100,34 @@ pub async fn read_any(headers: &HeaderMap, body: Body, limit: usize) -> Result<B
 /// What ended a body early, once something did.
 pub type Trouble = Arc<OnceLock<Problem>>;
 
-/// A body of any type, chunk by chunk, of at most `limit` bytes; `setting` is the limit's name. It fails when it is too long, stops coming or
-/// breaks off: the answer to that is told beside it, as whoever reads it knows only that it failed.
+/// A body of any type, chunk by chunk. It fails when it is too long, comes too slowly or breaks off: the answer to that is told beside it,
+/// as whoever reads it knows only that it failed.
 ///
 /// # Errors
 /// 413 when it says itself that it is too long.
-pub fn stream(
-    headers: &HeaderMap,
-    body: Body,
-    limit: u64,
-    setting: &'static str,
-) -> Result<(ByteStream, Trouble), Problem> {
+pub fn stream(headers: &HeaderMap, body: Body, limits: Limits) -> Result<(ByteStream, Trouble), Problem> {
     let told = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if told.is_some_and(|length| length > limit) {
-        return Err(too_large(limit, setting));
+    if told.is_some_and(|length| length > limits.bytes) {
+        return Err(limits.too_large());
     }
     let trouble = Trouble::default();
     let noted = trouble.clone();
-    let start = Some((body.into_data_stream(), 0_u64));
+    let start = Some((body.into_data_stream(), 0_u64, Pace::new(limits.pace)));
     let stream = stream::unfold(start, move |state| {
         let noted = noted.clone();
         async move {
-            let (mut body, seen) = state?;
-            let problem = match tokio::time::timeout(SILENCE, body.next()).await {
+            let (mut body, seen, mut pace) = state?;
+            let problem = match pace.keep(body.next(), |chunk| chunk.as_ref().map_or(0, Bytes::len)).await {
                 Ok(None) => return None,
                 Ok(Some(Ok(chunk))) => {
                     let seen = seen + chunk.len() as u64;
-                    if seen <= limit {
-                        return Some((Ok(chunk), Some((body, seen))));
+                    if seen <= limits.bytes {
+                        return Some((Ok(chunk), Some((body, seen, pace))));
                     }
-                    too_large(limit, setting)
+                    limits.too_large()
                 }
                 Ok(Some(Err(_))) => broken(),
-                Err(_) => silent(),
+                Err(TooSlow) => limits.too_slow(),
             };
             let error = io::Error::other(problem.detail().to_owned());
             // Nothing comes after it, so it is the first.
@@ -114,20 +142,16 @@ fn broken() -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "broken_body", "the body broke off before its end")
 }
 
-fn silent() -> Problem {
-    Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body stopped coming for 30 seconds")
-}
-
 /// Reads a JSON body that may be missing: no body at all, whatever its type is said to be, and `null` are read as empty.
 ///
 /// # Errors
 /// As [`read`].
-pub async fn read_optional(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
-    let bytes = read_any(headers, body, limit).await?;
+pub async fn read_optional(headers: &HeaderMap, body: Body, limits: Limits) -> Result<Bytes, Problem> {
+    let bytes = read_any(headers, body, limits).await?;
     if bytes.is_empty() || bytes.trim_ascii() == b"null" {
         Ok(Bytes::new())
     } else {
-        read(headers, Body::from(bytes), limit).await
+        read(headers, Body::from(bytes), limits).await
     }
 }
 
@@ -135,11 +159,6 @@ fn is_json(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
-}
-
-fn too_large(limit: u64, setting: &str) -> Problem {
-    let detail = format!("the body is larger than {limit} bytes, the limit of this server ({setting})");
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
 }
 
 /// The fields of a JSON object in order, each still as text: so that every field's faults can be found, not only the first.
@@ -307,7 +326,23 @@ mod tests {
     #[tokio::test]
     async fn a_long_body_is_refused_before_it_is_kept() {
         let endless = stream::repeat_with(|| Ok::<_, io::Error>(Bytes::from_static(&[b' '; 1024])));
-        let problem = read_any(&HeaderMap::new(), Body::from_stream(endless), 10_000).await.unwrap_err();
+        let problem = read_any(&HeaderMap::new(), Body::from_stream(endless), limits()).await.unwrap_err();
         assert_eq!(problem.body().status, 413);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_trickles_is_not_waited_for() {
+        let trickle = stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Some((Ok::<_, io::Error>(Bytes::from_static(b" ")), ()))
+        });
+        let began = tokio::time::Instant::now();
+        let problem = read_any(&HeaderMap::new(), Body::from_stream(trickle), limits()).await.unwrap_err();
+        assert_eq!((problem.body().status, began.elapsed().as_secs()), (408, 30));
+        assert!(problem.detail().contains("30s"), "{}", problem.detail());
+    }
+
+    fn limits() -> Limits {
+        Limits { bytes: 10_000, setting: None, pace: Duration::from_secs(30) }
     }
 }

@@ -21,7 +21,7 @@ use super::{
 /// A person looks at these: a server that needs longer is shown as away.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// An interrupt's body holds one id.
-const MAX_BODY: usize = 4 << 10;
+const MAX_BODY: u64 = 4 << 10;
 
 /// The queues of all servers.
 #[derive(Debug, Serialize, ToSchema)]
@@ -227,7 +227,7 @@ pub async fn interrupt(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Interrupted>, Problem> {
-    let task_ids: Vec<TaskId> = match wanted_task(&headers, body).await? {
+    let task_ids: Vec<TaskId> = match wanted_task(&service, &headers, body).await? {
         Some(id) => {
             let task = service.bridge.cancel(id).await?;
             if task.cancel_requested_at.is_some() { vec![id] } else { Vec::new() }
@@ -240,8 +240,8 @@ pub async fn interrupt(
 }
 
 /// The task named in the body, if there is one.
-async fn wanted_task(headers: &HeaderMap, body: Body) -> Result<Option<TaskId>, Problem> {
-    let bytes = body::read_optional(headers, body, MAX_BODY).await?;
+async fn wanted_task(service: &Service, headers: &HeaderMap, body: Body) -> Result<Option<TaskId>, Problem> {
+    let bytes = body::read_optional(headers, body, service.config.body().at_most(MAX_BODY)).await?;
     let mut wanted = None;
     if !bytes.is_empty() {
         Fields::parse(&bytes)?.each(&["task_id"], |_, value| {

@@ -26,7 +26,7 @@ use super::{
 };
 
 /// These bodies hold a word or two.
-const MAX_BODY: usize = 4 << 10;
+const MAX_BODY: u64 = 4 << 10;
 
 /// What to do again.
 #[derive(ToSchema)]
@@ -96,7 +96,7 @@ pub async fn retry(
     body: Body,
 ) -> Result<(StatusCode, Json<TaskView>), Problem> {
     let id = parse_id(&id)?;
-    let bytes = body::read_optional(&headers, body, MAX_BODY).await?;
+    let bytes = body::read_optional(&headers, body, service.config.body().at_most(MAX_BODY)).await?;
     let mut wish = Wish::Again;
     if !bytes.is_empty() {
         Fields::parse(&bytes)?.each(&["only"], |_, value| {
@@ -138,7 +138,7 @@ pub async fn change(
     body: Body,
 ) -> Result<Json<TaskView>, Problem> {
     let id = parse_id(&id)?;
-    let bytes = body::read(&headers, body, MAX_BODY).await?;
+    let bytes = body::read(&headers, body, service.config.body().at_most(MAX_BODY)).await?;
     let mut wanted: Option<Priority> = None;
     Fields::parse(&bytes)?.each(&["priority"], |_, value| {
         wanted = Some(create::priority(&value)?);

@@ -158,7 +158,7 @@ pub enum PriorityOrWord {
     )
 )]
 pub async fn create(State(service): State<Arc<Service>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
-    let body = body::read(&headers, body, service.config.body_limit).await?;
+    let body = body::read(&headers, body, service.config.body()).await?;
     let subject = match aside(&body, workflow_name).await? {
         Some(name) => {
             let reference = Reference::parse(&name);

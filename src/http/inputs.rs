@@ -112,7 +112,7 @@ pub async fn upload_inputs(
         return Err(Problem::unavailable("draining", "the service is shutting down; nothing was stored"));
     }
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let (stream, trouble) = body::stream(&headers, body, service.config.input_limit, "inputs.max_size")?;
+    let (stream, trouble) = body::stream(&headers, body, service.config.files())?;
     // What ended the body early is known where it is read; behind it are only consequences.
     let cause = |consequence: Problem| trouble.get().cloned().unwrap_or(consequence);
     let inputs = if kind.trim_start().to_ascii_lowercase().starts_with("multipart/form-data") {

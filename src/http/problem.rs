@@ -202,12 +202,29 @@ impl Problem {
         parts.status = StatusCode::from_u16(self.body.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         parts.headers.remove(header::CONTENT_LENGTH);
         parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
-        if let Some(after) = self.retry_after {
-            let seconds = after.as_secs().max(1) + u64::from(after.subsec_nanos() > 0 && after.as_secs() > 0);
+        if let Some(seconds) = self.retry_after_seconds() {
             parts.headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         let body = serde_json::to_vec(&self.body).unwrap_or_default();
         Response::from_parts(parts, Body::from(body))
+    }
+
+    /// The whole of an answer as bytes, the last on its connection: for those that never became requests.
+    #[must_use]
+    pub fn raw(&self) -> Vec<u8> {
+        let status = StatusCode::from_u16(self.body.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self.body).unwrap_or_default();
+        let retry = self.retry_after_seconds().map(|seconds| format!("retry-after: {seconds}\r\n")).unwrap_or_default();
+        let head = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: {MEDIA_TYPE}\r\n{retry}content-length: {}\r\nconnection: close\r\n\r\n",
+            body.len()
+        );
+        [head.as_bytes(), &body].concat()
+    }
+
+    fn retry_after_seconds(&self) -> Option<u64> {
+        let after = self.retry_after?;
+        Some(after.as_secs().max(1) + u64::from(after.subsec_nanos() > 0 && after.as_secs() > 0))
     }
 }
 

@@ -242,7 +242,7 @@ pub async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     check_name(&name).map_err(|detail| Problem::invalid(vec![FieldFault::parameter("name", detail)]))?;
-    let body = body::read(&headers, body, service.config.body_limit.min(MAX_FILE)).await?;
+    let body = body::read(&headers, body, service.config.body().at_most(MAX_FILE as u64)).await?;
     let text = tokio::task::spawn_blocking(move || check_file(&body)).await.map_err(|_| Problem::internal())??;
     let fresh = match service.workflows.publish(&name, &text).await? {
         Publication::New(_) => true,
@@ -323,7 +323,7 @@ pub async fn run(
     body: Body,
 ) -> Result<Response, Problem> {
     let found = find(&service, &Reference::parse(&reference)).await?;
-    let body = body::read(&headers, body, service.config.body_limit).await?;
+    let body = body::read(&headers, body, service.config.body()).await?;
     create::submit(&service, &headers, body, Subject::Path(found)).await
 }
 
