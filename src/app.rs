@@ -247,6 +247,7 @@ fn backends(config: &Config) -> Result<Vec<Arc<dyn ComfyTransport>>, AppError> {
             post_timeout: config.comfyui.post_timeout,
             relay_idle_timeout: config.passthrough.idle_timeout,
             ping_interval: config.comfyui.ping_interval,
+            max_json_bytes: config.comfyui.max_answer,
             ..ComfyConfig::new(url.expose())
         })?;
         backends.push(Arc::new(comfy));
@@ -282,6 +283,7 @@ fn settings(config: &Config, takes_over: bool, unclean_start: bool) -> Settings 
             previews: comfyui.previews,
         },
         uploads: UploadSettings {
+            largest: tasks.max_output,
             parallel: tasks.upload_parallel,
             max_tasks: tasks.upload_max_waiting,
             attempts: tasks.upload_attempts,

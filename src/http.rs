@@ -11,6 +11,7 @@ mod create;
 mod docs;
 mod events;
 mod files;
+mod form;
 mod frame;
 mod health;
 mod inline;

@@ -3,7 +3,7 @@
 //! - `app` puts adapters and actors together; `lifecycle` ends them; `cli`, `config` and `telemetry` are what a process needs besides.
 //! - `http` is the API, `comfy` the ComfyUI client, `store` the task store, `media` what outputs go
 //!   through, `storage` the place for them: one adapter per port.
-//! - `pace` says how slowly somebody may send, here and there.
+//! - `pace` and `json` say how slowly somebody may send, and how much may be in it, here and there.
 //! - `workflows` reads the named workflows; `demo` and `healthcheck` are commands. `crash_point` is for tests.
 
 pub mod app;
@@ -16,6 +16,7 @@ pub mod demo;
 pub mod healthcheck;
 pub mod http;
 pub mod inputs;
+pub mod json;
 pub mod lifecycle;
 pub mod media;
 pub mod pace;

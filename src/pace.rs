@@ -11,11 +11,12 @@ pub const LEAST: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Pace {
     period: Duration,
+    least: usize,
     left: Duration,
     came: usize,
 }
 
-/// Less than [`LEAST`] came in a period.
+/// Too little came in a period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("it came too slowly")]
 pub struct TooSlow;
@@ -24,7 +25,13 @@ impl Pace {
     /// Each `period` must bring something.
     #[must_use]
     pub fn new(period: Duration) -> Self {
-        Self { period, left: period, came: 0 }
+        Self { period, least: LEAST, left: period, came: 0 }
+    }
+
+    /// Only silence is too slow: for what is meant to be watched as it comes.
+    #[must_use]
+    pub fn silence(period: Duration) -> Self {
+        Self { least: 1, ..Self::new(period) }
     }
 
     /// Waits for the next piece, whose length `length` tells.
@@ -45,7 +52,7 @@ impl Pace {
     fn note(&mut self, waited: Duration, bytes: usize) {
         self.came += bytes;
         self.left = self.left.saturating_sub(waited);
-        if self.came >= LEAST {
+        if self.came >= self.least {
             (self.left, self.came) = (self.period, 0);
         }
     }

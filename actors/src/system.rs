@@ -100,7 +100,8 @@ impl Parts {
     /// The way of outputs into the storage.
     #[must_use]
     pub fn keeper(&self) -> Keeper {
-        Keeper { media: self.media.clone(), objects: self.objects.clone() }
+        let largest = self.settings.uploads.largest;
+        Keeper { media: self.media.clone(), objects: self.objects.clone(), largest }
     }
 }
 
@@ -174,6 +175,8 @@ pub struct SessionSettings {
 /// How uploads behave.
 #[derive(Debug, Clone, Copy)]
 pub struct UploadSettings {
+    /// Most bytes of one output.
+    pub largest: u64,
     /// Transfers at the same time.
     pub parallel: usize,
     /// Tasks whose outputs wait or are being stored; at this many no new work is taken.
@@ -234,6 +237,7 @@ impl Default for SessionSettings {
 impl Default for UploadSettings {
     fn default() -> Self {
         Self {
+            largest: 8 << 30,
             parallel: 4,
             max_tasks: 64,
             attempts: 5,

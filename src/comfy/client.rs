@@ -110,7 +110,7 @@ impl HttpComfy {
         for max_items in SEARCHED {
             match self.http.json(&["history"], &[("max_items", max_items)]).await {
                 Ok(text) => return Ok(lookup::in_history(&text, wanted)?),
-                Err(fault @ Fault::TooLarge(_)) => last = fault,
+                Err(fault @ (Fault::TooLarge(_) | Fault::TooMany(_))) => last = fault,
                 Err(fault) => return Err(fault.into()),
             }
         }

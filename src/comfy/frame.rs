@@ -8,7 +8,10 @@ use comfyd_actors::domain::{id::PromptId, prompt::Signal};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::json::relaxed;
+use super::{
+    json::relaxed,
+    redact::{self, is_name},
+};
 
 /// How frames of the one type begin that grows with the square of the graph: every step repeats the state of all nodes,
 /// 222 MB for one large job (protocol 12.6). Told by its first bytes, its body is not even scanned. The server writes
@@ -104,7 +107,10 @@ fn executing(data: &str) -> Option<Signal> {
     let Data { node, display_node, prompt_id } = read(data)?;
     let prompt = prompt_id.map(PromptId::new);
     match node? {
-        Some(node) => Some(Signal::Executing { prompt, node: display_node.unwrap_or(node) }),
+        Some(node) => {
+            let node = display_node.unwrap_or(node);
+            is_name(&node).then_some(Signal::Executing { prompt, node })
+        }
         None => Some(Signal::Ended { prompt: prompt? }),
     }
 }
@@ -122,7 +128,7 @@ fn stepped(data: &str) -> Option<Signal> {
         value: f64,
         max: f64,
     }
-    let Data { prompt_id, node, value, max } = read(data)?;
+    let Data { prompt_id, node, value, max } = read::<Data>(data).filter(|data| is_name(&data.node))?;
     Some(Signal::Stepped { prompt: PromptId::new(prompt_id), node, value, max })
 }
 
@@ -186,7 +192,7 @@ fn described_preview(frame: &Bytes) -> Option<Signal> {
     };
     Some(Signal::Preview {
         prompt: prompt_id.map(PromptId::new),
-        node: display_node_id.or(node_id),
+        node: redact::name(display_node_id.or(node_id)),
         content_type,
         image: image(frame, start)?,
     })

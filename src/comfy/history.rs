@@ -82,13 +82,13 @@ pub fn entry(text: &str, prompt: &PromptId) -> Result<Finished, Odd> {
 pub(super) fn finished(
     prompt: &PromptId,
     outcome: Outcome,
-    outputs: Result<Vec<NodeOutput>, outputs::TooMany>,
+    outputs: Result<Vec<NodeOutput>, outputs::Unbelievable>,
 ) -> Finished {
     let prompt = prompt.clone();
     match outputs {
         Ok(outputs) => Finished { prompt, outcome, outputs },
-        Err(too_many) => {
-            let error = TaskError::new(ErrorCode::BackendError, too_many.to_string());
+        Err(unbelievable) => {
+            let error = TaskError::new(ErrorCode::BackendError, unbelievable.to_string());
             let outcome = Outcome::Failed(error.permanent());
             Finished { prompt, outcome, outputs: Vec::new() }
         }
@@ -147,6 +147,7 @@ pub(super) fn exception(data: &str) -> Option<TaskError> {
         serde_json::from_str(data).unwrap_or_default();
     let exception_type = exception_type.unwrap_or_else(|| "Error".to_owned());
     let message = redact::text(exception_message.as_deref().unwrap_or_default());
+    let (node_id, node_type) = (redact::name(node_id), redact::name(node_type));
     (exception_type != "ExecutionBlocked")
         .then(|| TaskError::from_exception(&redact::text(&exception_type), &message, node_id, node_type))
 }

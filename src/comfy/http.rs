@@ -15,11 +15,15 @@ use serde::Serialize;
 use url::Url;
 
 use super::{ComfyConfig, ConfigError, json::relaxed};
-use crate::tls;
+use crate::{json::count_values, tls};
 
 /// Idle connections are dropped after this. Python's server keeps them 75 s or more; staying well below means that a
 /// request is hardly ever written to a connection the server is just closing.
 const POOL_IDLE: Duration = Duration::from_secs(20);
+
+/// Once parsed a value takes dozens of bytes, however few it is written in: an answer may hold as many as would be this long in the
+/// largest one. Graphs and lists of nodes have half as many.
+const BYTES_PER_VALUE: usize = 32;
 
 /// One server's address and the connections to it.
 pub(super) struct Http {
@@ -45,6 +49,8 @@ pub(super) enum Fault {
     Broken(String),
     /// The answer is larger than we read.
     TooLarge(usize),
+    /// The answer would take far more memory than it has bytes.
+    TooMany(usize),
 }
 
 impl From<Fault> for ComfyError {
@@ -57,7 +63,8 @@ impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NotConnected(why) | Self::Broken(why) => f.write_str(why),
-            Self::TooLarge(limit) => write!(f, "the answer is larger than {limit} bytes"),
+            Self::TooLarge(limit) => write!(f, "the answer is larger than {limit} bytes (comfyui.max_answer)"),
+            Self::TooMany(limit) => write!(f, "the answer holds more than {limit} values"),
         }
     }
 }
@@ -165,6 +172,11 @@ impl Http {
                 return Err(too_large());
             }
             body.extend_from_slice(&chunk);
+        }
+        // The shortest value has two bytes with its comma, so most answers need not be looked through.
+        let most = self.max_bytes / BYTES_PER_VALUE;
+        if body.len() / 2 > most && count_values(&body) > most {
+            return Err(Fault::TooMany(most));
         }
         String::from_utf8(body).map_err(|_| Fault::Broken("the answer is not UTF-8".to_owned()))
     }

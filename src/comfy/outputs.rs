@@ -17,7 +17,10 @@ use comfyd_actors::domain::{
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
-use super::history::{Odd, Raw};
+use super::{
+    history::{Odd, Raw},
+    redact::is_name,
+};
 
 /// Nested this deep, nothing is looked for: real outputs have two levels.
 const MAX_DEPTH: usize = 8;
@@ -59,9 +62,13 @@ impl<'a> Names<'a> {
     }
 }
 
-/// A run that reports more than this is not believed.
+/// A run that reports such things is not believed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum TooMany {
+pub(super) enum Unbelievable {
+    #[error(
+        "the run reported an output of a node whose id is empty, longer than 256 bytes or not printable; give the node another id"
+    )]
+    Node,
     #[error("the run reported more than {MAX_FILES} outputs; save fewer in one task")]
     Outputs,
     #[error("the run reported more than {} MiB of text; save long texts to a file (SaveText)", MAX_TEXT >> 20)]
@@ -69,10 +76,16 @@ pub(super) enum TooMany {
 }
 
 /// Everything in `outputs`, each file once per node.
-pub(super) fn collect(outputs: Option<Raw<'_>>, names: &Names<'_>) -> Result<Result<Vec<NodeOutput>, TooMany>, Odd> {
+pub(super) fn collect(
+    outputs: Option<Raw<'_>>,
+    names: &Names<'_>,
+) -> Result<Result<Vec<NodeOutput>, Unbelievable>, Odd> {
     let Some(outputs) = outputs else { return Ok(Ok(Vec::new())) };
     let outputs: BTreeMap<String, Value> =
         serde_json::from_str(outputs.get()).map_err(|error| Odd::json("a list of outputs", &error))?;
+    if !outputs.keys().all(|node| is_name(node) && is_name(names.shown(node))) {
+        return Ok(Err(Unbelievable::Node));
+    }
     let mut nodes: Vec<(&str, &str, &Value)> =
         outputs.iter().map(|(node, output)| (names.shown(node), node.as_str(), output)).collect();
     nodes.sort_by(|(shown_a, a, _), (shown_b, b, _)| natural(shown_a, shown_b).then_with(|| natural(a, b)));
@@ -92,10 +105,10 @@ pub(super) fn collect(outputs: Option<Raw<'_>>, names: &Names<'_>) -> Result<Res
             .map(|(text, number)| Source::Text { filename: format!("text_{number:05}.txt"), text: text.to_owned() });
         collected.extend(files.chain(texts).map(|source| NodeOutput { node_id: shown.to_owned(), source }));
         if collected.len() > MAX_FILES {
-            return Ok(Err(TooMany::Outputs));
+            return Ok(Err(Unbelievable::Outputs));
         }
         if text_bytes > MAX_TEXT {
-            return Ok(Err(TooMany::Text));
+            return Ok(Err(Unbelievable::Text));
         }
     }
     Ok(Ok(collected))

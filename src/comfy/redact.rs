@@ -36,6 +36,21 @@ pub fn text(message: &str) -> String {
     out
 }
 
+/// Longest name of a node or a class that is believed, in bytes. Ours are numbers, and nobody writes a longer one.
+const MAX_NAME: usize = 256;
+
+/// A node's or a class's name as the server tells it; none when nobody would call one so.
+#[must_use]
+pub fn name(told: Option<String>) -> Option<String> {
+    told.filter(|name| is_name(name))
+}
+
+/// Whether somebody would call a node or a class so.
+#[must_use]
+pub fn is_name(told: &str) -> bool {
+    !told.is_empty() && told.len() <= MAX_NAME && !told.chars().any(char::is_control)
+}
+
 fn push_word(out: &mut String, word: &str) {
     if is_path(word) {
         let name = word.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default();

@@ -30,6 +30,7 @@ pub fn read(status: u16, body: &str) -> SubmitError {
         Some(nodes) => from_nodes(nodes),
         None => from_error(status, answer.get("error").unwrap_or(&Value::Null)),
     };
+    let (node_id, class_type) = (redact::name(node_id), redact::name(class_type));
     SubmitError::Refused { message, node_id, class_type, node_errors: node_errors.map(faults) }
 }
 

@@ -22,6 +22,7 @@ use super::{
     http::{Fault, Http, fault},
     view,
 };
+use crate::pace::Pace;
 
 /// Whom a request waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +94,7 @@ fn relayed(http: &Http, asked: &Url, response: Response, idle: Duration) -> Rela
     if let Some(place) = place_below(http, asked, &headers) {
         headers.insert(LOCATION, place);
     }
-    let mut answer = Relayed::new(view::body(response, idle, None));
+    let mut answer = Relayed::new(view::body(response, Pace::silence(idle), None));
     *answer.status_mut() = status;
     *answer.headers_mut() = headers;
     answer

@@ -8,26 +8,27 @@ use futures_util::{StreamExt, stream};
 use reqwest::{Response, header::CONTENT_TYPE};
 
 use super::http::describe;
+use crate::pace::Pace;
 
-/// Makes a download of an answer whose body is yet to be read. No limit on the whole: files may be large and links slow.
-/// `idle` limits each silence instead.
-pub(super) fn download(response: Response, idle: Duration) -> Download {
+/// Makes a download of an answer whose body is yet to be read. No limit on the whole: files may be large and links slow, and whoever
+/// stores it has one. Each `period` must bring something instead.
+pub(super) fn download(response: Response, period: Duration) -> Download {
     let content_type =
         response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
     let bytes = response.content_length();
-    Download { content_type, bytes, body: body(response, idle, bytes) }
+    Download { content_type, bytes, body: body(response, Pace::new(period), bytes) }
 }
 
 struct Reading {
     response: Response,
-    idle: Duration,
+    pace: Pace,
     expected: Option<u64>,
     seen: u64,
 }
 
 /// The chunks as they come. The first error is the last item.
-pub(super) fn body(response: Response, idle: Duration, expected: Option<u64>) -> ByteStream {
-    let reading = Reading { response, idle, expected, seen: 0 };
+pub(super) fn body(response: Response, pace: Pace, expected: Option<u64>) -> ByteStream {
+    let reading = Reading { response, pace, expected, seen: 0 };
     stream::unfold(Some(reading), |reading| async {
         let mut reading = reading?;
         match reading.next().await {
@@ -41,9 +42,11 @@ pub(super) fn body(response: Response, idle: Duration, expected: Option<u64>) ->
 
 impl Reading {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
-        let chunk = tokio::time::timeout(self.idle, self.response.chunk())
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the server stopped sending"))?
+        let next = async { self.response.chunk().await.transpose() };
+        let chunk = self.pace.keep(next, |chunk| chunk.as_ref().map_or(0, Bytes::len)).await;
+        let chunk = chunk
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the server stopped sending, or sent too slowly"))?
+            .transpose()
             .map_err(|error| io::Error::other(describe(error)))?;
         self.seen += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
         // The HTTP client checks this as well. A short file stored as a whole one is too bad to rely on that alone.

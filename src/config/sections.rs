@@ -105,6 +105,8 @@ pub struct ComfyUi {
     pub validate_grace: Duration,
     /// Pause between pings of a WebSocket.
     pub ping_interval: Duration,
+    /// Largest answer that is read, in bytes.
+    pub max_answer: usize,
     /// Pauses between attempts to connect.
     pub reconnect: Backoff,
     /// Silence after which a prompt is polled.
@@ -173,6 +175,8 @@ pub struct Tasks {
     pub retry: Backoff,
     /// Outputs stored at the same time.
     pub upload_parallel: usize,
+    /// Most bytes of one output.
+    pub max_output: u64,
     /// Attempts to store one output.
     pub upload_attempts: u32,
     /// Pauses between them.
@@ -313,6 +317,7 @@ pub(super) fn comfyui(r: &mut Reader) -> ComfyUi {
         request_timeout: r.duration("comfyui.request_timeout", MS..=secs(3_600)),
         post_timeout: r.duration("comfyui.post_timeout", MS..=secs(3_600)),
         validate_grace: r.duration("comfyui.validate_grace", Duration::ZERO..=secs(3_600)),
+        max_answer: usize::try_from(r.size("comfyui.max_answer", 1 << 20..=1 << 30)).unwrap_or(usize::MAX),
         ping_interval: r.duration("comfyui.ping_interval", MS..=secs(3_600)),
         reconnect: backoff(r, "comfyui.reconnect_base", "comfyui.reconnect_cap"),
         silence: r.duration("comfyui.silence", MS..=secs(3_600)),
@@ -380,6 +385,7 @@ pub(super) fn tasks(r: &mut Reader) -> Tasks {
         timeout: r.duration("tasks.timeout", secs(1)..=MONTH),
         retry: backoff(r, "tasks.retry_base", "tasks.retry_cap"),
         upload_parallel: r.number("tasks.upload_parallel", 1..=1_000),
+        max_output: r.size("tasks.max_output", 1..=1 << 50),
         upload_attempts: r.number("tasks.upload_attempts", 1..=100),
         upload_retry: backoff(r, "tasks.upload_retry_base", "tasks.upload_retry_cap"),
         upload_max_waiting: r.number("tasks.upload_max_waiting", 1..=100_000),

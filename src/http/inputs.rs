@@ -19,6 +19,7 @@ use utoipa::ToSchema;
 
 use super::{
     Service, body,
+    form::Form,
     problem::{FieldFault, Problem, ProblemBody},
     serve::{Binary, Stored, serve},
 };
@@ -116,8 +117,8 @@ pub async fn upload_inputs(
     // What ended the body early is known where it is read; behind it are only consequences.
     let cause = |consequence: Problem| trouble.get().cloned().unwrap_or(consequence);
     let inputs = if kind.trim_start().to_ascii_lowercase().starts_with("multipart/form-data") {
-        let boundary = multer::parse_boundary(kind).map_err(|error| bad_form(&error))?;
-        form(&service, multer::Multipart::new(stream, boundary)).await.map_err(cause)?
+        let form = Form::new(kind, stream)?;
+        take_all(&service, form).await.map_err(cause)?
     } else if is_file(kind) {
         let name = headers.get("x-filename").map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
         let taken = take_in(&service.bridge, service.config.input_keep, &name.unwrap_or_default(), stream).await;
@@ -138,9 +139,9 @@ fn is_file(content_type: &str) -> bool {
     kind.contains('/') && kind != "application/x-www-form-urlencoded" && !kind.starts_with("multipart/")
 }
 
-async fn form(service: &Service, mut form: multer::Multipart<'static>) -> Result<Vec<Input>, Problem> {
+async fn take_all(service: &Service, mut form: Form) -> Result<Vec<Input>, Problem> {
     let mut inputs = Vec::new();
-    while let Some(field) = form.next_field().await.map_err(|error| bad_form(&error))? {
+    while let Some(field) = form.next().await? {
         let pointer = format!("/{}", comfyd_actors::domain::graph::escape(field.name().unwrap_or_default()));
         let Some(name) = field.file_name().map(str::to_owned) else {
             let detail = "this field is no file: give it a filename (curl -F file=@picture.png)";
@@ -158,10 +159,6 @@ async fn form(service: &Service, mut form: multer::Multipart<'static>) -> Result
         return Err(Problem::invalid(vec![FieldFault::at("", "the form has no file")]));
     }
     Ok(inputs)
-}
-
-fn bad_form(error: &multer::Error) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "invalid_form", format!("the form cannot be read: {error}"))
 }
 
 /// The answer when a file was not taken in.

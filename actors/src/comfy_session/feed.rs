@@ -83,6 +83,8 @@ struct Followed {
     tracker: Tracker,
     last_word: Timestamp,
     running_since: Option<Timestamp>,
+    /// It is over, and whether its history is known to be written.
+    over: Option<bool>,
     /// Nodes whose pictures are results, not previews.
     senders: Vec<String>,
 }
@@ -103,6 +105,7 @@ impl Feed {
             tracker: Tracker::new(nodes),
             last_word: self.0.clock.steady(),
             running_since: None,
+            over: None,
             senders,
         };
         self.lock().followed.insert(prompt, followed);
@@ -163,8 +166,8 @@ impl Feed {
             Signal::Stepped { prompt, node, value, max } => {
                 self.advance(prompt, now, |tracker| tracker.stepped(&node, value, max, now))
             }
-            Signal::Ending { prompt } => Some(self.over(prompt, false, now)),
-            Signal::Ended { prompt } => Some(self.over(prompt, true, now)),
+            Signal::Ending { prompt } => self.over(prompt, false, now),
+            Signal::Ended { prompt } => self.over(prompt, true, now),
             Signal::Preview { prompt, node, content_type, image } => {
                 self.picture(prompt.zip(node), content_type, image)
             }
@@ -207,12 +210,14 @@ impl Feed {
         first.then_some(Word::Running(prompt))
     }
 
-    /// The last node ends with its prompt.
-    fn over(&self, prompt: PromptId, written: bool, now: Timestamp) -> Word {
-        if let Some(followed) = self.lock().followed.get_mut(&prompt) {
-            followed.tracker.ended(now);
-        }
-        Word::Over { prompt, written }
+    /// The last node ends with its prompt. Told once, and once more when its history is written: the mailbox has no limit, and a server
+    /// that repeats itself, or speaks of prompts that are not ours, must not fill it.
+    fn over(&self, prompt: PromptId, written: bool, now: Timestamp) -> Option<Word> {
+        let mut heard = self.lock();
+        let followed = heard.followed.get_mut(&prompt)?;
+        followed.tracker.ended(now);
+        let known = followed.over.replace(written || followed.over == Some(true));
+        (known.is_none() || (written && known == Some(false))).then_some(Word::Over { prompt, written })
     }
 
     /// The critical sections above cannot panic half-way, so a poisoned lock is still good.

@@ -110,6 +110,10 @@ impl Frames {
                     format!("a picture sent over the WebSocket cannot be made into what output_options ask for: {reason}"),
                 ),
                 // The picture is gone: there is no upload to be tried again.
+                Failure::TooLarge(_) => TaskError::new(
+                    ErrorCode::UploadFailed,
+                    format!("a picture sent over the WebSocket was not stored: {failure}"),
+                ),
                 Failure::Refused(reason) | Failure::Storage(reason) => TaskError::new(
                     ErrorCode::UploadFailed,
                     format!("a picture sent over the WebSocket could not be stored: {reason}. Mend the storage, then create the task again"),

@@ -235,12 +235,16 @@ impl FileRef {
     pub fn is_safe(&self) -> bool {
         let plain = |text: &str| text.len() <= 1024 && !text.chars().any(char::is_control) && !text.contains('\\');
         let inside = |text: &str| !text.starts_with('/') && !text.split('/').any(|part| part == "..");
+        // What Windows would take for another drive.
+        let drive = |text: &str| matches!(text.as_bytes(), [letter, b':', ..] if letter.is_ascii_alphabetic());
         !self.filename.is_empty()
             && self.filename.len() <= 255
             && !self.filename.contains('/')
-            && self.filename != ".."
+            && !matches!(self.filename.as_str(), "." | "..")
             && plain(&self.filename)
             && plain(&self.subfolder)
+            && !drive(&self.filename)
+            && !drive(&self.subfolder)
             && inside(&self.subfolder)
             && matches!(self.folder_type.as_str(), "output" | "temp" | "input")
     }
@@ -291,6 +295,9 @@ mod tests {
         for bad in [
             file("", "", "output"),
             file("..", "", "output"),
+            file(".", "", "output"),
+            file("C:a.png", "", "output"),
+            file("a.png", "c:", "output"),
             file("a/b.png", "", "output"),
             file("a\\b.png", "", "output"),
             file("a\0.png", "", "output"),

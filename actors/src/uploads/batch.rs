@@ -107,6 +107,10 @@ impl Batch {
                 ErrorCode::ConversionFailed,
                 format!("output {index} cannot be made into what output_options ask for: {reason}"),
             )),
+            Failure::TooLarge(_) => Verdict::Fail(fatal(format!(
+                "output {index} was not stored: {failure}. Save less in one file, or raise the limit and retry the task with \
+                 `{{\"only\": \"uploads\"}}`"
+            ))),
             // It would fail before it ran again, so there is nothing for the server to forget.
             Failure::Missing if self.task.uploads_only => Verdict::Fail(missing(
                 index,

@@ -3,8 +3,15 @@
 //! Owns nothing but the stream from `/view` to storage · tells its supervisor how it ended · when it dies, its supervisor takes that
 //! for a failed try · must never hold more than a chunk of the file.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
+use futures_util::{StreamExt, stream};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::UploadsMsg;
@@ -38,6 +45,8 @@ pub enum Failure {
     Refused(String),
     /// It cannot be made into what was asked for.
     Unfit(String),
+    /// It has more bytes than is stored of one file.
+    TooLarge(u64),
     /// The transfer itself broke.
     Crashed(String),
 }
@@ -53,6 +62,7 @@ impl Failure {
             Self::Storage(_) => "storage",
             Self::Refused(_) => "refused",
             Self::Unfit(_) => "unfit",
+            Self::TooLarge(_) => "too_large",
             Self::Crashed(_) => "crashed",
         }
     }
@@ -64,6 +74,9 @@ impl fmt::Display for Failure {
             Self::Missing => f.write_str("the server does not have the file"),
             Self::Source(reason) | Self::Lost(reason) | Self::Storage(reason) => f.write_str(reason),
             Self::Refused(reason) | Self::Unfit(reason) => f.write_str(reason),
+            Self::TooLarge(limit) => {
+                write!(f, "it is larger than {limit} bytes, the most that is stored of one output (tasks.max_output)")
+            }
             Self::Crashed(reason) => write!(f, "the transfer crashed: {reason}"),
         }
     }
@@ -159,6 +172,8 @@ pub struct Keeper {
     pub media: Arc<dyn Media>,
     /// Where it goes.
     pub objects: Arc<dyn ObjectStore>,
+    /// Most bytes of one output.
+    pub largest: u64,
 }
 
 impl Keeper {
@@ -167,6 +182,16 @@ impl Keeper {
     /// # Errors
     /// [`Failure`].
     pub async fn keep(&self, incoming: Incoming, stem: &str, options: &OutputOptions) -> Result<StoredObject, Failure> {
+        if incoming.bytes.is_some_and(|bytes| bytes > self.largest) {
+            return Err(Failure::TooLarge(self.largest));
+        }
+        let (incoming, passed) = limited(incoming, self.largest);
+        let stored = self.store(incoming, stem, options).await;
+        // What the body failed of is known where it is read; behind it are only consequences.
+        if stored.is_err() && passed.load(Ordering::Relaxed) { Err(Failure::TooLarge(self.largest)) } else { stored }
+    }
+
+    async fn store(&self, incoming: Incoming, stem: &str, options: &OutputOptions) -> Result<StoredObject, Failure> {
         let prepared = self.media.prepare(incoming, options).await.map_err(|error| match error {
             MediaError::Source(reason) => Failure::Source(reason),
             MediaError::Unfit(reason) => Failure::Unfit(reason),
@@ -181,4 +206,24 @@ impl Keeper {
         })?;
         Ok(StoredObject { facts: prepared.facts.get().cloned().unwrap_or_default(), ..object })
     }
+}
+
+/// A file that fails when it turns out longer than `largest`, and whether it did.
+fn limited(incoming: Incoming, largest: u64) -> (Incoming, Arc<AtomicBool>) {
+    let passed = Arc::new(AtomicBool::new(false));
+    let noted = passed.clone();
+    let body = stream::unfold(Some((incoming.body, 0_u64)), move |reading| {
+        let noted = noted.clone();
+        async move {
+            let (mut body, seen) = reading?;
+            let chunk = body.next().await?;
+            let seen = seen + chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+            if seen > largest {
+                noted.store(true, Ordering::Relaxed);
+                return Some((Err(io::Error::other("it is too large")), None));
+            }
+            Some((chunk, Some((body, seen))))
+        }
+    });
+    (Incoming { body: body.boxed(), ..incoming }, passed)
 }
