@@ -3,7 +3,7 @@
 //! One per server, shared by everything that talks to it; it holds no state but what the server can do. When the server
 //! is gone every call fails with `Unavailable` within its time limit, and works again when the server is back.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use async_trait::async_trait;
 use comfyd_actors::{
@@ -35,6 +35,9 @@ use crate::crash_point;
 /// How many of the newest history entries are searched for our marker. Each holds a whole graph; when so many are too
 /// large to read, fewer are tried.
 const SEARCHED: [&str; 4] = ["256", "64", "16", "4"];
+/// The oldest version that was seen to interrupt only the prompt it is told (PROTOCOL.md 4 and 14). Some before it do too: they are
+/// treated with more care than they need.
+const INTERRUPTS_BY_ID: [u32; 3] = [0, 3, 64];
 
 /// One ComfyUI server over HTTP and WebSocket.
 pub struct HttpComfy {
@@ -42,6 +45,8 @@ pub struct HttpComfy {
     http: Http,
     config: ComfyConfig,
     jobs: Jobs,
+    /// Whether an interrupt hits only the prompt it names. Not unless that is known.
+    interrupts_by_id: AtomicBool,
 }
 
 /// Whether the server has `/api/jobs`, as far as known.
@@ -92,7 +97,7 @@ impl HttpComfy {
     /// When the address or a header cannot be used.
     pub fn new(config: ComfyConfig) -> Result<Self, ConfigError> {
         let http = Http::new(&config)?;
-        Ok(Self { id: http.id(), http, config, jobs: Jobs::default() })
+        Ok(Self { id: http.id(), http, config, jobs: Jobs::default(), interrupts_by_id: AtomicBool::new(false) })
     }
 
     /// Asks `/api/jobs/{id}`. `None` when it has no usable answer: `/queue` and `/history` then decide.
@@ -115,6 +120,16 @@ impl HttpComfy {
             }
         }
         Err(last.into())
+    }
+
+    /// Whether the server is known to read the id in an interrupt. One that does not tell its version is taken for older.
+    async fn is_recent(&self) -> bool {
+        let stats =
+            self.http.json(&["system_stats"], &[]).await.and_then(|text| {
+                serde_json::from_str::<Value>(&text).map_err(|error| Fault::Broken(error.to_string()))
+            });
+        let version = stats.ok().and_then(|stats| version(stats.pointer("/system/comfyui_version")?.as_str()?));
+        version.is_some_and(|version| version >= INTERRUPTS_BY_ID)
     }
 
     async fn cancel_job(&self, prompt: &PromptId) -> Result<bool, ComfyError> {
@@ -144,6 +159,7 @@ impl ComfyTransport for HttpComfy {
         let Answer { status, body } = self.http.get(&["api", "jobs"], &[("limit", "1")]).await?;
         let jobs = status == StatusCode::OK && body.is_ok_and(|text| is_job_list(&relaxed(&text)));
         self.jobs.learn(jobs);
+        self.interrupts_by_id.store(jobs || self.is_recent().await, Ordering::Relaxed);
         Ok(Abilities { jobs })
     }
 
@@ -214,9 +230,11 @@ impl ComfyTransport for HttpComfy {
             return Ok(());
         }
         self.withdraw(prompt).await?;
-        // Old builds take no id and interrupt whatever runs. So it is sent only when that is our prompt; should another
-        // one start in this very moment, builds that do read the id still leave it alone.
-        if lookup::runs(&self.http.json(&["queue"], &[]).await?, prompt)? {
+        let queue = lookup::neighbours(&self.http.json(&["queue"], &[]).await?, prompt)?;
+        // Old builds read no id and interrupt whatever runs by then: what waits behind ours may have begun. Others' work is not put at
+        // risk: ours runs to its end for nothing, or until nobody waits behind it. A prompt of ours that is hit goes back to the queue.
+        let exact = self.interrupts_by_id.load(Ordering::Relaxed);
+        if queue.runs && (exact || !queue.strangers_wait) {
             check_status(self.http.tell(&["interrupt"], &json!({ "prompt_id": prompt })).await?)?;
         }
         Ok(())
@@ -352,6 +370,12 @@ fn receipt(text: &str) -> Result<Receipt, String> {
 fn is_comfyui(text: &str) -> bool {
     let answer: Option<Value> = serde_json::from_str(text).ok();
     answer.is_some_and(|answer| answer.pointer("/exec_info/queue_remaining").is_some_and(Value::is_u64))
+}
+
+/// The first three numbers of a version.
+fn version(text: &str) -> Option<[u32; 3]> {
+    let mut numbers = text.trim_start_matches('v').split(['.', '-', '+']).map(|part| part.parse().ok());
+    Some([numbers.next()??, numbers.next()??, numbers.next()??])
 }
 
 fn is_job_list(text: &str) -> bool {

@@ -46,35 +46,48 @@ pub fn plain_id(id: &str) -> Option<PromptId> {
     plain.then(|| PromptId::new(id))
 }
 
-fn is_marked(tuple: &[Raw<'_>], wanted: &Wanted) -> bool {
+fn marker(tuple: &[Raw<'_>]) -> Option<Marker> {
     #[derive(Deserialize)]
     struct Extra {
         comfyd: Marker,
     }
-    let marker = Marker { task: wanted.task.0, dispatch: wanted.dispatch };
-    tuple
-        .get(EXTRA_DATA)
-        .and_then(|extra| serde_json::from_str::<Extra>(extra.get()).ok())
-        .is_some_and(|extra| extra.comfyd == marker)
+    let extra: Extra = serde_json::from_str(tuple.get(EXTRA_DATA)?.get()).ok()?;
+    Some(extra.comfyd)
 }
 
-/// Looks for a prompt in the answer of `/queue`. The pending list is in no useful order, and nobody needs one here.
+fn is_marked(tuple: &[Raw<'_>], wanted: &Wanted) -> bool {
+    marker(tuple) == Some(Marker { task: wanted.task.0, dispatch: wanted.dispatch })
+}
+
+/// The answer of `/queue`: who runs, and who waits in no useful order.
+#[derive(Deserialize)]
+struct Queue<'a> {
+    #[serde(borrow)]
+    queue_running: Vec<Vec<Raw<'a>>>,
+    #[serde(borrow)]
+    queue_pending: Vec<Vec<Raw<'a>>>,
+}
+
+impl<'a> Queue<'a> {
+    fn read(text: &'a str) -> Result<Self, Odd> {
+        serde_json::from_str(text).map_err(|error| Odd::json("a queue", &error))
+    }
+}
+
+fn item_id(item: &[Raw<'_>]) -> Option<PromptId> {
+    let id: Cow<'_, str> = serde_json::from_str(item.get(1)?.get()).ok()?;
+    plain_id(&id)
+}
+
+/// Looks for a prompt in the answer of `/queue`.
 ///
 /// # Errors
 /// When the text is not a queue.
 pub fn in_queue(text: &str, wanted: &Wanted) -> Result<Option<Sighting>, Odd> {
-    #[derive(Deserialize)]
-    struct Queue<'a> {
-        #[serde(borrow)]
-        queue_running: Vec<Vec<Raw<'a>>>,
-        #[serde(borrow)]
-        queue_pending: Vec<Vec<Raw<'a>>>,
-    }
-    let queue: Queue<'_> = serde_json::from_str(text).map_err(|error| Odd::json("a queue", &error))?;
+    let queue = Queue::read(text)?;
     for (items, running) in [(&queue.queue_running, true), (&queue.queue_pending, false)] {
         for item in items {
-            let id: Option<Cow<'_, str>> = item.get(1).and_then(|id| serde_json::from_str(id.get()).ok());
-            let Some(id) = id.as_deref().and_then(plain_id) else { continue };
+            let Some(id) = item_id(item) else { continue };
             if id == wanted.prompt || is_marked(item, wanted) {
                 return Ok(Some(Sighting::Alive { prompt: id, running }));
             }
@@ -83,14 +96,26 @@ pub fn in_queue(text: &str, wanted: &Wanted) -> Result<Option<Sighting>, Odd> {
     Ok(None)
 }
 
-/// Whether the answer of `/queue` shows this very prompt running.
+/// A prompt among the others on its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Neighbours {
+    /// It is what runs.
+    pub runs: bool,
+    /// Something waits that no comfyd sent.
+    pub strangers_wait: bool,
+}
+
+/// Who else is there, by the answer of `/queue`.
 ///
 /// # Errors
 /// When the text is not a queue.
-pub fn runs(text: &str, prompt: &PromptId) -> Result<bool, Odd> {
-    // No task has the nil id, so that only the prompt id can match.
-    let wanted = Wanted { prompt: prompt.clone(), task: comfyd_actors::domain::id::TaskId(Uuid::nil()), dispatch: -1 };
-    Ok(matches!(in_queue(text, &wanted)?, Some(Sighting::Alive { running: true, .. })))
+pub fn neighbours(text: &str, prompt: &PromptId) -> Result<Neighbours, Odd> {
+    let queue = Queue::read(text)?;
+    let is_it = |item: &Vec<Raw<'_>>| item_id(item).as_ref() == Some(prompt);
+    Ok(Neighbours {
+        runs: queue.queue_running.iter().any(is_it),
+        strangers_wait: queue.queue_pending.iter().any(|item| marker(item).is_none()),
+    })
 }
 
 /// Looks for a marked prompt in the answer of `/history?max_items=n`.
@@ -187,6 +212,22 @@ mod tests {
         assert_eq!(queue(&item("theirs", 2), ""), alive("theirs", true));
         assert_eq!(queue("", &item("theirs", 2)), alive("theirs", false));
         assert_eq!(queue(&item("older-dispatch", 1), r#"[], [1], [1, 2], [1, "../x", {}, {}]"#), None);
+    }
+
+    #[test]
+    fn neighbours_are_told_apart_by_the_marker() {
+        let ours = PromptId::new("ours");
+        let read = |running: &str, pending: &str| {
+            neighbours(&format!(r#"{{"queue_running": [{running}], "queue_pending": [{pending}]}}"#), &ours).unwrap()
+        };
+        let running = r#"[1, "ours", {}, {}, []]"#;
+        let stranger = r#"[2, "theirs", {}, {"client_id": "x"}, []]"#;
+        let seen = |runs, strangers_wait| Neighbours { runs, strangers_wait };
+        assert_eq!(read(running, ""), seen(true, false));
+        assert_eq!(read(running, &item("another of ours", 1)), seen(true, false));
+        assert_eq!(read(running, &format!("{}, {stranger}", item("another of ours", 1))), seen(true, true));
+        assert_eq!(read(stranger, running), seen(false, true), "it waits itself, and has no marker here");
+        assert!(neighbours("[]", &ours).is_err());
     }
 
     #[test]

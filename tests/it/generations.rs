@@ -52,9 +52,9 @@ async fn cancels(generation: Generation) {
     let world = old(generation).await;
     let ids = three(&world).await;
     let [running, prepared, pending] = &ids;
-    for (id, status) in [(pending, StatusCode::OK), (prepared, StatusCode::ACCEPTED), (running, StatusCode::ACCEPTED)] {
-        assert_eq!(world.cancel(id).await.0, status);
-    }
+    assert_eq!(world.cancel(pending).await.0, StatusCode::OK);
+    world.stop(prepared).await;
+    world.stop(running).await;
     // The gate is closed: only being interrupted ends the first.
     for id in &ids {
         assert_eq!(world.finished(id).await["status"], "cancelled");
@@ -139,7 +139,9 @@ async fn spares_the_prompts_of_others(generation: Generation) {
     assert_eq!(world.finished(&ours).await["status"], "cancelled");
     fake.resume();
     until(&fake, ended(&theirs, Outcome::Success)).await;
-    assert_eq!(interrupted(&fake), prompts(&fake, &ours));
+    // A server that reads no id might hit theirs by then. It is not asked to: ours runs to its end for nothing.
+    let hit = if generation == Generation::IgnoresPromptId { Vec::new() } else { prompts(&fake, &ours) };
+    assert_eq!(interrupted(&fake), hit);
 }
 
 macro_rules! on {
@@ -182,7 +184,7 @@ async fn changes(from: Generation, to: Generation) {
     fake.wait_from(position, |event| matches!(event, EventKind::SocketOpened { .. })).await;
     world.online().await;
     assert_eq!(world.get("/api/status").await["backends"][0]["jobs_api"], to == Generation::Current);
-    assert_eq!(world.cancel(&ids[1]).await.0, StatusCode::ACCEPTED);
+    world.stop(&ids[1]).await;
     assert_eq!(world.finished(&ids[1]).await["status"], "cancelled");
     fake.resume();
     world.ran(&ids[0], 1).await;

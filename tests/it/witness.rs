@@ -3,6 +3,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use fake_comfyui::{Control, Event, EventKind, FakeComfy};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::support::{PATIENCE, World, id, image};
@@ -78,6 +79,13 @@ impl World {
         let done = self.completed(id).await;
         assert_eq!((&done["attempt"], self.executions(id)), (&json!(1), executions), "{done}");
         done
+    }
+
+    /// Cancels a task that somebody has. It may be over when the answer is made.
+    pub async fn stop(&self, id: &str) {
+        let (status, task) = self.cancel(id).await;
+        let told = [(StatusCode::ACCEPTED, "cancelling"), (StatusCode::OK, "cancelled")];
+        assert!(told.iter().any(|told| *told == (status, task["stage"].as_str().unwrap())), "{status} {task}");
     }
 
     /// Waits until the backend of a fake is not online.

@@ -28,6 +28,15 @@ impl Generation {
     pub fn has_jobs_api(self) -> bool {
         self == Self::Current
     }
+
+    /// What `/system_stats` calls it.
+    pub fn version(self) -> &'static str {
+        match self {
+            Self::Current => "0.33.0",
+            Self::V0_3_64 => "0.3.64",
+            Self::IgnoresPromptId => "0.3.43",
+        }
+    }
 }
 
 /// The text is not the name of a generation.

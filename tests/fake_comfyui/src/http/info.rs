@@ -41,7 +41,7 @@ const FOLDERS: [&str; 27] = [
 const GIB: u64 = 1024 * 1024 * 1024;
 
 pub(super) async fn system_stats(State(server): Shared) -> Response {
-    let version = if server.generation().has_jobs_api() { "0.33.0" } else { "0.3.64" };
+    let version = server.generation().version();
     let stats = json!({
         "system": {
             "os": "linux",
