@@ -7,23 +7,27 @@
 //! - **Must never** send a prompt twice, believe the socket, or wait for I/O in a handler.
 
 mod connection;
+mod drain;
 mod feed;
 mod flight;
 mod frames;
 mod keeping;
+mod orphans;
 mod phase;
 mod prepare;
 mod survey;
 mod uploaded;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tracing::{debug, warn};
 
+use drain::Drain;
 pub use flight::Origin;
 use flight::{Act, Flight, Prepared, Stop, Unprepared};
 use frames::{Frames, Outline};
+use orphans::Orphans;
 use phase::Phase;
 use prepare::Preparation;
 use survey::Survey;
@@ -44,7 +48,7 @@ use crate::{
     kit::tasks::{Guard, Panicked, Tasks},
     metrics::Loss,
     ports::{
-        comfy::{ComfyError, ComfyTransport, Signals, Submission, SubmitError},
+        comfy::{ComfyError, ComfyTransport, Signals, Submission, SubmitError, Wanted},
         store::{Assignment, StoreError},
     },
     queue::QueueMsg,
@@ -56,9 +60,6 @@ use crate::{
 const TICK: std::time::Duration = std::time::Duration::from_millis(100);
 /// Demand is a level and is told again this often, in case a word was lost with a restart.
 const DEMAND_EVERY_TICKS: u32 = 10;
-/// Prompts left on a server we could not reach, kept to be cancelled when it is back. Beyond this many the oldest are let go: they run
-/// for nothing, once.
-const MAX_ORPHANS: usize = 1_000;
 
 /// What a session hears.
 #[derive(Debug)]
@@ -119,6 +120,10 @@ pub enum SessionMsg {
     Tick,
     /// The queue (re)started.
     QueueIsBack,
+    /// Orphans were stopped, but for these.
+    OrphansStopped(Vec<Wanted>),
+    /// The process is about to stop: give back what was not sent. Answered when no answer to a prompt is awaited any more.
+    Drain { reply: RpcReplyPort<()> },
 }
 
 /// A connection that stands.
@@ -179,8 +184,8 @@ pub struct State {
     survey: Survey,
     /// Since when an accepted prompt's status frame is awaited.
     status_owed_since: Option<Timestamp>,
-    orphans: VecDeque<PromptId>,
-    forgettable: Vec<PromptId>,
+    orphans: Orphans,
+    drain: Drain,
     tasks: Tasks,
     ticks: u32,
 }
@@ -210,8 +215,8 @@ impl Actor for ComfySessionActor {
             keeping: HashMap::new(),
             survey: Survey::default(),
             status_owed_since: None,
-            orphans: VecDeque::new(),
-            forgettable: Vec::new(),
+            orphans: Orphans::default(),
+            drain: Drain::default(),
             tasks,
             ticks: 0,
         })
@@ -230,7 +235,7 @@ impl Actor for ComfySessionActor {
             SessionMsg::Survey { reply } => state.on_survey(&me, reply),
             SessionMsg::Surveyed(result) => state.on_surveyed(result),
             SessionMsg::Drop { id, fence } => state.drop_flight(id, fence),
-            SessionMsg::Forget { prompt } => state.forgettable.push(prompt),
+            SessionMsg::Forget { prompt } => state.orphans.forget(prompt),
             SessionMsg::Dial => state.dial(&me),
             SessionMsg::Dialed(result) => state.on_dialed(&me, result),
             SessionMsg::SocketClosed { connection, reason } => state.on_socket_closed(&me, connection, &reason),
@@ -239,6 +244,8 @@ impl Actor for ComfySessionActor {
             SessionMsg::Done { id, fence, outcome } => state.on_done(&me, id, fence, outcome),
             SessionMsg::Tick => state.on_tick(&me),
             SessionMsg::QueueIsBack => state.tell_demand(&me),
+            SessionMsg::OrphansStopped(left) => state.orphans.keep(left),
+            SessionMsg::Drain { reply } => state.drain(&me, reply),
         }
         Ok(())
     }
@@ -258,8 +265,8 @@ impl State {
         flight.frames = Frames::new(!outline.senders.is_empty());
         self.feed.follow(flight.prompt(), &flight.task, outline);
         self.flights.insert(id, (flight, graph));
-        if self.phase.client().is_none() {
-            self.give_back_unsent();
+        if self.phase.client().is_none() || self.drain.has_begun() {
+            self.give_back_unsent(me);
         }
         self.advance(me, id);
     }
@@ -335,7 +342,7 @@ impl State {
             Ok(Outcome::Looked { began, result }) => flight.on_looked(result, began, now),
             Ok(Outcome::History(result)) => flight.on_history(result, now),
             Ok(Outcome::StopAsked { heard }) => flight.on_stop_asked(heard, now),
-            Err(Panicked) => flight.on_interrupted(now),
+            Err(Panicked) => flight.on_interrupted(now, settings),
         }
         if occupied && self.flights.get(&id).is_some_and(|(flight, _)| !flight.occupies_backend()) {
             self.tell_ran(id);
@@ -344,6 +351,7 @@ impl State {
         if let Some(next) = self.next_to_send() {
             self.advance(me, next);
         }
+        self.answer_drain();
     }
 
     /// The ready one that comes first in the order. One at a time: the server runs prompts as they arrive, and two that are on their way
@@ -444,7 +452,7 @@ impl State {
     fn advance(&mut self, me: &ActorRef<SessionMsg>, id: TaskId) {
         let now = self.now();
         let may_act = self.system.deadline.is_open();
-        let online = matches!(self.phase, Phase::Online(_)) && may_act;
+        let online = matches!(self.phase, Phase::Online(_)) && may_act && !self.drain.has_begun();
         let is_next = self.next_to_send() == Some(id);
         let Some((flight, _)) = self.flights.get_mut(&id) else { return };
         if flight.is_ready() && !is_next {
@@ -510,17 +518,14 @@ impl State {
                 self.tasks.run(me, work, done);
             }
             Act::Plan(artifacts) => self.hand_to_uploads(id, artifacts),
-            Act::Settle { change, orphan } => self.settle(id, change, orphan),
+            Act::Settle { change, orphan } => self.settle(me, id, change, orphan),
         }
     }
 
-    fn settle(&mut self, id: TaskId, change: Change, orphan: Option<PromptId>) {
+    fn settle(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, change: Change, orphan: Option<PromptId>) {
         let Some((flight, _)) = self.remove(id) else { return };
         if let Some(prompt) = orphan {
-            self.orphans.push_back(prompt);
-            if self.orphans.len() > MAX_ORPHANS {
-                self.orphans.pop_front();
-            }
+            self.disown(me, Wanted { prompt, task: id, dispatch: flight.task.dispatch });
         }
         let (fence, prompt) = (flight.task.fence, flight.prompt());
         self.system.slots.queue.cast(QueueMsg::Settle { id, fence, change: Box::new(change), prompt: Some(prompt) });
@@ -531,6 +536,7 @@ impl State {
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(DEMAND_EVERY_TICKS) {
             self.tell_demand(me);
+            self.stop_orphans(me);
             let (in_flight, queue_remaining) = (self.flights.len(), self.feed.queue_remaining());
             self.system.board.update_backend(&self.backend, |status| {
                 status.in_flight = in_flight;
@@ -539,13 +545,14 @@ impl State {
         }
         self.survey_in_time(me);
         self.check_hearing(me, now);
-        self.give_up_if_lost(now);
+        self.give_up_if_lost(me, now);
         self.advance_all(me);
         self.forget();
+        self.answer_drain();
     }
 
     /// A backend that stays away gives its tasks up. Only when there is another: else they wait for it, which costs nothing.
-    fn give_up_if_lost(&mut self, now: Timestamp) {
+    fn give_up_if_lost(&mut self, me: &ActorRef<SessionMsg>, now: Timestamp) {
         let Some(since) = self.phase.offline_since() else { return };
         let patience = self.system.settings.session.backend_lost_after;
         if now.since(since) < patience || self.system.backends.len() < 2 {
@@ -555,43 +562,18 @@ impl State {
             let Some((flight, _)) = self.flights.get(&id) else { continue };
             if let Some(Act::Settle { change, orphan }) = flight.give_up() {
                 warn!(task.id = %id, backend = %self.backend, "the backend stays unreachable; the task goes elsewhere");
-                self.settle(id, change, orphan);
+                self.settle(me, id, change, orphan);
             }
         }
     }
 
-    /// What was not sent need not wait for this backend: another may be free.
-    fn give_back_unsent(&mut self) {
+    /// What was not sent need not wait for this backend: another may be free, or another process.
+    fn give_back_unsent(&mut self, me: &ActorRef<SessionMsg>) {
         let unsent: Vec<_> =
             self.flights.iter().filter(|(_, (flight, _))| flight.is_unsent()).map(|(id, _)| *id).collect();
         for id in unsent {
-            self.settle(id, Change::Release(Release::Recalled), None);
+            self.settle(me, id, Change::Release(Release::Recalled), None);
         }
-    }
-
-    fn cancel_orphans(&mut self) {
-        if self.orphans.is_empty() {
-            return;
-        }
-        let (comfy, orphans) = (self.comfy.clone(), std::mem::take(&mut self.orphans));
-        self.tasks.run_unreported(async move {
-            for prompt in orphans {
-                let _ = comfy.cancel(&prompt).await;
-            }
-        });
-    }
-
-    fn forget(&mut self) {
-        if self.forgettable.is_empty() || !matches!(self.phase, Phase::Online(_)) {
-            self.forgettable.truncate(MAX_ORPHANS);
-            return;
-        }
-        let (comfy, prompts) = (self.comfy.clone(), std::mem::take(&mut self.forgettable));
-        self.tasks.run_unreported(async move {
-            if let Err(error) = comfy.forget(&prompts).await {
-                debug!(%error, "could not delete finished prompts from the server's history");
-            }
-        });
     }
 
     /// Everything in a session is measured: the time of day may be set meanwhile.

@@ -6,6 +6,7 @@
 )]
 
 mod backends;
+mod cancel;
 mod chaos;
 mod control;
 mod crash_table;

@@ -134,6 +134,17 @@ impl Place {
         process
     }
 
+    /// Starts another one beside it, on the same data and at another address, and waits until it is ready.
+    pub async fn start_at(&self, address: SocketAddr) -> Process {
+        let mut settings = self.settings.clone();
+        settings.push(("PORT".to_owned(), address.port().to_string()));
+        let mut process = Process::launch(&self.dir, &self.fake.url(), &settings);
+        if let Err(status) = process.ready(&Api::new(address)).await {
+            panic!("it ended before it was ready, {status}:\n{}", process.output());
+        }
+        process
+    }
+
     pub async fn wait_for(&self, wanted: impl Fn(&EventKind) -> bool) -> EventKind {
         tokio::time::timeout(PATIENCE, self.control().wait_for(wanted)).await.expect("the event does not come").kind
     }

@@ -70,7 +70,7 @@ impl State {
         self.set_phase(|_| Phase::Online(Connection { number, client, _reader: reader }), None);
         let now = self.now();
         self.flights.values_mut().for_each(|(flight, _)| flight.on_reconnected(now));
-        self.cancel_orphans();
+        self.stop_orphans(me);
         self.advance_all(me);
         self.tell_demand(me);
         self.survey.doubt();
@@ -92,7 +92,7 @@ impl State {
         let delay = self.system.settings.session.reconnect.delay_at_least_half(self.phase.failures(), rand::random());
         me.send_after(delay, || SessionMsg::Dial);
         self.tell_demand(me);
-        self.give_back_unsent();
+        self.give_back_unsent(me);
         self.advance_all(me);
     }
 

@@ -7,9 +7,11 @@
 use std::{sync::Arc, time::Duration};
 
 mod files;
+mod stopping;
 
 use files::{Files, Next};
 pub use files::{Prepared, Trouble, Unprepared};
+pub use stopping::Stop;
 
 use super::frames::{Delivery, Frames};
 use crate::{
@@ -35,8 +37,6 @@ const REREAD_EVERY: Duration = Duration::from_millis(100);
 const HISTORY_LATE: Duration = Duration::from_secs(10);
 /// Every so many cheap questions a conclusive one: only that one can tell that the server forgot the prompt.
 const LOOK_EVERY: u32 = 5;
-/// A stop that brought nothing is asked for again.
-const STOP_AGAIN: Duration = Duration::from_secs(5);
 
 /// How a task came to this session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,19 +49,6 @@ pub enum Origin {
     Resumed,
     /// Its holder let the lease expire, and may only be paused: a POST of his may still come.
     Expired,
-}
-
-/// Why a prompt shall stop.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Stop {
-    /// A client cancelled the task.
-    Client,
-    /// The task ran out of time.
-    Timeout,
-    /// It is prepared here while another backend is free.
-    Recall,
-    /// The server took only part of the graph.
-    Partial(TaskError),
 }
 
 /// What is known about the prompt.
@@ -118,7 +105,7 @@ pub struct Flight {
     fate: Fate,
     files: Files,
     verify: bool,
-    /// One act is being done.
+    /// One act is being done, other than those that take their time.
     busy: bool,
     stop: Option<Stop>,
     stop_sent_at: Option<Timestamp>,
@@ -135,6 +122,8 @@ pub struct Flight {
     asks: u32,
     /// What the server said when it failed to take it.
     post_failed: Option<String>,
+    /// Since when the server is known to have it: a look that began before may have been too early to see it.
+    there_since: Timestamp,
     /// Its acceptance is known and not recorded.
     unrecorded: bool,
 }
@@ -175,6 +164,7 @@ impl Flight {
             next_ask: now,
             asks: 0,
             post_failed: None,
+            there_since: now,
             unrecorded: false,
         }
     }
@@ -265,8 +255,8 @@ impl Flight {
         }
         self.watch_the_clock(now);
         let act = self.decide(now, online, settings)?;
-        // Files may take minutes, and nothing is sent before they are there: they hold up nothing else.
-        self.busy = act != Act::Prepare;
+        // Files may take minutes, and so may an answer: neither holds up a cancellation.
+        self.busy = !matches!(act, Act::Prepare | Act::Submit);
         match &act {
             Act::Prepare => self.files.begin(),
             Act::Submit => self.fate = Fate::Sending,
@@ -280,14 +270,17 @@ impl Flight {
     fn decide(&self, now: Timestamp, online: bool, settings: &SessionSettings) -> Option<Act> {
         let due = now >= self.next_ask;
         match &self.fate {
-            Fate::Unsent if self.stop.is_some() => Some(self.settle(self.after_stop(), None)),
+            Fate::Unsent if self.stop.is_some() => {
+                Some(self.settle(self.after_stop(), self.verify.then(|| self.prompt())))
+            }
             Fate::Unsent if self.verify => due.then(|| self.look()),
             Fate::Unsent => match self.files {
                 Files::None | Files::There(_) => online.then_some(Act::Submit),
                 Files::Wanted { .. } => (online && due).then_some(Act::Prepare),
                 Files::UnderWay { .. } => None,
             },
-            Fate::Sending => None,
+            Fate::Sending if self.is_overdue(now) && self.must_stop(now) => Some(Act::Stop(self.prompt())),
+            Fate::Sending => (due && self.is_overdue(now)).then(|| self.look()),
             Fate::Over(finished) => self.ending(finished, now),
             Fate::Gone { was_accepted, was_running } => {
                 Some(self.settle(self.after_loss(*was_accepted, *was_running), None))
@@ -322,28 +315,6 @@ impl Flight {
         Act::Look(Wanted { prompt: self.prompt(), task: self.task.id, dispatch: self.task.dispatch })
     }
 
-    fn must_stop(&self, now: Timestamp) -> bool {
-        self.stop.is_some()
-            && self.stop_sent_at.is_none_or(|sent| now.since(sent) >= STOP_AGAIN)
-            && self.end_heard_at.is_none()
-    }
-
-    /// Recalls never give up on a prompt: it just runs where it is.
-    fn is_beyond_stopping(&self, now: Timestamp, settings: &SessionSettings) -> bool {
-        // One that may still arrive is waited for: nobody would stop it once its task is forgotten.
-        let may_arrive = matches!(&self.fate, Fate::Unclear(doubt) if now < doubt.grace_until);
-        !may_arrive
-            && !matches!(self.stop, None | Some(Stop::Recall))
-            && self.stop_asked_at.is_some_and(|asked| now.since(asked) >= settings.stop_grace)
-    }
-
-    fn watch_the_clock(&mut self, now: Timestamp) {
-        let over = self.task.timeout.zip(self.running_since).is_some_and(|(limit, since)| now.since(since) >= limit);
-        if over && self.end_heard_at.is_none() {
-            self.request_stop(Stop::Timeout, now);
-        }
-    }
-
     fn settle(&self, change: Change, orphan: Option<PromptId>) -> Act {
         Act::Settle { change, orphan }
     }
@@ -368,15 +339,6 @@ impl Flight {
         Some(self.settle(change, None))
     }
 
-    fn after_stop(&self) -> Change {
-        match &self.stop {
-            Some(Stop::Timeout) => Change::Fail { error: self.timed_out() },
-            Some(Stop::Partial(error)) => Change::Fail { error: error.clone() },
-            Some(Stop::Client) => Change::Release(Release::Cancelled),
-            Some(Stop::Recall) | None => Change::Release(Release::Recalled),
-        }
-    }
-
     fn after_loss(&self, was_accepted: bool, was_running: bool) -> Change {
         match (&self.stop, &self.post_failed) {
             (None, _) if was_accepted && was_running => Change::Release(Release::ServerDied),
@@ -387,16 +349,6 @@ impl Flight {
             )),
             _ => self.after_stop(),
         }
-    }
-
-    fn timed_out(&self) -> TaskError {
-        let limit = humantime::format_duration(self.task.timeout.unwrap_or_default());
-        TaskError::new(
-            ErrorCode::Timeout,
-            format!(
-                "the task was stopped because it executed longer than its timeout of {limit}; create it with a longer `timeout`"
-            ),
-        )
     }
 
     // What happened.
@@ -420,7 +372,10 @@ impl Flight {
 
     /// The POST ended.
     pub fn on_submitted(&mut self, result: Result<Receipt, SubmitError>, now: Timestamp, settings: &SessionSettings) {
-        self.busy = false;
+        if !matches!(self.fate, Fate::Sending | Fate::Unclear(_)) {
+            // Its fate was learned in another way meanwhile.
+            return;
+        }
         match result {
             Ok(receipt) => self.on_receipt(receipt, now, settings),
             Err(SubmitError::Refused { node_errors, .. }) if self.files.may_be_gone(node_errors.as_ref()) => {
@@ -443,12 +398,12 @@ impl Flight {
         self.fate = Fate::Unclear(Doubt::unconfirmed(now, Duration::ZERO, settings.validate_grace));
         self.next_ask = now;
         if self.running_since.is_some() {
-            self.accepted_as(self.prompt());
+            self.accepted_as(self.prompt(), now);
         }
     }
 
     fn on_receipt(&mut self, receipt: Receipt, now: Timestamp, settings: &SessionSettings) {
-        self.accepted_as(receipt.prompt);
+        self.accepted_as(receipt.prompt, now);
         // Its frames may have overtaken the answer.
         self.next_ask = if self.end_heard_at.is_some() { now } else { now.after(settings.silence) };
         if let Some(node_errors) = receipt.node_errors.filter(|_| !self.options.allow_partial) {
@@ -461,7 +416,7 @@ impl Flight {
         }
     }
 
-    fn accepted_as(&mut self, id: PromptId) {
+    fn accepted_as(&mut self, id: PromptId, now: Timestamp) {
         let running = self.running_since.is_some();
         if let Some(prompt) = &mut self.task.prompt {
             self.unrecorded |= !prompt.accepted || prompt.id != id;
@@ -471,6 +426,7 @@ impl Flight {
         if !matches!(self.fate, Fate::Accepted { .. }) {
             // A stop that was asked for before it arrived, or under another id, hit nothing.
             (self.stop_sent_at, self.stop_heard_at) = (None, None);
+            self.there_since = now;
         }
         self.fate = Fate::Accepted { running };
     }
@@ -486,8 +442,8 @@ impl Flight {
             self.on_verified(&sighting, now);
             return;
         }
-        if sighting == Sighting::Absent && self.awaits_history(now) {
-            self.next_ask = now.after(REREAD_EVERY);
+        if let Some(again) = self.look_again_at(began, now).filter(|_| sighting == Sighting::Absent) {
+            self.next_ask = again;
             return;
         }
         let mut doubt = match &self.fate {
@@ -496,7 +452,7 @@ impl Flight {
         };
         match doubt.conclude(sighting, began) {
             Verdict::Alive { prompt, running } => {
-                self.accepted_as(prompt);
+                self.accepted_as(prompt, now);
                 if running {
                     self.on_running(now);
                 }
@@ -512,6 +468,18 @@ impl Flight {
                 let was_running = self.running_since.is_some() || self.end_heard_at.is_some();
                 self.fate = Fate::Gone { was_accepted, was_running };
             }
+        }
+    }
+
+    /// An absence that tells nothing, and when to look again; `None` when it counts.
+    fn look_again_at(&self, began: Timestamp, now: Timestamp) -> Option<Timestamp> {
+        match &self.fate {
+            _ if self.awaits_history(now) => Some(now.after(REREAD_EVERY)),
+            // It may be on its way.
+            Fate::Sending => Some(now.after(ASK_EVERY)),
+            // The look came before it.
+            Fate::Accepted { .. } if began < self.there_since => Some(now),
+            _ => None,
         }
     }
 
@@ -534,18 +502,14 @@ impl Flight {
         }
     }
 
-    /// The server was asked to stop it: the end is awaited and looked for.
-    pub fn on_stop_asked(&mut self, heard: bool, now: Timestamp) {
-        self.busy = false;
-        self.stop_heard_at = heard.then_some(now);
-        self.next_ask = now;
-    }
-
-    /// What it was doing could not be recorded, for a reason that passes.
-    pub fn on_interrupted(&mut self, now: Timestamp) {
+    /// What was being done broke off, for a reason that passes. If that was its POST, it may be on its way.
+    pub fn on_interrupted(&mut self, now: Timestamp, settings: &SessionSettings) {
         self.busy = false;
         self.files.interrupt();
         self.next_ask = now.after(PAIR_GAP);
+        if self.fate == Fate::Sending {
+            self.fate = Fate::Unclear(Doubt::unconfirmed(now, settings.post_timeout, settings.validate_grace));
+        }
     }
 
     fn on_finished(&mut self, finished: Finished, now: Timestamp) {
@@ -564,7 +528,7 @@ impl Flight {
             Fate::Accepted { running } => *running = true,
             // Only what was accepted can run.
             Fate::Unclear(_) => {
-                self.accepted_as(self.prompt());
+                self.accepted_as(self.prompt(), now);
                 self.next_ask = self.next_ask.min(now.after(ASK_EVERY));
             }
             _ => {}
@@ -597,15 +561,6 @@ impl Flight {
         if matches!(self.fate, Fate::Accepted { .. }) && self.end_heard_at.is_none() {
             self.fate = Fate::Unclear(Doubt::confirmed(now));
             self.next_ask = now;
-        }
-    }
-
-    /// Somebody wants it stopped. A client's wish outranks every other.
-    pub fn request_stop(&mut self, stop: Stop, now: Timestamp) {
-        if self.stop.is_none() || stop == Stop::Client && self.stop != Some(Stop::Client) {
-            self.stop = Some(stop);
-            self.stop_asked_at = Some(now);
-            (self.stop_sent_at, self.stop_heard_at) = (None, None);
         }
     }
 

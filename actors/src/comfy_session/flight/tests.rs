@@ -441,3 +441,102 @@ fn nothing_is_sent_while_offline() {
     assert_eq!(bench.flight.next(bench.now, false, &bench.settings), None);
     assert_eq!(bench.next(), Some(Act::Submit));
 }
+
+/// A POST is under way and a client cancels; the answer is overdue.
+fn unanswered() -> Bench {
+    let mut bench = Bench::new(claimed(), Origin::Claimed);
+    assert_eq!(bench.next(), Some(Act::Submit));
+    assert_eq!(bench.next(), None, "its answer is awaited");
+    bench.flight.request_stop(Stop::Client, bench.now);
+    assert_eq!(bench.next(), None, "its answer is due at any moment, and says more than a look");
+    assert_eq!(bench.after(1), Some(Act::Stop(bench.flight.prompt())));
+    bench.flight.on_stop_asked(true, bench.now);
+    assert!(matches!(bench.next(), Some(Act::Look(_))));
+    bench
+}
+
+#[test]
+fn a_cancellation_does_not_wait_for_an_answer() {
+    let mut bench = unanswered();
+    let other = PromptId::new("the-servers-own-id");
+    bench.looked(Sighting::Alive { prompt: other.clone(), running: true });
+    assert_eq!(bench.next(), Some(Act::Stop(other.clone())), "the first stop named an id that is not known there");
+    bench.flight.on_stop_asked(true, bench.now);
+    // Now it comes.
+    bench.submitted(Ok(Receipt { prompt: other, node_errors: None }));
+    assert!(matches!(bench.next(), Some(Act::Look(_))), "it changes nothing");
+    let finished = bench.finished(Outcome::Success);
+    bench.looked(Sighting::Ended(finished));
+    assert_eq!(
+        change(bench.next()),
+        Change::Release(Release::Cancelled),
+        "the last node won, and nobody wants the result"
+    );
+}
+
+#[test]
+fn an_absence_proves_nothing_while_the_post_is_under_way() {
+    let mut bench = unanswered();
+    bench.looked(Sighting::Absent);
+    let posted = bench.now;
+    while bench.now.since(posted) < Duration::from_secs(30) {
+        match bench.next() {
+            Some(Act::Look(_)) => bench.looked(Sighting::Absent),
+            Some(Act::Stop(_)) => bench.flight.on_stop_asked(true, bench.now),
+            None => bench.now = bench.now.after(Duration::from_millis(500)),
+            act => panic!("{act:?}"),
+        }
+    }
+    // Nothing was learned from that: not even now that its sender gave up.
+    bench.submitted(Err(SubmitError::Unknown("timeout".into())));
+    let gave_up = bench.now;
+    assert_eq!(change(bench.until_gone()), Change::Release(Release::Cancelled));
+    assert!(bench.now.since(gave_up) >= Duration::from_secs(10), "it may still be validated");
+}
+
+#[test]
+fn an_absence_older_than_the_acceptance_is_void() {
+    let mut bench = unanswered();
+    let began = bench.now;
+    bench.now = bench.now.after(Duration::from_secs(1));
+    let prompt = bench.flight.prompt();
+    bench.submitted(Ok(Receipt { prompt: prompt.clone(), node_errors: None }));
+    bench.flight.on_looked(Ok(Sighting::Absent), began, bench.now);
+    assert_eq!(bench.next(), Some(Act::Stop(prompt)), "the stop before it came hit nothing");
+    bench.flight.on_stop_asked(true, bench.now);
+    assert!(matches!(bench.next(), Some(Act::Look(_))));
+    bench.looked(Sighting::Absent);
+    assert_eq!(change(bench.next()), Change::Release(Release::Cancelled));
+}
+
+#[test]
+fn a_refusal_ends_a_cancelled_task_at_once() {
+    let mut bench = unanswered();
+    bench.looked(Sighting::Absent);
+    let message = "no".into();
+    bench.submitted(Err(SubmitError::Refused { message, node_id: None, class_type: None, node_errors: None }));
+    // Whoever records it sees that it was cancelled.
+    assert!(matches!(change(bench.next()), Change::Fail { .. }));
+}
+
+#[test]
+fn a_post_that_panicked_is_in_doubt() {
+    let mut bench = Bench::new(claimed(), Origin::Claimed);
+    bench.next();
+    assert!(bench.flight.is_sending());
+    bench.flight.on_interrupted(bench.now, &bench.settings);
+    let begun = bench.now;
+    assert_eq!(change(bench.until_gone()), Change::Release(Release::Recalled));
+    assert!(bench.now.since(begun) >= Duration::from_secs(40), "it may have left before it broke off");
+}
+
+#[test]
+fn what_a_lost_record_may_have_sent_is_looked_for_when_its_task_is_cancelled() {
+    for (origin, perhaps_sent) in [(Origin::Claimed, false), (Origin::ClaimedUnsure, true)] {
+        let mut bench = Bench::new(claimed(), origin);
+        let orphan = perhaps_sent.then(|| bench.flight.prompt());
+        bench.flight.request_stop(Stop::Client, bench.now);
+        let cancelled = Act::Settle { change: Change::Release(Release::Cancelled), orphan };
+        assert_eq!(bench.next(), Some(cancelled));
+    }
+}
