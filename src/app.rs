@@ -17,7 +17,7 @@ use comfyd_actors::{
     metrics::{Metrics, MetricsError},
     ports::{clock::Clock, comfy::ComfyTransport, store::StoreError},
     root::{RootArgs, RootMsg, RootSupervisor},
-    system::{self, SessionSettings, Settings, Slots, System, UploadSettings},
+    system::{self, Predecessors, SessionSettings, Settings, Slots, System, UploadSettings},
     watch,
 };
 use ractor::{Actor, ActorRef};
@@ -91,7 +91,7 @@ pub struct App {
     store: Arc<SqliteStore>,
     root: ActorRef<RootMsg>,
     ended: JoinHandle<()>,
-    _lock: Option<NodeLock>,
+    lock: NodeLock,
 }
 
 impl App {
@@ -104,7 +104,7 @@ impl App {
         let (listener, address) = listen(config)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
         let database = SqliteConfig::parse(config.store.database_url.expose())?;
-        let lock = lock_node(&database.path)?;
+        let lock = lock_node(&database.path).await?;
         let store = SqliteStore::open(database, clock.clone()).await?;
         let workflows = Arc::new(Workflows::open(&config.workflows.dir, store.clone()).await?);
         let edge = AxumEdge::new(listener, HttpConfig::from(config), workflows.clone(), config.server.drain_grace)
@@ -133,7 +133,7 @@ impl App {
             metrics: metrics.clone(),
             clock: clock.clone(),
         });
-        let settings = settings(config, lock.is_some(), !store.was_clean());
+        let settings = settings(config, !store.was_clean());
         let (writer, log, watched) = (store.clone(), store.clone(), board.clone());
         let system = Arc::new(system::Parts {
             worker: WorkerId::boot(&config.app.node),
@@ -154,6 +154,7 @@ impl App {
             board,
             catalogues,
             metrics,
+            predecessors: Predecessors::new(lock.was_alone()),
             deadline: Deadline::new(settings.lease * 2 / 3),
             settings,
             slots,
@@ -166,7 +167,7 @@ impl App {
             warn!("{warning}");
         }
         info!(%address, worker = %system.worker, backends = system.backends.len(), "comfyd listens");
-        Ok(Self { address, system, bridge, store, root, ended, _lock: lock })
+        Ok(Self { address, system, bridge, store, root, ended, lock })
     }
 
     /// The address it listens on, with the real port.
@@ -187,6 +188,11 @@ impl App {
         &self.system
     }
 
+    /// Says that it is about to stop: `/readyz` does, and all else goes on.
+    pub fn announce_end(&self) {
+        self.system.board.set_leaving();
+    }
+
     /// Asks it to drain and stop; [`Self::ended`] returns when it has.
     pub fn shut_down(&self) {
         // A root that is gone has stopped already.
@@ -203,7 +209,14 @@ impl App {
         if !self.system.board.is_draining() {
             return Err(AppError::GaveUp);
         }
-        if let Err(error) = self.store.mark_clean().await {
+        let noted = async {
+            // Another process may still lose what it wrote last.
+            if self.lock.leaves_nobody().await? {
+                self.store.mark_clean().await?;
+            }
+            anyhow::Ok(())
+        };
+        if let Err(error) = noted.await {
             warn!(%error, "could not note the clean end; the next start will be more careful than it needs to be");
         }
         Ok(())
@@ -221,15 +234,15 @@ fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), AppError> {
     bind().map_err(|source| AppError::Listen { address, source })
 }
 
-/// Whoever holds the lock knows that earlier processes of this node are dead: the system drops a lock with its holder.
-fn lock_node(database: &Path) -> Result<Option<NodeLock>, AppError> {
+/// Whoever comes alone knows that earlier processes of this node are dead.
+async fn lock_node(database: &Path) -> Result<NodeLock, AppError> {
     if let Some(folder) = database.parent() {
         std::fs::create_dir_all(folder).map_err(AppError::Lock)?;
     }
-    let lock = NodeLock::try_acquire(database).map_err(AppError::Lock)?;
-    if lock.is_none() {
-        warn!(
-            "another comfyd of this node is running on the same database; its tasks are adopted only when their leases expire"
+    let lock = NodeLock::acquire(database).await.map_err(AppError::Lock)?;
+    if !lock.was_alone() {
+        info!(
+            "another comfyd is running on the same database: its tasks are adopted when it hands them over, or when their leases expire"
         );
     }
     Ok(lock)
@@ -255,10 +268,9 @@ fn backends(config: &Config) -> Result<Vec<Arc<dyn ComfyTransport>>, AppError> {
     Ok(backends)
 }
 
-fn settings(config: &Config, takes_over: bool, unclean_start: bool) -> Settings {
+fn settings(config: &Config, unclean_start: bool) -> Settings {
     let (comfyui, tasks) = (&config.comfyui, &config.tasks);
     Settings {
-        takes_over,
         unclean_start,
         validate: comfyui.validate,
         ordering: config.queue.ordering,

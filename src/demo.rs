@@ -52,7 +52,7 @@ pub async fn run(mut config: Config, port: Option<u16>, exit: bool) -> anyhow::R
         return Ok(app.ended().await?);
     }
     invite(&base, &fake.url());
-    crate::lifecycle::until_stopped(&mut app).await?;
+    crate::lifecycle::until_stopped(&mut app, Duration::ZERO).await?;
     Ok(())
 }
 

@@ -120,6 +120,11 @@ struct Service {
 }
 
 impl Service {
+    /// Whether clients should go elsewhere: sooner than nothing is taken any more.
+    fn is_leaving(&self) -> bool {
+        self.stop.is_cancelled() || self.bridge.is_leaving()
+    }
+
     fn is_draining(&self) -> bool {
         self.stop.is_cancelled() || self.bridge.is_draining()
     }

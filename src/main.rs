@@ -46,7 +46,7 @@ fn main() -> ExitCode {
 
 async fn serve(config: Config) -> Result<(), AppError> {
     let mut app = App::start(&config).await?;
-    lifecycle::until_stopped(&mut app).await
+    lifecycle::until_stopped(&mut app, config.server.drain_delay).await
 }
 
 /// Reads the configuration, starts the logs and runs what `make` makes of it.

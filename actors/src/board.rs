@@ -39,7 +39,16 @@ struct Contents {
     restarts: BTreeMap<String, u64>,
     pauses: Vec<Pause>,
     durations: Durations,
-    draining: bool,
+    ending: Ending,
+}
+
+/// How near the end of the process is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Ending {
+    #[default]
+    No,
+    Announced,
+    Begun,
 }
 
 /// A backend as `/api/status` shows it.
@@ -183,15 +192,27 @@ impl Board {
         pauses.clone_into(&mut self.lock().pauses);
     }
 
-    /// Whether the process is about to stop and takes no new tasks.
+    /// Whether the process is about to stop: whoever can go elsewhere should.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.lock().ending != Ending::No
+    }
+
+    /// Says that the process is about to stop. Nothing else changes yet.
+    pub fn set_leaving(&self) {
+        let mut contents = self.lock();
+        contents.ending = contents.ending.max(Ending::Announced);
+    }
+
+    /// Whether the process is stopping and takes no new tasks.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.lock().draining
+        self.lock().ending == Ending::Begun
     }
 
     /// From here on no new tasks are taken.
     pub fn set_draining(&self) {
-        self.lock().draining = true;
+        self.lock().ending = Ending::Begun;
     }
 
     /// Every critical section here is a few instructions that cannot panic half-way, so a poisoned lock is still good.

@@ -360,9 +360,21 @@ impl Bridge {
         self.0.board.restarts()
     }
 
-    /// Whether the process is about to stop.
+    /// Whether the process is about to stop: whoever can go elsewhere should.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.0.board.is_leaving()
+    }
+
+    /// Whether the process is stopping and takes no new tasks.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.0.board.is_draining()
+    }
+
+    /// Whether the queue can be asked for anything now. It cannot while it is being restarted.
+    #[must_use]
+    pub fn has_queue(&self) -> bool {
+        self.0.queue.get().is_some()
     }
 }

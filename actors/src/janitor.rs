@@ -139,6 +139,10 @@ impl State {
     }
 
     fn sweep(&mut self, me: &ActorRef<JanitorMsg>) {
+        // What this process hands over is not for itself.
+        if self.system.board.is_draining() {
+            return;
+        }
         let system = self.system.clone();
         let work = async move { system.source.adopt_expired(&system.worker, system.settings.lease, SWEEP_LIMIT).await };
         self.tasks.run(me, work, JanitorMsg::Swept);

@@ -10,6 +10,7 @@
 mod admission;
 mod control;
 mod dispatch;
+mod drain;
 mod endings;
 mod gaps;
 mod intake;
@@ -28,7 +29,7 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::{sync::broadcast, time::Instant};
 use tracing::{debug, info};
 
-use self::{admission::Waiting, control::Pauses, gaps::Gaps, pace::Pace, routes::Routes};
+use self::{admission::Waiting, control::Pauses, drain::Drain, gaps::Gaps, pace::Pace, routes::Routes};
 use crate::{
     bridge::{RequestError, TaskRequest, Wish},
     comfy_session::Origin,
@@ -203,7 +204,9 @@ pub enum QueueMsg {
     Tick,
     /// Take nothing more, wait for uploads, hand the rest over; answered when done.
     Drain { reply: RpcReplyPort<()> },
-    /// The patience of a drain is over, or every lease was handed over.
+    /// The sessions send nothing more.
+    Quiet,
+    /// The patience of a drain is over.
     HandOver,
     /// The leases were handed over.
     HandedOver,
@@ -259,7 +262,9 @@ pub struct State {
     doubtful: bool,
     /// Ended while the held tasks were being read back, so what was read may show them as held still.
     ended_meanwhile: HashSet<TaskId>,
-    draining: Vec<RpcReplyPort<()>>,
+    /// Cancelled though we do not hold them, while we may be about to: a claim that was made before may still have to be told.
+    cancelled_early: HashSet<TaskId>,
+    drain: Drain,
     pauses: Pauses,
     gaps: Gaps,
     paces: HashMap<BackendId, Pace>,
@@ -321,6 +326,7 @@ impl Actor for QueueActor {
             QueueMsg::ConsiderRecall => state.recall(),
             QueueMsg::Tick => state.on_tick(&me),
             QueueMsg::Drain { reply } => state.drain(&me, reply),
+            QueueMsg::Quiet => state.on_quiet(&me),
             QueueMsg::HandOver => state.hand_over(&me),
             QueueMsg::HandedOver => state.on_handed_over(),
         }
@@ -347,7 +353,8 @@ impl State {
             recovering: false,
             doubtful: false,
             ended_meanwhile: HashSet::new(),
-            draining: Vec::new(),
+            cancelled_early: HashSet::new(),
+            drain: Drain::default(),
             pauses: Pauses::default(),
             gaps: Gaps::default(),
             paces: HashMap::new(),

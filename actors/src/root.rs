@@ -200,7 +200,7 @@ impl State {
         }
     }
 
-    /// Bottom-up: no new requests, then no new work, then what is held is handed over.
+    /// No new work, then what is held is handed over, then no more requests: somebody answers as long as there is anything to tell.
     fn shutdown(&mut self, me: &ActorRef<RootMsg>) {
         if std::mem::replace(&mut self.stopping, true) {
             return;
@@ -211,8 +211,8 @@ impl State {
         let work = async move {
             let patience = system.settings.drain + DRAIN_SLACK;
             // An actor that cannot answer is skipped: leases expire, and the store has all that was promised.
-            let _ = system.slots.http.ask(|reply| HttpMsg::Drain { reply }, patience).await;
             let _ = system.slots.queue.ask(|reply| QueueMsg::Drain { reply }, patience).await;
+            let _ = system.slots.http.ask(|reply| HttpMsg::Drain { reply }, patience).await;
         };
         self.tasks.run(me, work, RootMsg::Drained);
     }

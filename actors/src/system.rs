@@ -1,7 +1,14 @@
 //! What every actor of one comfyd is given: ports, settings and the addresses of its peers. No globals, so that two systems can
 //! run in one process.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{self, AtomicBool},
+    },
+    time::Duration,
+};
 
 use crate::{
     backends::BackendsMsg,
@@ -69,12 +76,38 @@ pub struct Parts {
     pub catalogues: Catalogues,
     /// What is counted and timed.
     pub metrics: Metrics,
+    /// Whether there are leases of dead processes to take over.
+    pub predecessors: Predecessors,
     /// Until when this process may act on the leases it holds.
     pub deadline: Deadline,
     /// How to behave.
     pub settings: Settings,
     /// Where the actors are.
     pub slots: Slots,
+}
+
+/// Whether the leases of this node's earlier processes are still to be taken over. Only who was alone at its start may, and only once:
+/// whoever holds a lease afterwards may be a process that started later.
+#[derive(Debug)]
+pub struct Predecessors(AtomicBool);
+
+impl Predecessors {
+    /// `dead` when nobody else used the store at the start of this process.
+    #[must_use]
+    pub fn new(dead: bool) -> Self {
+        Self(AtomicBool::new(dead))
+    }
+
+    /// Whether they have left something.
+    #[must_use]
+    pub fn have_left(&self) -> bool {
+        self.0.load(atomic::Ordering::Acquire)
+    }
+
+    /// It is taken over.
+    pub fn are_done(&self) {
+        self.0.store(false, atomic::Ordering::Release);
+    }
 }
 
 /// The addresses of the tree's actors, filled by their supervisors.
@@ -108,8 +141,6 @@ impl Parts {
 /// How the actors behave. `config/default.toml` is the manual of these.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The node's lock is held: leases of earlier incarnations are taken over at once.
-    pub takes_over: bool,
     /// The process before this one did not stop cleanly: the first prompt of a task that is older than this process is looked for before
     /// it is sent, because the record of having sent it may have been lost with the power.
     pub unclean_start: bool,
@@ -194,7 +225,6 @@ impl Default for Settings {
         let seconds = Duration::from_secs;
         let days = |n: u64| seconds(n * 86_400);
         Self {
-            takes_over: true,
             unclean_start: false,
             validate: true,
             ordering: Ordering::Aged,

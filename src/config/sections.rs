@@ -61,7 +61,9 @@ pub struct Server {
     pub inline_limit: u64,
     /// Web origins that may call us.
     pub cors_origins: Vec<String>,
-    /// Time for requests in flight at shutdown.
+    /// Time between the word that we stop and the stop.
+    pub drain_delay: Duration,
+    /// Time for what is nearly done at shutdown.
     pub drain_grace: Duration,
 }
 
@@ -279,6 +281,7 @@ pub(super) fn server(r: &mut Reader) -> Server {
         body_limit: r.size("server.body_limit", 1 << 10..=1 << 30),
         inline_limit: r.size("server.inline_limit", 0..=256 << 20),
         cors_origins: r.list("server.cors_origins", values::origin),
+        drain_delay: r.duration("server.drain_delay", Duration::ZERO..=DAY),
         drain_grace: r.duration("server.drain_grace", Duration::ZERO..=DAY),
     }
 }

@@ -173,7 +173,7 @@ pub async fn livez() -> &'static str {
 /// Readiness probe
 ///
 /// Ready when new tasks can be stored, outputs too, and the process is not about to stop. A ComfyUI server that is away does not
-/// count: tasks wait for it.
+/// count: tasks wait for it. From the moment the process is asked to stop it is not ready, and it says so until it has stopped.
 #[utoipa::path(
     get, path = "/readyz", tag = "service",
     responses(
@@ -183,11 +183,13 @@ pub async fn livez() -> &'static str {
 )]
 pub async fn readyz(State(service): State<Arc<Service>>) -> Result<&'static str, Problem> {
     let (store, storage) = tokio::join!(service.checks.store(&service.bridge), service.checks.storage(&service.bridge));
-    let draining = service.is_draining().then_some("the service is about to stop");
-    let faults: Vec<FieldFault> = [("/store", store), ("/storage", storage), ("/draining", draining)]
-        .into_iter()
-        .filter_map(|(part, problem)| Some(FieldFault::at(part, problem?)))
-        .collect();
+    let queue = (!service.bridge.has_queue()).then_some("the queue is being restarted");
+    let draining = service.is_leaving().then_some("the service is about to stop");
+    let faults: Vec<FieldFault> =
+        [("/store", store), ("/storage", storage), ("/queue", queue), ("/draining", draining)]
+            .into_iter()
+            .filter_map(|(part, problem)| Some(FieldFault::at(part, problem?)))
+            .collect();
     if faults.is_empty() {
         return Ok("ready");
     }
@@ -205,7 +207,7 @@ pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
     let pauses = bridge.pauses();
     let backends = backends::views(bridge, &pauses);
     let all_online = backends.iter().all(|backend| backend.phase == PhaseName::Online);
-    let status = match (service.is_draining(), store.is_none() && storage.is_none() && all_online) {
+    let status = match (service.is_leaving(), store.is_none() && storage.is_none() && all_online) {
         (true, _) => "draining",
         (false, true) => "ok",
         (false, false) => "degraded",

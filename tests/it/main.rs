@@ -23,6 +23,7 @@ mod passthrough;
 mod place;
 mod process;
 mod properties;
+mod rolling;
 mod socket;
 mod stores;
 mod support;

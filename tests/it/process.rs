@@ -168,16 +168,9 @@ async fn a_second_signal_ends_it_at_once() {
     place.control().inject_times(Fault::SlowView { bytes_per_second: 1 }, 1).await.unwrap();
     let ids = place.create(1).await;
     place.wait_for(|event| matches!(event, EventKind::Viewed { .. })).await;
-    // Its answer comes early when the drain begins: it waits for the upload then, and the first signal has been taken.
-    let path = format!("/api/tasks/{}", ids[0]);
-    let waiting = place.api.get(&path);
-    let asked = async {
-        // Time for the request to arrive; too little would only leave the answer to a server that stops already.
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        process.signal("TERM");
-    };
-    let (task, ()) = tokio::join!(waiting, asked);
-    assert_eq!(task["status"], "processing", "{task}");
+    process.signal("TERM");
+    // It waits for the upload, and says so: the first signal has been taken.
+    place.api.until_status(|status| status["status"] == "draining").await;
     process.signal("TERM");
     assert_eq!(process.ended().await.code(), Some(130));
     let _process = place.start().await;

@@ -35,6 +35,7 @@ const FAST: &[(&str, &str)] = &[
     ("COMFYD_SUPERVISION__MAX_RESTARTS", "1000000"),
     ("COMFYD_SUPERVISION__BACKOFF_BASE", "5ms"),
     ("COMFYD_SUPERVISION__BACKOFF_CAP", "20ms"),
+    ("COMFYD_SERVER__DRAIN_DELAY", "0s"),
     ("COMFYD_SERVER__DRAIN_GRACE", "2s"),
 ];
 
@@ -159,7 +160,7 @@ impl Api {
     pub async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let looks = async {
             loop {
-                let page = self.get(path).await;
+                let page = self.get_now(path).await;
                 if wanted(&page) {
                     return page;
                 }

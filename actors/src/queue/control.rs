@@ -78,7 +78,12 @@ impl State {
         let result = result.unwrap_or_else(|panicked| Err(StoreError::Unavailable(panicked.to_string())));
         if let Ok(task) = &result {
             match wish {
-                Wish::Cancel => self.tell_cancelled(task.id),
+                Wish::Cancel => {
+                    if task.is_cancelling() && !self.held.contains_key(&task.id) && self.awaits_tasks() {
+                        self.cancelled_early.insert(task.id);
+                    }
+                    self.tell_cancelled(task.id);
+                }
                 // It was left as an abandoned task: looking for such at once saves the wait for the next sweep.
                 Wish::UploadsAgain if task.state == TaskState::Uploading => {
                     _ = self.system.slots.janitor.cast(JanitorMsg::Sweep);

@@ -90,6 +90,16 @@ impl State {
     ) {
         self.claiming = false;
         self.release_places(kept.iter().map(|(backend, _)| backend.clone()));
+        self.take_on(me, kept, result);
+        self.hand_over_when_done(me);
+    }
+
+    fn take_on(
+        &mut self,
+        me: &ActorRef<QueueMsg>,
+        kept: Vec<(BackendId, Lanes)>,
+        result: Result<Result<Vec<Assignment>, StoreError>, Panicked>,
+    ) {
         match result {
             Ok(Ok(assignments)) => {
                 if !std::mem::take(&mut self.woken) {
@@ -114,9 +124,14 @@ impl State {
         }
     }
 
+    /// Whether a claim or a reading back is under way, that may bring tasks.
+    pub(super) fn awaits_tasks(&self) -> bool {
+        self.recovering || self.kept.values().any(|kept| *kept > 0)
+    }
+
     /// Slots for every free place, best first. None while something else comes first.
     pub(super) fn places_to_fill(&self) -> Vec<ClaimSlot> {
-        let held_up = !self.recovered || self.recovering || !self.uploads_open || !self.draining.is_empty();
+        let held_up = !self.recovered || self.recovering || !self.uploads_open || self.drain.has_begun();
         if held_up || self.pauses.stop_all() {
             return Vec::new();
         }
@@ -177,7 +192,7 @@ impl State {
     /// Nothing waits, one backend has nothing to do, another has a prompt prepared: that one moves over. And what was sent ahead to a backend
     /// that is not fast any more comes back into the order.
     pub(super) fn recall(&mut self) {
-        if self.claiming || !self.recovered || !self.draining.is_empty() {
+        if self.claiming || !self.recovered || self.drain.has_begun() {
             return;
         }
         if let Some((backend, lanes)) = self.find_recall() {
@@ -200,8 +215,19 @@ impl State {
     }
 
     pub(super) fn assign_all(&mut self, me: &ActorRef<QueueMsg>, assignments: Vec<Assignment>, origin: Origin) {
+        if self.drain.is_over() {
+            let arrived = assignments.iter().map(|Assignment { task, .. }| (task.id, task.fence)).collect();
+            return self.let_go(me, arrived);
+        }
         for assignment in assignments {
+            let id = assignment.task.id;
             self.assign(me, assignment, origin);
+            if self.cancelled_early.contains(&id) {
+                self.tell_cancelled(id);
+            }
+        }
+        if !self.awaits_tasks() {
+            self.cancelled_early.clear();
         }
     }
 

@@ -83,9 +83,7 @@ impl State {
         if !recorded {
             self.recover(me);
         }
-        if !self.draining.is_empty() && self.held.is_empty() {
-            _ = me.cast(QueueMsg::HandOver);
-        }
+        self.hand_over_when_done(me);
         self.fill(me);
     }
 }

@@ -23,7 +23,7 @@ impl State {
         reply: RpcReplyPort<Result<Created, RequestError>>,
     ) {
         let limit = self.system.settings.max_pending;
-        if !self.draining.is_empty() {
+        if self.drain.has_begun() {
             _ = reply.send(Err(RequestError::Draining));
         } else if let Err(retry_after) = self.waiting.admit(self.creating, limit, COUNT_EVERY) {
             _ = reply.send(Err(RequestError::Full { pending: self.waiting.count(), limit, retry_after }));
@@ -102,6 +102,7 @@ impl State {
         }
         self.waiting.left(claimed.len() as u64);
         self.assign_all(me, claimed, Origin::Claimed);
+        self.hand_over_when_done(me);
         self.tasks.run_unreported(async move {
             let answer = durable.wait().await.map(|()| created).map_err(RequestError::Store);
             // A client that went away is no fault: its task is stored.

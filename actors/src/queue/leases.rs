@@ -23,8 +23,9 @@ impl State {
         let system = self.system.clone();
         let work = async move {
             let (worker, lease) = (&system.worker, system.settings.lease);
-            if system.settings.takes_over {
+            if system.predecessors.have_left() {
                 system.source.take_over(worker, lease).await?;
+                system.predecessors.are_done();
             }
             system.source.held(worker).await
         };
@@ -50,7 +51,7 @@ impl State {
                 return error!("reading the held tasks back panicked; trying again");
             }
         };
-        if self.kept.values().any(|kept| *kept > 0) {
+        if self.awaits_tasks() {
             // A claim under way may show up in what was read, before its own answer does: read again.
             return self.recover(me);
         }
@@ -64,6 +65,7 @@ impl State {
             }
         }
         self.assign_all(me, assignments, Origin::Resumed);
+        self.hand_over_when_done(me);
         self.fill(me);
     }
 
