@@ -100,9 +100,16 @@ impl App {
     /// # Errors
     /// [`AppError`], before anything was taken on.
     pub async fn start(config: &Config) -> Result<Self, AppError> {
+        Self::start_at(config, Arc::new(SystemClock::start())).await
+    }
+
+    /// As [`Self::start`], by a clock of the caller's.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_at(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
         crate::tls::install_crypto_provider();
         let (listener, address) = listen(config)?;
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
         let database = SqliteConfig::parse(config.store.database_url.expose())?;
         let lock = lock_node(&database.path).await?;
         let store = SqliteStore::open(database, clock.clone()).await?;

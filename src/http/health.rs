@@ -17,11 +17,11 @@ use super::{
 };
 
 /// A check is repeated at most this often, however many probes ask.
-const FRESH: Duration = Duration::from_secs(2);
+const FRESH: Duration = Duration::from_secs(1);
 /// Counting walks over all waiting tasks.
 const COUNTS_FRESH: Duration = Duration::from_secs(5);
-/// What does not answer in this time is not ready.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// What does not answer in this time is not ready: three seconds after something broke, nobody is told any more that all is well.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The last results of the checks.
 pub struct Checks {

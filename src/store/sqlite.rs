@@ -9,7 +9,6 @@
 //! but take turns writing; the node's lock (`store::node_lock`) is what tells them apart.
 
 use std::{
-    path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -48,6 +47,7 @@ use self::{
         AdoptExpired, Amend, Apply, Check, ClaimHeads, Create, Forget, GiveUp, Held, Keep, NoteRun, Promote, Prune,
         Refresh, Renew, Reserve, SetPaused, TakeOver,
     },
+    place::Files,
     reads::Readers,
     writer::{Job, Operation, Writer, job},
 };
@@ -84,8 +84,7 @@ const QUEUE_PATIENCE: Duration = Duration::from_secs(15);
 pub struct SqliteStore {
     clock: Arc<dyn Clock>,
     options: SqliteConnectOptions,
-    /// The file that commits go to first.
-    log: PathBuf,
+    files: Files,
     readers: Readers,
     jobs: mpsc::Sender<Box<dyn Job>>,
     /// The other end, lent to the writer that runs now. It survives a writer's death with everything still in it.
@@ -107,7 +106,7 @@ impl SqliteStore {
         Ok(Arc::new(Self {
             clock,
             options: opened.options,
-            log: opened.log,
+            files: opened.files,
             readers: Readers(opened.readers),
             jobs,
             queue: Mutex::new(queue),
@@ -129,8 +128,8 @@ impl SqliteStore {
         let store = Arc::clone(self);
         async move {
             let mut queue = store.queue.lock().await;
-            let (flusher, flushing) = Flusher::new(store.log.clone(), store.changes.clone());
-            let writer = Writer::new(store.options.clone(), Arc::clone(&store.clock), flusher)
+            let (flusher, flushing) = Flusher::new(store.files.clone(), store.changes.clone());
+            let writer = Writer::new(store.options.clone(), store.files.clone(), Arc::clone(&store.clock), flusher)
                 .observed(store.metrics.get().cloned());
             tokio::join!(writer.run(&mut queue), flushing);
         }

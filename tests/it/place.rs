@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::support::{Api, PATIENCE, environment, task};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_comfyd");
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_comfyd");
 
 /// A process that does not outlive its test.
 pub struct Process {
@@ -36,9 +36,12 @@ impl Drop for Process {
 impl Process {
     /// Starts the service on what is in a folder.
     pub fn launch(dir: &TempDir, comfyui: &str, settings: &[(String, String)]) -> Self {
+        Self::launch_as(command(dir.path()), dir, comfyui, settings)
+    }
+
+    fn launch_as(mut command: Command, dir: &TempDir, comfyui: &str, settings: &[(String, String)]) -> Self {
         let output = dir.path().join("output");
         let file = File::options().create(true).append(true).open(&output).unwrap();
-        let mut command = command(dir.path());
         command.envs(environment(dir, comfyui, settings));
         command.stdout(file.try_clone().unwrap()).stderr(file);
         Self { child: command.spawn().unwrap(), output }
@@ -127,7 +130,15 @@ impl Place {
 
     /// Starts the service and waits until it is ready.
     pub async fn start(&self) -> Process {
-        let mut process = Process::launch(&self.dir, &self.fake.url(), &self.settings);
+        self.until_ready(Process::launch(&self.dir, &self.fake.url(), &self.settings)).await
+    }
+
+    /// As [`Self::start`], by a command that ends up as the program.
+    pub async fn start_as(&self, command: Command) -> Process {
+        self.until_ready(Process::launch_as(command, &self.dir, &self.fake.url(), &self.settings)).await
+    }
+
+    async fn until_ready(&self, mut process: Process) -> Process {
         if let Err(status) = process.ready(&self.api).await {
             panic!("it ended before it was ready, {status}:\n{}", process.output());
         }

@@ -1,14 +1,16 @@
 //! A whole comfyd in this process, with real SQLite, real files, real HTTP, and fake ComfyUI servers that break on command.
 
-use std::{net::SocketAddr, ops::Deref, time::Duration};
+use std::{net::SocketAddr, ops::Deref, sync::Arc, time::Duration};
 
 use comfyd::{
     app::App,
+    clock::SystemClock,
     config::{self, Config, Sources},
 };
 use comfyd_actors::{
     domain::id::{BackendId, TaskId},
     kit::slot::Slot,
+    ports::clock::Clock,
     system::System,
 };
 use fake_comfyui::{Control, EventKind, FakeComfy, FakeConfig};
@@ -43,6 +45,7 @@ const FAST: &[(&str, &str)] = &[
 pub struct Builder {
     fakes: Vec<FakeConfig>,
     settings: Vec<(String, String)>,
+    clock: Arc<dyn Clock>,
 }
 
 /// A comfyd as its clients see it.
@@ -63,7 +66,7 @@ pub struct World {
 
 /// A world with one fake that takes no time.
 pub fn world() -> Builder {
-    Builder { fakes: vec![FakeConfig::default()], settings: Vec::new() }
+    Builder { fakes: vec![FakeConfig::default()], settings: Vec::new(), clock: Arc::new(SystemClock::start()) }
 }
 
 impl Builder {
@@ -79,6 +82,12 @@ impl Builder {
         self
     }
 
+    /// By this clock.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
     /// Starts it and waits until every backend is online.
     pub async fn start(self) -> World {
         let mut fakes = Vec::new();
@@ -86,7 +95,7 @@ impl Builder {
             fakes.push(FakeComfy::start(config).await.unwrap());
         }
         let dir = tempfile::tempdir().unwrap();
-        let app = App::start(&config(&dir, &fakes, &self.settings)).await.unwrap();
+        let app = App::start_at(&config(&dir, &fakes, &self.settings), self.clock.clone()).await.unwrap();
         let api = Api::new(app.address());
         let world = World { app, fakes, api, settings: self.settings, dir };
         world.online().await;

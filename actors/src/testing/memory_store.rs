@@ -21,6 +21,7 @@ use crate::{
         id::{TaskId, WorkerId},
         input::InputId,
         lane::{ANYBODY, Lane, Lanes, Needs, allot},
+        moment::{ClockWatch, DATE_TRUSTED_AFTER, Moment},
         order::Priority,
         progress::NodeTiming,
         task::{ArtifactEdit, Change, Fence, Refusal, Task, TaskState},
@@ -51,6 +52,8 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct Shelf {
+    watch: ClockWatch,
+    moment: Moment,
     tasks: BTreeMap<TaskId, Row>,
     inputs: Rows,
     keys: BTreeMap<(i64, String), Key>,
@@ -101,7 +104,9 @@ impl MemoryStore {
         if self.down.load(Ordering::SeqCst) {
             return Err(StoreError::Unavailable("the memory store was told to be down".into()));
         }
-        Ok(self.shelf.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut shelf = self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
+        shelf.look(self.clock.as_ref());
+        Ok(shelf)
     }
 
     fn tell(&self, task: &Task, was: Option<TaskState>) {
@@ -172,6 +177,19 @@ impl Row {
 }
 
 impl Shelf {
+    /// When the clock was set back, what shall happen after a time is brought back with it.
+    fn look(&mut self, clock: &dyn Clock) {
+        let step;
+        (self.moment, step) = self.watch.look(clock.now(), clock.steady());
+        let Some(back) = step.filter(|step| *step < 0) else { return };
+        for Row { task, .. } in self.tasks.values_mut() {
+            let waits_for_a_retry = task.error.is_some();
+            let until = task.lease.as_mut().map(|lease| &mut lease.until);
+            let run_at = task.run_at.as_mut().filter(|_| waits_for_a_retry);
+            until.into_iter().chain(run_at).for_each(|at| at.0 = at.0.saturating_add(back));
+        }
+    }
+
     /// The files that tasks need which are not over.
     fn needed(&self) -> BTreeSet<InputId> {
         let unfinished = self.tasks.values().filter(|row| !row.task.state.is_final());
@@ -416,11 +434,11 @@ impl WorkSource for MemoryStore {
         held: &[(TaskId, Fence)],
     ) -> Result<Vec<Renewed>, StoreError> {
         let mut shelf = self.open()?;
-        let now = self.clock.now();
+        let Moment { now, .. } = shelf.moment;
         let mut renewed = Vec::new();
         for &(id, fence) in held {
             let Some(row) = shelf.tasks.get(&id) else { continue };
-            let alive = lease_until(&row.task).is_some_and(|until| until > now);
+            let alive = !shelf.moment.is_settled(lease) || lease_until(&row.task).is_some_and(|until| until > now);
             if !alive || !is_held_by(&row.task, |holder| holder == worker) {
                 continue;
             }
@@ -457,7 +475,10 @@ impl WorkSource for MemoryStore {
         limit: u32,
     ) -> Result<Vec<Assignment>, StoreError> {
         let mut shelf = self.open()?;
-        let now = self.clock.now();
+        let Moment { now, .. } = shelf.moment;
+        if !shelf.moment.is_settled(lease) {
+            return Ok(Vec::new());
+        }
         let expired = |task: &Task| lease_until(task).is_some_and(|until| until <= now);
         let mut ids = shelf.sorted(expired, |task| (lease_until(task), task.id));
         ids.truncate(up_to(limit));
@@ -480,7 +501,10 @@ impl WorkSource for MemoryStore {
 
     async fn prune(&self, retention: Retention, limit: u32) -> Result<u32, StoreError> {
         let mut shelf = self.open()?;
-        let now = self.clock.now();
+        let Moment { now, .. } = shelf.moment;
+        if !shelf.moment.is_settled(DATE_TRUSTED_AFTER) {
+            return Ok(0);
+        }
         let past = |since: Timestamp, kept: Duration| since <= now.before(kept);
         let due = |task: &Task| {
             let kept = if task.state == TaskState::Failed { retention.failed } else { retention.completed };

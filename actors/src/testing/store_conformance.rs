@@ -23,6 +23,7 @@ use crate::ports::{
 };
 
 pub mod checks;
+pub mod clock_checks;
 pub mod fixtures;
 pub mod input_checks;
 mod steps;
@@ -139,6 +140,11 @@ macro_rules! store_conformance {
             only_the_same_node_takes_over
             two_claimers_never_share_a_task
             pages_miss_nothing
+        );
+        $crate::store_conformance!(@checks $open, clock_checks:
+            a_set_clock_takes_no_lease
+            a_clock_set_back_keeps_nobody_waiting
+            a_wrong_date_deletes_nothing
         );
         $crate::store_conformance!(@checks $open, input_checks:
             the_same_file_is_kept_once

@@ -8,9 +8,7 @@
 //! without them. So nothing in the log is promised any more until its contents are in the database, see [`Flusher::is_trusted`].
 
 use std::{
-    fs::File,
     io,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -24,7 +22,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::writer::Job;
+use super::{place::Files, writer::Job};
 use crate::crash_point;
 
 /// Batches that may wait for the disk; then the writer waits too.
@@ -56,7 +54,7 @@ pub(super) struct Flusher {
 }
 
 struct Shared {
-    log: PathBuf,
+    files: Files,
     changes: broadcast::Sender<Changed>,
     /// Batches not told yet.
     waiting: AtomicUsize,
@@ -64,11 +62,11 @@ struct Shared {
 }
 
 impl Flusher {
-    /// Flushes `log`, the file `SQLite` names after its database, and tells `changes`. The future does it, and ends when the flusher is
-    /// dropped and everything is told.
-    pub(super) fn new(log: PathBuf, changes: broadcast::Sender<Changed>) -> (Self, impl Future<Output = ()>) {
+    /// Flushes the log of a database, and tells `changes`. The future does it, and ends when the flusher is dropped and everything is
+    /// told.
+    pub(super) fn new(files: Files, changes: broadcast::Sender<Changed>) -> (Self, impl Future<Output = ()>) {
         let (committed, waiting) = mpsc::channel(WAITING);
-        let shared = Shared { log, changes, waiting: AtomicUsize::new(0), failed: AtomicBool::new(false) };
+        let shared = Shared { files, changes, waiting: AtomicUsize::new(0), failed: AtomicBool::new(false) };
         let shared = Arc::new(shared);
         (Self { committed, shared: Arc::clone(&shared) }, flush(shared, waiting))
     }
@@ -121,9 +119,8 @@ async fn reach_disk(shared: &Arc<Shared>) -> Result<(), StoreError> {
     if shared.failed.load(Ordering::Acquire) {
         return Err(StoreError::Unavailable("the disk did not take an earlier write that this one follows".to_owned()));
     }
-    let log = shared.log.clone();
-    // Opened each time: it is another file when SQLite made it anew.
-    let flushed = spawn_blocking(move || File::open(log)?.sync_data()).await;
+    let files = shared.files.clone();
+    let flushed = spawn_blocking(move || files.flush()).await;
     flushed.map_err(io::Error::other).flatten().map_err(|error| {
         warn!(%error, "failed to flush the task store's log");
         shared.failed.store(true, Ordering::Release);

@@ -13,7 +13,7 @@ use sqlx::{
 };
 use tracing::info;
 
-use super::place::remote_file_system;
+use super::place::{Files, remote_file_system};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations/sqlite");
 
@@ -98,8 +98,7 @@ pub enum OpenError {
 pub(super) struct Opened {
     /// How the writer connects.
     pub(super) options: SqliteConnectOptions,
-    /// The write-ahead log.
-    pub(super) log: PathBuf,
+    pub(super) files: Files,
     pub(super) readers: SqlitePool,
     pub(super) was_clean: bool,
 }
@@ -107,13 +106,14 @@ pub(super) struct Opened {
 pub(super) async fn open(config: &SqliteConfig) -> Result<Opened, OpenError> {
     prepare_place(&config.path)?;
     let options = writing(&config.path);
-    let mut conn = durable(&options).connect().await?;
+    let mut conn = durable(&options).create_if_missing(true).connect().await?;
     check_version(&mut conn).await?;
     migrate(&mut conn).await?;
     let was_clean = mark_used(&mut conn).await?;
     conn.close().await?;
+    let files = Files::of(&config.path).map_err(sqlx::Error::Io)?;
     info!(path = %config.path.display(), was_clean, "opened the task store");
-    Ok(Opened { readers: reading(&config.path, config.readers), options, log: log_of(&config.path), was_clean })
+    Ok(Opened { readers: reading(&config.path, config.readers), options, files, was_clean })
 }
 
 fn prepare_place(path: &Path) -> Result<(), OpenError> {
@@ -135,22 +135,14 @@ fn base(path: &Path) -> SqliteConnectOptions {
         .pragma("mmap_size", "0")
 }
 
-/// The name `SQLite` gives the log of a database.
-fn log_of(path: &Path) -> PathBuf {
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
-    log.into()
-}
-
 /// With commits that wait for the disk.
 fn durable(options: &SqliteConnectOptions) -> SqliteConnectOptions {
     options.clone().synchronous(SqliteSynchronous::Full)
 }
 
-/// How the writer's connection is set up. Its commits do not wait for the disk: see `flush`.
+/// How the writer's connection is set up, to a file that is there. Its commits do not wait for the disk: see `flush`.
 fn writing(path: &Path) -> SqliteConnectOptions {
     base(path)
-        .create_if_missing(true)
         // Counts only before the first table: lets the file shrink bit by bit as tasks are pruned.
         .auto_vacuum(SqliteAutoVacuum::Incremental)
         .journal_mode(SqliteJournalMode::Wal)

@@ -14,7 +14,7 @@ pub(super) use control::{Amend, NoteRun, PAUSES, SetPaused, pause};
 pub(super) use create::{ClaimHeads, Create};
 pub(super) use hold::{AdoptExpired, Apply, Held, Renew, TakeOver};
 pub(super) use inputs::{Forget, GiveUp, Keep, Refresh, Reserve};
-pub(super) use upkeep::{Check, Promote, Prune};
+pub(super) use upkeep::{Check, Promote, Prune, set_back};
 pub(super) use workflows::{Content, Publish, Record, Withdraw};
 
 /// The statements whose cost must not grow with the number of tasks, for the test that looks at their plans.

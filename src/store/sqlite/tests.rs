@@ -168,6 +168,34 @@ async fn a_full_disk_is_an_outage_not_an_end() {
     writer.abort();
 }
 
+/// Whatever is written to a file without a name is lost with the process, so nothing is promised, until the file is back.
+#[tokio::test]
+async fn a_database_that_is_gone_takes_nothing_until_it_is_back() {
+    let (store, folder) = fresh().await;
+    let writer = supervise(&store);
+    let home = folder.path().join("deep/down");
+    let (place, elsewhere) = (home.join("tasks.db"), home.join("moved.db"));
+    let add = async || store.create(new_task(0), None).await?.durable.wait().await;
+    add().await.unwrap();
+    std::fs::rename(&place, &elsewhere).unwrap();
+    for _ in 0..2 {
+        let refused = add().await;
+        assert!(matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains("is gone")), "{refused:?}");
+        assert!(!place.exists(), "no empty database takes its place");
+    }
+    std::fs::copy(&elsewhere, &place).unwrap();
+    for _ in 0..2 {
+        let refused = add().await;
+        assert!(matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains("not the file")), "{refused:?}");
+        assert!(store.check().await.is_err());
+    }
+    std::fs::rename(&elsewhere, &place).unwrap();
+    store.check().await.unwrap();
+    add().await.unwrap();
+    drop((store, writer.abort()));
+    assert!(listed(&*open(&folder).await).await.len() >= 2);
+}
+
 #[tokio::test]
 async fn a_deleted_table_is_reported_and_nothing_panics() {
     let (store, _folder) = fresh().await;
@@ -261,7 +289,7 @@ impl Operation for Write {
 async fn promises_wait_for_the_disk_and_nothing_else_does() {
     let (store, _folder) = fresh().await;
     let mut store = Arc::into_inner(store).unwrap();
-    store.log.set_extension("nowhere");
+    store.files.log.set_extension("nowhere");
     let store = Arc::new(store);
     let writer = supervise(&store);
     for is_promise in [true, false, false, true, false, true, true, false] {
@@ -277,9 +305,9 @@ async fn promises_wait_for_the_disk_and_nothing_else_does() {
 #[tokio::test]
 async fn a_log_that_could_not_be_flushed_is_emptied_first() {
     let (store, _folder) = fresh().await;
-    let log = store.log.clone();
+    let log = store.files.log.clone();
     let mut store = Arc::into_inner(store).unwrap();
-    store.log.set_extension("nowhere");
+    store.files.log.set_extension("nowhere");
     let store = Arc::new(store);
     let writer = supervise(&store);
     let size = || std::fs::metadata(&log).unwrap().len();

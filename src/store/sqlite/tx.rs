@@ -11,6 +11,7 @@ use comfyd_actors::{
         artifact::StoredObject,
         event::{Stage, facts},
         id::TaskId,
+        moment::Moment,
         task::{ArtifactEdit, Change, Fence, Refusal, Task, TaskState},
         time::Timestamp,
     },
@@ -30,8 +31,10 @@ use super::{
 /// The transaction, with one savepoint for the operation that runs now.
 pub(super) struct Tx<'c> {
     conn: &'c mut SqliteConnection,
-    /// The store's time while the operation runs.
+    /// The store's time.
     pub(super) now: Timestamp,
+    /// The same, and whether it can be believed.
+    pub(super) moment: Moment,
     /// To be told after the commit.
     changed: Vec<Changed>,
     /// To be told when the disk has it.
@@ -72,10 +75,11 @@ const STORE_ARTIFACT: &str = "UPDATE task_outputs SET object_key = ?, content_ty
 /// The life of the transaction: what the writer calls.
 impl<'c> Tx<'c> {
     /// On a connection without an open transaction. Nothing is sent yet.
-    pub(super) fn new(conn: &'c mut SqliteConnection) -> Self {
+    pub(super) fn new(conn: &'c mut SqliteConnection, moment: Moment) -> Self {
         Self {
             conn,
-            now: Timestamp::default(),
+            now: moment.now,
+            moment,
             changed: Vec::new(),
             promises: Vec::new(),
             kept: (0, 0),

@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use comfyd_actors::{
-    domain::id::TaskId,
+    domain::{id::TaskId, moment::ClockWatch},
     metrics::Metrics,
     ports::{
         clock::Clock,
@@ -30,6 +30,8 @@ use tracing::{debug, warn};
 use super::{
     fault::Fault,
     flush::{Committed, Flusher, Promise},
+    ops::set_back,
+    place::Files,
     tx::Tx,
 };
 use crate::crash_point;
@@ -195,7 +197,9 @@ impl Patient {
 /// The writer's state. Nothing in it outlives a panic.
 pub(super) struct Writer {
     options: SqliteConnectOptions,
+    files: Files,
     clock: Arc<dyn Clock>,
+    watch: ClockWatch,
     flusher: Flusher,
     metrics: Option<Metrics>,
     /// The open connection.
@@ -205,8 +209,20 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(options: SqliteConnectOptions, clock: Arc<dyn Clock>, flusher: Flusher) -> Self {
-        Self { options, clock, flusher, metrics: None, conn: None, patient: Patient::default(), untidy: false }
+    pub(super) fn new(options: SqliteConnectOptions, files: Files, clock: Arc<dyn Clock>, flusher: Flusher) -> Self {
+        let mut watch = ClockWatch::default();
+        watch.look(clock.now(), clock.steady());
+        Self {
+            options,
+            files,
+            clock,
+            watch,
+            flusher,
+            metrics: None,
+            conn: None,
+            patient: Patient::default(),
+            untidy: false,
+        }
     }
 
     /// Has its commits timed.
@@ -276,16 +292,26 @@ impl Writer {
     }
 
     async fn commit(&mut self, batch: &mut [Box<dyn Job>]) -> Result<(Vec<Changed>, Vec<Promise>), StoreError> {
-        let clock = Arc::clone(&self.clock);
-        let mut tx = Tx::new(self.connection().await?);
+        let mut watch = self.watch;
+        let (moment, step) = watch.look(self.clock.now(), self.clock.steady());
+        let mut tx = Tx::new(self.connection().await?, moment);
+        if let Some(step) = step {
+            warn!(
+                milliseconds = step,
+                "somebody set the machine's clock; no task changes hands until that has settled"
+            );
+            set_back(&mut tx, step).await?;
+        }
         let reaches: Vec<_> = batch.iter().map(|job| job.reach()).collect();
         tx.prefetch(&reaches).await.map_err(Fault::into_inner)?;
         for job in batch.iter_mut() {
-            tx.now = clock.now();
             job.run(&mut tx).await?;
         }
         crash_point::reach_with("commit", tx.changed());
-        tx.commit().await.map_err(Fault::into_inner)
+        let committed = tx.commit().await.map_err(Fault::into_inner)?;
+        // Not before: who is set back together with what failed must be set back again.
+        self.watch = watch;
+        Ok(committed)
     }
 
     /// The connection, opened if there is none. Its log is trusted.
@@ -293,7 +319,7 @@ impl Writer {
         let conn = match self.conn.take().filter(|_| self.flusher.is_trusted()) {
             Some(conn) => conn,
             None => {
-                let conn = connect(&self.options).await.map_err(|error| Fault::from(error).into_inner())?;
+                let conn = connect(&self.options, &self.files).await?;
                 self.flusher.trust();
                 conn
             }
@@ -325,11 +351,16 @@ impl Writer {
 }
 
 /// A connection begins with an empty log: whatever it holds, on the disk or not, is in the database then, and that is on the disk.
-async fn connect(options: &SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
-    let mut conn = options.connect().await?;
-    let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&mut conn).await?;
-    match row.try_get("busy")? {
-        false => Ok(conn),
-        true => Err(sqlx::Error::Protocol("another process keeps its log from being emptied".into())),
+async fn connect(options: &SqliteConnectOptions, files: &Files) -> Result<SqliteConnection, StoreError> {
+    // Another file than ours is nobody's business, and none must not become an empty one.
+    files.check().map_err(|error| StoreError::Unavailable(error.to_string()))?;
+    let empty = async {
+        let mut conn = options.connect().await?;
+        let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&mut conn).await?;
+        Ok::<_, sqlx::Error>((conn, row.try_get("busy")?))
+    };
+    match empty.await.map_err(|error| Fault::from(error).into_inner())? {
+        (conn, false) => Ok(conn),
+        (_, true) => Err(StoreError::Unavailable("another process keeps the log from being emptied".into())),
     }
 }

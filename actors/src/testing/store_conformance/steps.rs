@@ -103,6 +103,11 @@ pub(super) enum Step {
         limit: u32,
     },
     Advance(Duration),
+    /// Sets the clock, and lets the stores notice.
+    SetClock {
+        by: i64,
+        worker: WorkerId,
+    },
 }
 
 pub(super) fn sequence() -> impl Strategy<Value = Vec<Step>> {
@@ -137,6 +142,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (option::of(task()), 0_u32..8).prop_map(|(task, limit)| Step::Events { task, limit }),
         2 => (task(), limit()).prop_map(|(task, limit)| Step::Ahead { task, limit }),
         4 => seconds(40).prop_map(Step::Advance),
+        1 => (select(vec![-3_600_000, -20_000, -3_000, 3_000, 20_000, 3_600_000]), some_worker())
+            .prop_map(|(by, worker)| Step::SetClock { by, worker }),
     ]
 }
 
@@ -355,6 +362,11 @@ impl World {
             Step::Depths => Call::Depths,
             Step::Events { task, limit } => Call::Events { of: task.and_then(|task| self.pick(task)), limit },
             Step::Ahead { task, limit } => Call::Ahead { id: self.pick(task)?, limit },
+            Step::SetClock { by, worker } => {
+                clock.set_by(by);
+                // The stores must look at the same moments to see the same steps.
+                Call::Held(worker)
+            }
             Step::Advance(step) => {
                 clock.advance(step);
                 return None;

@@ -88,7 +88,7 @@ impl Operation for Renew {
         let mut renewed = Vec::with_capacity(tasks.len());
         for (id, fence) in self.held {
             let Some(task) = tasks.get_mut(&id) else { continue };
-            if keep_lease(task, &self.worker, fence, until, tx).is_ok() {
+            if keep_lease(task, &self.worker, fence, (self.lease, until), tx).is_ok() {
                 renewed.push(Renewed { id, cancel_requested: task.is_cancelling() });
             }
         }
@@ -100,16 +100,17 @@ impl Operation for Renew {
     }
 }
 
-/// An expired lease is not renewed, even if nobody took the task yet: somebody may be about to.
+/// An expired lease is not renewed, even if nobody took the task yet: somebody may be about to. Only when the clock was set, nobody is:
+/// then the lease of whoever asks is alive, whatever it says.
 fn keep_lease(
     task: &mut Task,
     worker: &WorkerId,
     fence: Fence,
-    until: Timestamp,
+    (span, until): (Duration, Timestamp),
     tx: &mut Tx<'_>,
 ) -> Result<(), Refusal> {
     let lease = task.lease.as_ref().ok_or(Refusal::Stale)?;
-    if lease.worker != *worker || lease.until <= tx.now {
+    if lease.worker != *worker || (lease.until <= tx.now && tx.moment.is_settled(span)) {
         return Err(Refusal::Stale);
     }
     task.apply(Some(fence), Change::Renew { until }, tx.now)?;
@@ -157,6 +158,10 @@ impl Operation for AdoptExpired {
     type Answer = Vec<Assignment>;
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Self::Answer, Fault> {
+        // Who lives renews in this time. Whose lease is still over afterwards is gone.
+        if !tx.moment.is_settled(self.lease) {
+            return Ok(Vec::new());
+        }
         let expired = query(EXPIRED).bind(tx.now.0).bind(self.limit);
         let found = tx.assignments(expired).await?;
         adopt(tx, found, &self.worker, self.lease).await

@@ -1,6 +1,9 @@
 //! What time brings: scheduled tasks become pending, old ones are deleted.
 
-use comfyd_actors::{domain::task::Change, ports::store::Retention};
+use comfyd_actors::{
+    domain::{moment::DATE_TRUSTED_AFTER, task::Change},
+    ports::store::{Retention, StoreError},
+};
 
 use crate::store::sqlite::{
     fault::Fault,
@@ -40,9 +43,24 @@ pub(super) const DELETE_KEYS: &str = "DELETE FROM idempotency WHERE rowid IN (
 pub(super) const DELETE_LANES: &str = "DELETE FROM lanes
      WHERE NOT EXISTS (SELECT 1 FROM tasks t INDEXED BY tasks_lane WHERE t.lane = lanes.id AND t.lane <> 0)";
 
-/// Only a write shows that a write is possible: a full disk lets everything else pass.
+/// Only a write shows that a write is possible: a full disk lets everything else pass, and only one that reaches the disk that promises
+/// can be kept.
 const CHECK: &str =
     "INSERT INTO meta (name, value) VALUES ('checked_at', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+
+/// The clock was set back: what shall happen after a time is brought back with it. What a client wants at a time of day is not, and what
+/// is over is history.
+const SET_BACK: &str = "UPDATE tasks SET lease_until = lease_until + ? WHERE lease_until IS NOT NULL;
+     UPDATE tasks SET run_at = run_at + ? WHERE state = 'scheduled' AND error IS NOT NULL";
+
+/// Takes note that the clock was set by so many milliseconds, as an operation of its own.
+pub(in crate::store::sqlite) async fn set_back(tx: &mut Tx<'_>, step: i64) -> Result<(), StoreError> {
+    if step < 0 {
+        tx.write(query(SET_BACK).bind(step).bind(step));
+        tx.keep_operation().await.map_err(Fault::into_inner)?;
+    }
+    Ok(())
+}
 
 /// `WorkSource::promote`.
 pub(in crate::store::sqlite) struct Promote {
@@ -75,6 +93,9 @@ impl Operation for Prune {
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<u32, Fault> {
         let Self { retention, limit } = self;
+        if !tx.moment.is_settled(DATE_TRUSTED_AFTER) {
+            return Ok(0);
+        }
         let [completed, failed, idempotency] =
             [retention.completed, retention.failed, retention.idempotency].map(|kept| tx.now.before(kept).0);
         let mut finished = query(FINISHED);
@@ -100,6 +121,10 @@ pub(in crate::store::sqlite) struct Check;
 
 impl Operation for Check {
     type Answer = ();
+
+    fn is_promise(&self) -> bool {
+        true
+    }
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
         tx.write(query(CHECK).bind(tx.now.0.to_string()));
