@@ -1,11 +1,8 @@
 //! Somebody sets the machine's clock while tasks run, wait and end.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
 };
 
 use comfyd::clock::SystemClock;

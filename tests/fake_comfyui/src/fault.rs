@@ -45,6 +45,13 @@ pub enum Fault {
     /// Sockets stay open and answer pings, but every frame is thrown away.
     Silence,
 
+    /// After so many more frames, on whichever sockets, the next one is not sent: its socket breaks instead, once.
+    BreakSocket {
+        #[serde(default)]
+        after: u64,
+        how: Breakage,
+    },
+
     // In force for a time: POST /prompt.
     /// The prompt is taken, the answer is 500.
     PostFailsAfterAccept,
@@ -116,6 +123,32 @@ pub enum Fault {
     // In force for a time: everything.
     /// Every route but the control endpoint answers 500.
     Unhealthy,
+}
+
+/// What happens to a socket instead of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Breakage {
+    /// Its TCP connection is closed without a close frame.
+    Close,
+    /// Its TCP connection is reset.
+    Reset,
+    /// Neither read from nor written to any more, and not closed.
+    HalfOpen,
+    /// Forgotten by the server: it answers pings and never carries another frame.
+    Deaf,
+    /// Half of the frame's bytes are sent, then the connection is closed.
+    Truncated,
+    /// Bytes without meaning are sent as a binary frame; the connection goes on, the frame never comes.
+    Garbage,
+    /// A frame of more bytes than any reader takes is sent; the connection goes on, the frame never comes.
+    Huge,
+}
+
+impl Breakage {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Close, Self::Reset, Self::HalfOpen, Self::Deaf, Self::Truncated, Self::Garbage, Self::Huge];
 }
 
 fn default_exception() -> String {
@@ -201,6 +234,25 @@ impl Faults {
             }
         }
         Some(found)
+    }
+
+    /// Counts a frame that is about to be sent; what is to happen instead.
+    pub fn breakage(&self) -> Option<Breakage> {
+        let mut active = self.lock();
+        let is_it = |injection: &Injection| matches!(injection.fault, Fault::BreakSocket { .. });
+        let index = active.iter().position(is_it)?;
+        let Fault::BreakSocket { after, how } = &mut active[index].fault else { return None };
+        let how = *how;
+        match after.checked_sub(1) {
+            Some(rest) => {
+                *after = rest;
+                None
+            }
+            None => {
+                active.remove(index);
+                Some(how)
+            }
+        }
     }
 
     /// Uses this fault once if it is in force.

@@ -69,7 +69,7 @@ use std::sync::Arc;
 
 pub use config::{FakeConfig, Generation, UnknownGeneration};
 pub use control::Control;
-pub use fault::{Fault, Injection};
+pub use fault::{Breakage, Fault, Injection};
 pub use files::Folder;
 pub use log::{Event, EventKind, IdleTime, Outcome};
 

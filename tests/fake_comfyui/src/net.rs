@@ -39,6 +39,8 @@ pub(crate) enum Mode {
 struct LinkState {
     id: u64,
     mode: AtomicU8,
+    /// How many more bytes may be written before the connection is closed.
+    allowance: AtomicU64,
     websocket: AtomicBool,
     reader: AtomicWaker,
     writer: AtomicWaker,
@@ -57,6 +59,11 @@ impl Link {
         self.0.mode.store(mode as u8, Ordering::SeqCst);
         self.0.reader.wake();
         self.0.writer.wake();
+    }
+
+    /// Closes the connection after so many more bytes.
+    pub fn close_after(&self, bytes: u64) {
+        self.0.allowance.store(bytes, Ordering::SeqCst);
     }
 
     /// Notes that the connection carries a WebSocket from now on.
@@ -86,6 +93,7 @@ impl Links {
         let link = Link(Arc::new(LinkState {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             mode: AtomicU8::new(Mode::Open as u8),
+            allowance: AtomicU64::new(u64::MAX),
             websocket: AtomicBool::new(false),
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
@@ -146,7 +154,18 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         std::task::ready!(self.permission(&self.link.0.writer, context))?;
-        Pin::new(&mut self.tcp).poll_write(context, bytes)
+        let left = self.link.0.allowance.load(Ordering::SeqCst);
+        if left == u64::MAX {
+            return Pin::new(&mut self.tcp).poll_write(context, bytes);
+        }
+        if left == 0 {
+            self.link.set(Mode::Closed);
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let part = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+        let written = std::task::ready!(Pin::new(&mut self.tcp).poll_write(context, &bytes[..part]))?;
+        self.link.0.allowance.fetch_sub(written as u64, Ordering::SeqCst);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -165,6 +184,10 @@ impl AsyncWrite for Stream {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         std::task::ready!(self.permission(&self.link.0.writer, context))?;
+        if self.link.0.allowance.load(Ordering::SeqCst) != u64::MAX {
+            let first = slices.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
+            return self.poll_write(context, first);
+        }
         Pin::new(&mut self.tcp).poll_write_vectored(context, slices)
     }
 

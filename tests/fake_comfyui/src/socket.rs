@@ -12,7 +12,7 @@ use futures_util::SinkExt;
 use serde_json::Value as Json;
 use tokio::sync::mpsc;
 
-use crate::fault::Fault;
+use crate::fault::{Breakage, Fault};
 use crate::frames::{self, Preview};
 use crate::log::EventKind;
 use crate::net::{Link, Mode};
@@ -23,6 +23,8 @@ use crate::server::Server;
 const BACKLOG_LIMIT: usize = 256 * 1024 * 1024;
 /// Frames taken from the queue at once, to be flushed together.
 const BATCH: usize = 64;
+/// More than any reader takes: comfyd's limit is 64 MiB.
+const HUGE: usize = 65 << 20;
 
 #[derive(Debug, Clone)]
 struct Outlet {
@@ -186,6 +188,7 @@ async fn converse(
 ) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut first_text = true;
+    let mut deaf = false;
     loop {
         tokio::select! {
             count = frames.recv_many(&mut batch, BATCH) => {
@@ -198,6 +201,19 @@ async fn converse(
                     continue;
                 }
                 for message in batch.drain(..) {
+                    let message = match server.faults.breakage() {
+                        None if deaf => continue,
+                        None => message,
+                        Some(how) => {
+                            // What came before must not be lost with the socket.
+                            if socket.flush().await.is_err() {
+                                return;
+                            }
+                            deaf |= how == Breakage::Deaf;
+                            let Some(instead) = breaking(server, outlet, how, message) else { continue };
+                            instead
+                        }
+                    };
                     if socket.feed(message).await.is_err() {
                         return;
                     }
@@ -218,6 +234,24 @@ async fn converse(
             },
         }
     }
+}
+
+/// Breaks a socket; what is sent on it instead of the message.
+fn breaking(server: &Server, outlet: &Outlet, how: Breakage, message: Message) -> Option<Message> {
+    let set = |mode| outlet.link.iter().for_each(|link| link.set(mode));
+    match how {
+        Breakage::Close => set(Mode::Closed),
+        Breakage::Reset => set(Mode::Reset),
+        Breakage::HalfOpen => set(Mode::Frozen),
+        Breakage::Deaf => {
+            server.hub.forget_all();
+            return None;
+        }
+        Breakage::Truncated => outlet.link.iter().for_each(|link| link.close_after(size(&message) as u64 / 2)),
+        Breakage::Garbage => return Some(Message::Binary(vec![0xff; 64].into())),
+        Breakage::Huge => return Some(Message::Binary(vec![0; HUGE].into())),
+    }
+    Some(message)
 }
 
 /// Feature flags count only in the very first text frame.
