@@ -5,6 +5,7 @@ use std::{
     io::{self, ErrorKind, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use axum::http::StatusCode;
@@ -16,6 +17,11 @@ use tokio::{
 use super::door::{Patience, Place};
 use crate::http::problem::Problem;
 
+/// How much is read on, and for how long, when an answer came before its request was read to the end: a socket closed with bytes unread
+/// resets the connection, and the answer is lost on its way.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES: usize = 1 << 20;
+
 /// Bytes between a socket and hyper.
 pub struct Wire<T> {
     socket: T,
@@ -26,12 +32,14 @@ pub struct Wire<T> {
     reading: Alarm,
     /// Rings when the other side has taken nothing for too long.
     writing: Alarm,
+    /// Nothing more is written: until when the rest is read, and how much of it may come.
+    lingering: Option<(Instant, usize)>,
 }
 
 impl<T> Wire<T> {
     /// Over a socket, from its first byte on.
     pub fn new(socket: T, place: Place) -> Self {
-        Self { socket, place, begun: false, reading: Alarm::default(), writing: Alarm::default() }
+        Self { socket, place, begun: false, reading: Alarm::default(), writing: Alarm::default(), lingering: None }
     }
 }
 
@@ -138,13 +146,34 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(context)
+        let this = &mut *self;
+        let (until, mut left) = match this.lingering {
+            Some(lingering) => lingering,
+            None => {
+                ready!(Pin::new(&mut this.socket).poll_shutdown(context))?;
+                (Instant::now() + LINGER, LINGER_BYTES)
+            }
+        };
+        let mut scratch = [0; 4 << 10];
+        while left > 0 {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            let Poll::Ready(read) = Pin::new(&mut this.socket).poll_read(context, &mut buffer) else {
+                this.lingering = Some((until, left));
+                ready!(this.reading.poll(until, context));
+                break;
+            };
+            if read.is_err() || buffer.filled().is_empty() {
+                break;
+            }
+            left = left.saturating_sub(buffer.filled().len());
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{net::IpAddr, sync::Arc, time::Duration};
+    use std::{net::IpAddr, sync::Arc};
 
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -249,6 +278,28 @@ mod tests {
         assert!(told(client, wire).await.contains("408"));
         drop((newer, _place));
         door.emptied().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_of_a_request_is_read_before_the_end() {
+        let (mut wire, mut client, _place) = connect(&door());
+        let sending = async {
+            let sent = client.write_all(&[0; 64 << 10]).await;
+            drop(client);
+            sent
+        };
+        let (shut, sent) = tokio::join!(wire.shutdown(), sending);
+        assert!(shut.is_ok() && sent.is_ok(), "{shut:?}, {sent:?}");
+        let (mut wire, _client, _place) = connect(&door());
+        let began = Instant::now();
+        wire.shutdown().await.unwrap();
+        assert_eq!(began.elapsed(), LINGER, "who neither sends nor goes is not waited for");
+        let (mut wire, mut client, _place) = connect(&door());
+        let endless = async { while client.write_all(&[0; 1 << 10]).await.is_ok() {} };
+        tokio::select! {
+            shut = wire.shutdown() => shut.unwrap(),
+            () = endless => unreachable!("it goes on for ever"),
+        }
     }
 
     #[tokio::test(start_paused = true)]
