@@ -297,6 +297,7 @@ fn settings(config: &Config, unclean_start: bool) -> Settings {
             deaf_after: comfyui.deaf_after,
             backend_lost_after: comfyui.backend_lost_after,
             stop_grace: comfyui.stop_grace,
+            free_wait: comfyui.free_wait,
             nodes_refresh: comfyui.nodes_refresh,
             nodes_recheck: comfyui.nodes_recheck,
             previews: comfyui.previews,

@@ -15,7 +15,9 @@ mod keeping;
 mod orphans;
 mod phase;
 mod prepare;
+mod room;
 mod survey;
+mod turn;
 mod uploaded;
 
 use std::collections::HashMap;
@@ -40,6 +42,7 @@ use crate::{
         catalogue::Catalogue,
         id::{BackendId, ClientId, PromptId, TaskId},
         lane::Lanes,
+        memory::Memory,
         progress::NodeTiming,
         prompt::{Abilities, Finished, Receipt, Sighting},
         task::{Change, Fence, Refusal, Release},
@@ -77,6 +80,8 @@ pub enum SessionMsg {
     Recall { lanes: Lanes },
     /// A graph lacks something here: see whether that is still so. Answered when seen, or at once when it was looked just now.
     Survey { reply: RpcReplyPort<()> },
+    /// The server told of its memory, or did not.
+    Weighed(Option<Memory>),
     /// The server told what it has.
     Surveyed(Result<Result<Catalogue, ComfyError>, Panicked>),
     /// The lease under this fence is lost: stop all work on it, write nothing.
@@ -144,6 +149,8 @@ impl std::fmt::Debug for Dialed {
 pub enum Outcome {
     /// The graph's files are on the server, or are not.
     Prepared(Result<Prepared, Unprepared>),
+    /// The server freed its memory, or did not in time.
+    RoomMade,
     /// The POST ended, having begun at `began`.
     Submitted { began: Timestamp, result: Result<Receipt, SubmitError> },
     /// The look ended, having begun at `began`.
@@ -175,13 +182,15 @@ pub struct State {
     phase: Phase,
     connections: u64,
     flights: HashMap<TaskId, (Flight, std::sync::Arc<str>)>,
-    /// Files on their way to the server; dropping a guard stops them.
+    /// Files on their way to the server, or memory being freed there; dropping a guard ends that.
     preparing: HashMap<TaskId, Guard>,
     uploaded: Uploaded,
     feed: Feed,
     /// Pictures being stored, by task; dropping a guard gives one up.
     keeping: HashMap<TaskId, Vec<Guard>>,
     survey: Survey,
+    /// What its device has, as of the newest connection.
+    memory: Option<Memory>,
     /// Since when an accepted prompt's status frame is awaited.
     status_owed_since: Option<Timestamp>,
     orphans: Orphans,
@@ -214,6 +223,7 @@ impl Actor for ComfySessionActor {
             feed,
             keeping: HashMap::new(),
             survey: Survey::default(),
+            memory: None,
             status_owed_since: None,
             orphans: Orphans::default(),
             drain: Drain::default(),
@@ -233,6 +243,7 @@ impl Actor for ComfySessionActor {
             SessionMsg::Cancel { id } => state.on_stop(&me, id, Stop::Client),
             SessionMsg::Recall { lanes } => state.on_recall(&me, &lanes),
             SessionMsg::Survey { reply } => state.on_survey(&me, reply),
+            SessionMsg::Weighed(memory) => state.on_weighed(&me, memory),
             SessionMsg::Surveyed(result) => state.on_surveyed(result),
             SessionMsg::Drop { id, fence } => state.drop_flight(id, fence),
             SessionMsg::Forget { prompt } => state.orphans.forget(prompt),
@@ -307,6 +318,7 @@ impl State {
             Word::Frame { node, picture, .. } => self.on_frame(me, id, &node, picture),
         }
         self.advance(me, id);
+        self.send_next(me);
     }
 
     /// The backend is free for the next task, though this one is not finished.
@@ -335,6 +347,10 @@ impl State {
                 flight.on_prepared(result, now, &self.system.settings.uploads, rand::random());
                 self.preparing.remove(&id);
             }
+            Ok(Outcome::RoomMade) => {
+                flight.on_room_made();
+                self.preparing.remove(&id);
+            }
             Ok(Outcome::Submitted { began, result }) => {
                 flight.on_submitted(result, now, settings);
                 self.on_posted(me, id, began);
@@ -348,24 +364,18 @@ impl State {
             self.tell_ran(id);
         }
         self.advance(me, id);
+        self.send_next(me);
+    }
+
+    fn send_next(&mut self, me: &ActorRef<SessionMsg>) {
         if let Some(next) = self.next_to_send() {
             self.advance(me, next);
         }
         self.answer_drain();
     }
 
-    /// The ready one that comes first in the order. One at a time: the server runs prompts as they arrive, and two that are on their way
-    /// together may arrive in either order.
     fn next_to_send(&self) -> Option<TaskId> {
-        let flights = self.flights.values().map(|(flight, _)| flight);
-        if flights.clone().any(Flight::is_sending) {
-            return None;
-        }
-        flights
-            .filter(|flight| flight.is_ready())
-            .map(|flight| (flight.task.sort_key, flight.task.id))
-            .min()
-            .map(|(_, id)| id)
+        turn::next(self.flights.values().map(|(flight, _)| flight))
     }
 
     fn on_posted(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, began: Timestamp) {
@@ -489,6 +499,16 @@ impl State {
                     report: move |sent, total| feed.handing_over(&prompt, sent, total),
                 };
                 let work = async move { Outcome::Prepared(preparation.run().await) };
+                let guard = self.tasks.run_abortable(me, work, done);
+                self.preparing.insert(id, guard);
+            }
+            Act::MakeRoom => {
+                let patience = self.system.settings.session.free_wait;
+                debug!(task.id = %id, backend = %self.backend, "freeing the server's memory for the task");
+                let work = async move {
+                    room::make(&*comfy, patience).await;
+                    Outcome::RoomMade
+                };
                 let guard = self.tasks.run_abortable(me, work, done);
                 self.preparing.insert(id, guard);
             }

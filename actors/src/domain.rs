@@ -16,6 +16,7 @@ pub mod health;
 pub mod id;
 pub mod input;
 pub mod lane;
+pub mod memory;
 pub mod moment;
 pub mod natural;
 pub mod options;

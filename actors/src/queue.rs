@@ -64,6 +64,8 @@ pub struct Demand {
     pub epoch: ActorId,
     /// The connection that prompts' events go to; `None` while it takes no work.
     pub client: Option<ClientId>,
+    /// What its device has, in bytes; `None` = it has not told.
+    pub memory: Option<u64>,
 }
 
 /// What the queue hears.
@@ -230,6 +232,8 @@ struct Held {
     fence: Fence,
     lane: i64,
     attempt: i32,
+    /// How often it ran out of memory.
+    ooms: i32,
     backend: BackendId,
     at: Whereabouts,
     /// How it came here, while its session could not be told: nobody has acted on it since.

@@ -195,6 +195,8 @@ pub struct SessionSettings {
     pub backend_lost_after: Duration,
     /// A prompt that was asked to stop and did not within this time is abandoned.
     pub stop_grace: Duration,
+    /// How long a server is given to free its memory for a task that ran out of it.
+    pub free_wait: Duration,
     /// How often a server is asked what it has.
     pub nodes_refresh: Duration,
     /// How often at most, when something is missing.
@@ -257,6 +259,7 @@ impl Default for SessionSettings {
             deaf_after: seconds(2),
             backend_lost_after: seconds(300),
             stop_grace: seconds(30),
+            free_wait: seconds(10),
             nodes_refresh: seconds(300),
             nodes_recheck: seconds(5),
             previews: false,

@@ -257,6 +257,11 @@ impl ComfyTransport for HttpComfy {
         check_status(self.http.tell(&["free"], &wish).await?)
     }
 
+    async fn free(&self) -> Result<(), ComfyError> {
+        let wish = json!({ "unload_models": true, "free_memory": true });
+        check_status(self.http.tell(&["free"], &wish).await?)
+    }
+
     async fn view(&self, file: &FileRef) -> Result<Download, ComfyError> {
         if !file.is_safe() {
             return Err(ComfyError::NotFound);

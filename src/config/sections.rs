@@ -119,6 +119,8 @@ pub struct ComfyUi {
     pub backend_lost_after: Duration,
     /// Time a prompt has to stop when asked to.
     pub stop_grace: Duration,
+    /// How long a server is given to free its memory.
+    pub free_wait: Duration,
     /// Graphs are held against what the servers have.
     pub validate: bool,
     /// How often a server is asked what it has.
@@ -327,6 +329,7 @@ pub(super) fn comfyui(r: &mut Reader) -> ComfyUi {
         deaf_after: r.duration("comfyui.deaf_after", MS..=secs(3_600)),
         backend_lost_after: r.duration("comfyui.backend_lost_after", MS..=MONTH),
         stop_grace: r.duration("comfyui.stop_grace", MS..=DAY),
+        free_wait: r.duration("comfyui.free_wait", MS..=DAY),
         validate: r.choice("comfyui.validate", &[("on", true), ("off", false)]),
         nodes_refresh: r.duration("comfyui.nodes_refresh", secs(1)..=MONTH),
         nodes_recheck: r.duration("comfyui.nodes_recheck", Duration::ZERO..=DAY),

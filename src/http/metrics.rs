@@ -6,6 +6,7 @@ use axum::{Json, extract::State, http::header, response::IntoResponse};
 use comfyd_actors::{
     board::PhaseName,
     bridge::Bridge,
+    domain,
     metrics::{DeviceMemory, MetricFamily, MetricType, Sample as Measured, text},
     ports::comfy::ComfyTransport,
 };
@@ -132,12 +133,11 @@ async fn ask_memory(bridge: &Bridge) -> Vec<DeviceMemory> {
 }
 
 fn read_memory(backend: &dyn ComfyTransport, stats: &Value) -> Vec<DeviceMemory> {
-    let devices = stats["devices"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let memory = |(device, told): (usize, &Value)| {
-        let (total, free) = (told["vram_total"].as_u64()?, told["vram_free"].as_u64()?);
+    let of_device = |(device, told): (usize, Option<domain::memory::Memory>)| {
+        let domain::memory::Memory { total, free } = told?;
         Some(DeviceMemory { backend: backend.id().clone(), device, total, free })
     };
-    devices.iter().take(MAX_DEVICES).enumerate().filter_map(memory).collect()
+    domain::memory::of_devices(stats).take(MAX_DEVICES).enumerate().filter_map(of_device).collect()
 }
 
 impl MetricView {

@@ -15,6 +15,7 @@ mod docs_page;
 mod doubt;
 mod events;
 mod examples;
+mod failures;
 mod flow;
 mod frames;
 mod generations;

@@ -7,10 +7,11 @@ use tracing::{debug, info, warn};
 use super::{
     Dialed, SessionMsg, State,
     phase::{Connection, Phase},
+    room,
 };
 use crate::{
     board::PhaseName,
-    domain::{id::ClientId, time::Timestamp},
+    domain::{id::ClientId, memory::Memory, time::Timestamp},
     kit::tasks::Panicked,
     metrics::Loss,
     ports::comfy::ComfyError,
@@ -73,6 +74,7 @@ impl State {
         self.stop_orphans(me);
         self.advance_all(me);
         self.tell_demand(me);
+        self.weigh(me);
         self.survey.doubt();
         self.survey_in_time(me);
     }
@@ -135,8 +137,24 @@ impl State {
         }
     }
 
+    /// Asks what memory it has: a task that does not fit elsewhere may fit here.
+    fn weigh(&mut self, me: &ActorRef<SessionMsg>) {
+        let comfy = self.comfy.clone();
+        let told = |result: Result<_, Panicked>| SessionMsg::Weighed(result.ok().flatten());
+        self.tasks.run(me, async move { room::look(&*comfy).await }, told);
+    }
+
+    /// Memory does not change with a connection, so one that says nothing now has what it had.
+    pub(super) fn on_weighed(&mut self, me: &ActorRef<SessionMsg>, memory: Option<Memory>) {
+        if memory.is_some() {
+            self.memory = memory;
+            self.tell_demand(me);
+        }
+    }
+
     pub(super) fn tell_demand(&self, me: &ActorRef<SessionMsg>) {
-        let demand = Demand { backend: self.backend.clone(), epoch: me.get_id(), client: self.phase.client().cloned() };
+        let (backend, client) = (self.backend.clone(), self.phase.client().cloned());
+        let demand = Demand { backend, epoch: me.get_id(), client, memory: self.memory.map(|memory| memory.total) };
         self.system.slots.queue.cast(QueueMsg::Demand(demand));
     }
 }

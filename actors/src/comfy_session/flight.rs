@@ -7,10 +7,12 @@
 use std::{sync::Arc, time::Duration};
 
 mod files;
+mod room;
 mod stopping;
 
 use files::{Files, Next};
 pub use files::{Prepared, Trouble, Unprepared};
+use room::Room;
 pub use stopping::Stop;
 
 use super::frames::{Delivery, Frames};
@@ -18,7 +20,7 @@ use crate::{
     domain::{
         artifact::Artifact,
         error::{ErrorCode, TaskError},
-        id::PromptId,
+        id::{PromptId, TaskId},
         options::TaskOptions,
         prompt::{Finished, Outcome, Receipt, Sighting},
         reconcile::{Doubt, PAIR_GAP, Verdict},
@@ -77,6 +79,8 @@ enum Fate {
 pub enum Act {
     /// Hand the graph's files to the server.
     Prepare,
+    /// Have the server free its memory.
+    MakeRoom,
     /// Send the prompt.
     Submit,
     /// Look for it, conclusively.
@@ -104,6 +108,7 @@ pub struct Flight {
     pub frames: Frames,
     fate: Fate,
     files: Files,
+    room: Room,
     verify: bool,
     /// One act is being done, other than those that take their time.
     busy: bool,
@@ -148,8 +153,9 @@ impl Flight {
         let stop = task.is_cancelling().then_some(Stop::Client);
         Self {
             stop_asked_at: stop.as_ref().map(|_| now),
-            task,
             files: Files::of(&options.files),
+            room: Room::of(task.ooms),
+            task,
             options,
             frames: Frames::default(),
             fate,
@@ -194,13 +200,37 @@ impl Flight {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         let there = matches!(self.files, Files::None | Files::There(_));
-        self.fate == Fate::Unsent && there && self.stop.is_none() && !self.verify
+        self.fate == Fate::Unsent && there && self.stop.is_none() && !self.verify && self.room != Room::Making
+    }
+
+    /// Its place in the order.
+    #[must_use]
+    pub fn place(&self) -> (i64, TaskId) {
+        (self.task.sort_key, self.task.id)
+    }
+
+    /// Whether it needs the server for itself: it ran out of memory before.
+    #[must_use]
+    pub fn runs_alone(&self) -> bool {
+        self.task.ooms > 0
     }
 
     /// Whether its POST is under way.
     #[must_use]
     pub fn is_sending(&self) -> bool {
         self.fate == Fate::Sending
+    }
+
+    /// Whether it is being sent, or memory was freed so that it can be.
+    #[must_use]
+    pub fn is_going(&self) -> bool {
+        self.is_sending() || self.fate == Fate::Unsent && matches!(self.room, Room::Making | Room::Made)
+    }
+
+    /// Whether the server may be working on it, or will be when it comes to it.
+    #[must_use]
+    pub fn is_on_server(&self) -> bool {
+        self.occupies_backend() && self.fate != Fate::Unsent
     }
 
     /// Evidence that the server has it, to be recorded: the id it goes by there. Told once.
@@ -228,7 +258,7 @@ impl Flight {
     #[must_use]
     pub fn is_prepared(&self) -> bool {
         let waits = match self.fate {
-            Fate::Unsent => self.files != Files::None,
+            Fate::Unsent => !self.verify,
             Fate::Accepted { running } => !running,
             _ => false,
         };
@@ -255,10 +285,11 @@ impl Flight {
         }
         self.watch_the_clock(now);
         let act = self.decide(now, online, settings)?;
-        // Files may take minutes, and so may an answer: neither holds up a cancellation.
-        self.busy = !matches!(act, Act::Prepare | Act::Submit);
+        // Files may take minutes, and so may memory and an answer: none of them holds up a cancellation.
+        self.busy = !matches!(act, Act::Prepare | Act::MakeRoom | Act::Submit);
         match &act {
             Act::Prepare => self.files.begin(),
+            Act::MakeRoom => self.room = Room::Making,
             Act::Submit => self.fate = Fate::Sending,
             Act::Look(_) | Act::ReadHistory(_) => self.asks += 1,
             Act::Stop(_) | Act::Withdraw(_) => (self.stop_sent_at, self.stop_heard_at) = (Some(now), None),
@@ -275,7 +306,7 @@ impl Flight {
             }
             Fate::Unsent if self.verify => due.then(|| self.look()),
             Fate::Unsent => match self.files {
-                Files::None | Files::There(_) => online.then_some(Act::Submit),
+                Files::None | Files::There(_) => self.room.then_send().filter(|_| online),
                 Files::Wanted { .. } => (online && due).then_some(Act::Prepare),
                 Files::UnderWay { .. } => None,
             },
@@ -368,6 +399,11 @@ impl Flight {
                 Next::Failed(error) => self.fate = Fate::Refused(error),
             },
         }
+    }
+
+    /// The server freed its memory, or did not in time.
+    pub fn on_room_made(&mut self) {
+        self.room.made();
     }
 
     /// The POST ended.
@@ -506,6 +542,7 @@ impl Flight {
     pub fn on_interrupted(&mut self, now: Timestamp, settings: &SessionSettings) {
         self.busy = false;
         self.files.interrupt();
+        self.room.made();
         self.next_ask = now.after(PAIR_GAP);
         if self.fate == Fate::Sending {
             self.fate = Fate::Unclear(Doubt::unconfirmed(now, settings.post_timeout, settings.validate_grace));

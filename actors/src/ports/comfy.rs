@@ -184,6 +184,13 @@ pub trait ComfyTransport: Send + Sync + 'static {
     /// `Unavailable`.
     async fn drop_cache(&self) -> Result<(), ComfyError>;
 
+    /// Has the server unload its models and forget results, as soon as it has nothing running: a wish, not a result. Prompts of others
+    /// load their models again.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn free(&self) -> Result<(), ComfyError>;
+
     /// Opens an output file.
     ///
     /// # Errors

@@ -266,7 +266,7 @@ impl State {
             self.system.metrics.dispatched(&backend, gap);
         }
         let origin = known.and_then(|held| held.untold).unwrap_or(origin);
-        let (attempt, created_at, lane) = (task.attempt, task.created_at, task.lane);
+        let (attempt, ooms, created_at, lane) = (task.attempt, task.ooms, task.created_at, task.lane);
         let assignment = Box::new(assignment);
         let told = if uploading {
             self.system.slots.uploads.cast(UploadsMsg::Begin { assignment })
@@ -275,7 +275,7 @@ impl State {
             let origin = if origin == Origin::Claimed && unsure { Origin::ClaimedUnsure } else { origin };
             self.tell_session(&backend, SessionMsg::Run { assignment, origin })
         };
-        self.held.insert(id, Held { fence, lane, attempt, backend, at, untold: (!told).then_some(origin) });
+        self.held.insert(id, Held { fence, lane, attempt, ooms, backend, at, untold: (!told).then_some(origin) });
     }
 
     /// False when the session is down and the message lost; its successor's first demand makes up for it.

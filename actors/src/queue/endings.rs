@@ -26,23 +26,31 @@ impl State {
         if let Some(held) = self.held.get_mut(&id) {
             held.at = Whereabouts::Settling;
         }
-        let change = self.with_delay(id, change);
+        let change = self.with_remedy(id, change);
         let (source, clock) = (self.system.source.clone(), self.system.settings.lease);
         let work = async move { settle_until(clock, || source.apply(id, fence, change.clone())).await };
         self.tasks.run(me, work, move |result| QueueMsg::Settled { id, fence, prompt, result });
         self.fill(me);
     }
 
-    /// The delay before another attempt grows with the attempts: it is drawn here, where jitter is allowed.
-    pub(super) fn with_delay(&self, id: TaskId, change: Change) -> Change {
-        let drawn = || {
-            let failures = self.held.get(&id).and_then(|held| u32::try_from(held.attempt).ok()).unwrap_or(1);
-            self.system.settings.retry.delay(failures, rand::random())
-        };
+    /// Fills in when and where there may be another attempt. Delays grow with the attempts and are drawn here, where jitter is allowed: from
+    /// all of their range, so that many who failed together do not come back together.
+    fn with_remedy(&mut self, id: TaskId, change: Change) -> Change {
+        let (backoff, draw) = (self.system.settings.retry, rand::random());
+        let failures = self.held.get(&id).and_then(|held| u32::try_from(held.attempt).ok()).unwrap_or(1);
         match change {
-            Change::Retry { error, .. } => Change::Retry { error, delay: drawn() },
-            Change::Cramped { error, lane, .. } => Change::Cramped { error, delay: drawn(), lane },
-            Change::Unstored { error, artifacts, .. } => Change::Unstored { error, delay: drawn(), artifacts },
+            Change::Retry { error, .. } => Change::Retry { error, delay: backoff.delay(failures, draw) },
+            Change::Cramped { error, .. } => {
+                let lane = self.held.get(&id).and_then(|held| self.roomier_lane(held));
+                if let Some(lane) = &lane {
+                    self.enter_lane(lane);
+                }
+                Change::Cramped { error, delay: backoff.delay(failures, draw), lane }
+            }
+            // Not at once: its server is to forget the results of the run before, and does so when it comes to it.
+            Change::Unstored { error, artifacts, .. } => {
+                Change::Unstored { error, delay: backoff.delay_at_least_half(failures, draw), artifacts }
+            }
             other => other,
         }
     }

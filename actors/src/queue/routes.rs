@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use ractor::ActorRef;
 use tracing::{debug, error};
 
-use super::{QueueMsg, State};
+use super::{Held, QueueMsg, State};
 use crate::{
     domain::{
         fleet::Fleet,
         id::BackendId,
         lane::{ANYBODY, Lane, Lanes, Needs},
+        memory::roomier,
     },
     kit::tasks::Panicked,
     ports::store::StoreError,
@@ -38,6 +39,11 @@ impl Routes {
     /// The lanes a backend can serve: what anybody can run, and those whose needs it meets.
     pub(super) fn served_by(&self, backend: &BackendId) -> Lanes {
         self.served.get(backend).cloned().unwrap_or_else(|| Lanes::only([ANYBODY]))
+    }
+
+    /// What the tasks of a lane need; `None` when it is not known.
+    fn needs(&self, lane: i64) -> Option<Arc<Needs>> {
+        if lane == ANYBODY { Some(Arc::default()) } else { self.lanes.get(&lane).map(|known| known.needs.clone()) }
     }
 
     /// A task of this lane is about to be stored.
@@ -87,6 +93,18 @@ impl State {
         if self.routes.enter(lane) {
             self.work_out_routes();
         }
+    }
+
+    /// The lane for a task that ran out of memory, when some of the servers that could run it are out of the question now. Without
+    /// validation nobody is told apart.
+    pub(super) fn roomier_lane(&self, held: &Held) -> Option<Lane> {
+        let needs = self.routes.needs(held.lane).filter(|_| self.system.settings.validate)?;
+        let fleet = self.system.catalogues.fleet();
+        let able = self.sessions.values().filter(|demand| fleet.meets(&demand.backend, &needs));
+        let sizes: BTreeMap<_, _> = able.map(|demand| (&demand.backend, demand.memory)).collect();
+        let chosen = roomier(&held.backend, held.ooms, &sizes);
+        let excludes_some = !chosen.is_empty() && chosen.len() < sizes.len();
+        excludes_some.then(|| Lane::of(Needs { backends: chosen, ..Needs::clone(&needs) }))
     }
 
     pub(super) fn on_catalogues_changed(&mut self, me: &ActorRef<QueueMsg>) {

@@ -506,6 +506,10 @@ impl ComfyTransport for FakeComfy {
         unreachable!()
     }
 
+    async fn free(&self) -> Result<(), ComfyError> {
+        Ok(())
+    }
+
     async fn drop_cache(&self) -> Result<(), ComfyError> {
         Ok(())
     }

@@ -82,6 +82,8 @@ pub struct FakeConfig {
     pub missing_classes: Vec<String>,
     /// Every class is there this many times more, as `SaveImage.1` and so on: a server with a full shelf of custom nodes.
     pub copies: usize,
+    /// Bytes of memory its device has. A prompt that ends leaves a quarter of them taken, as a server keeps models and results.
+    pub vram: u64,
     /// Largest request body in bytes; above it the answer is 413.
     pub max_body: usize,
     /// Bytes of stored files kept in memory; what comes after goes to a temporary folder that is removed with the server.
@@ -104,6 +106,7 @@ impl Default for FakeConfig {
             loras: vec!["lcm_lora.safetensors".to_owned()],
             missing_classes: Vec::new(),
             copies: 0,
+            vram: 16 << 30,
             max_body: 100 * 1024 * 1024,
             memory_cap: 256 * 1024 * 1024,
             log_capacity: 200_000,

@@ -90,6 +90,13 @@ pub enum Fault {
     /// helps.
     DeadWorker,
 
+    // In force for a time: POST /free.
+    /// What it asks for is done only `delay_ms` later, though the worker is idle.
+    SlowFree {
+        #[serde(rename = "delay_ms", with = "millis")]
+        delay: Duration,
+    },
+
     // In force for a time: history.
     /// History is written `delay_ms` after `execution_success`, before `executing null`.
     SlowHistory {

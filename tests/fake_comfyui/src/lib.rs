@@ -55,6 +55,7 @@ mod gate;
 mod graph;
 mod http;
 mod log;
+mod memory;
 mod net;
 mod nodes;
 mod picture;

@@ -36,6 +36,8 @@ pub enum EventKind {
     Deleted { prompt_id: String },
     /// An interrupt reached the running prompt.
     Interrupted { prompt_id: String },
+    /// The worker freed memory: results it would have reused, and the models too, or models alone.
+    Freed { models: bool, results: bool },
     /// A history entry was deleted.
     HistoryDeleted { prompt_id: String },
     /// A file was asked for and found.

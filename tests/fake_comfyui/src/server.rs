@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use crate::frames;
 use crate::gate::Gate;
 use crate::http;
 use crate::log::{EventKind, Log, wall_ms};
+use crate::memory::{Free, Memory};
 use crate::net::{self, Doorway, Links, Mode, Peer};
 use crate::nodes::{Installed, Lists};
 use crate::queue::{Jobs, Prompt, Record, Running};
@@ -56,7 +57,7 @@ pub(crate) struct Server {
     settings: Mutex<Settings>,
     /// Wakes the worker.
     arrived: Notify,
-    free_memory: AtomicBool,
+    pub memory: Memory,
     /// Counts the deaths: what was begun before one must not show after it.
     incarnation: AtomicU64,
     life: tokio::sync::Mutex<Life>,
@@ -84,7 +85,7 @@ impl Server {
                 checkpoints: config.checkpoints.clone(),
             }),
             arrived: Notify::new(),
-            free_memory: AtomicBool::new(false),
+            memory: Memory::new(config.vram),
             incarnation: AtomicU64::new(0),
             life: tokio::sync::Mutex::default(),
             config,
@@ -122,7 +123,7 @@ impl Server {
         self.incarnation.fetch_add(1, Ordering::SeqCst);
         *jobs = Jobs::default();
         drop(jobs);
-        self.free_memory.store(false, Ordering::SeqCst);
+        self.memory.forget();
         self.files.clear(Folder::Temp);
         life.reserved = Some(reserved);
         self.log.push(EventKind::WentDown);
@@ -313,14 +314,10 @@ impl Server {
         was_hit
     }
 
-    /// Asks the worker to empty its cache after the current prompt.
-    pub fn request_free_memory(&self) {
-        self.free_memory.store(true, Ordering::SeqCst);
+    /// Asks the worker to free memory after the current prompt.
+    pub fn request_free(&self, wish: Free) {
+        self.memory.request(wish);
         self.arrived.notify_one();
-    }
-
-    pub fn take_free_memory(&self) -> bool {
-        self.free_memory.swap(false, Ordering::SeqCst)
     }
 
     /// The object of `/features` and of the feature flag handshake.

@@ -27,12 +27,20 @@ use step::Step;
 pub(crate) async fn work(server: Arc<Server>) {
     let mut cache = Cache::default();
     loop {
-        if server.take_free_memory() {
-            cache.clear();
+        let mut next = server.start_next();
+        if next.is_none() {
+            server.work_arrived().await;
+            next = server.start_next();
         }
-        match server.start_next() {
-            Some(running) => Execution::new(&server, running, &mut cache).run().await,
-            None => server.work_arrived().await,
+        if let Some(running) = next {
+            Execution::new(&server, running, &mut cache).run().await;
+        }
+        // Read only now, as in ComfyUI: a prompt that came right after the wish runs first.
+        if let Some(wish) = server.memory.take_wish() {
+            if wish.results {
+                cache.clear();
+            }
+            server.log.push(EventKind::Freed { models: wish.models, results: wish.results });
         }
     }
 }
@@ -57,6 +65,12 @@ struct Execution<'a> {
 struct Halt {
     node: usize,
     stop: Stop,
+}
+
+impl Halt {
+    fn is_out_of_memory(&self) -> bool {
+        matches!(&self.stop, Stop::Failed(failure) if failure.exception_type.ends_with("MemoryError"))
+    }
 }
 
 impl<'a> Execution<'a> {
@@ -88,6 +102,7 @@ impl<'a> Execution<'a> {
         self.tell("execution_cached", json!({"nodes": cached, "prompt_id": prompt.id, "timestamp": wall_ms()}));
 
         let result = self.run_nodes(&prompt, &signatures).await;
+        self.server.memory.ran(result.as_ref().is_err_and(Halt::is_out_of_memory));
         let outcome = self.tell_end(&prompt, result);
         self.finish(outcome).await;
     }

@@ -58,10 +58,10 @@ pub(super) async fn system_stats(State(server): Shared) -> Response {
             "name": "fake",
             "type": "cpu",
             "index": null,
-            "vram_total": 16 * GIB,
-            "vram_free": 12 * GIB,
-            "torch_vram_total": 16 * GIB,
-            "torch_vram_free": 12 * GIB,
+            "vram_total": server.memory.total(),
+            "vram_free": server.memory.free(),
+            "torch_vram_total": server.memory.total(),
+            "torch_vram_free": server.memory.free(),
         }],
     });
     json(StatusCode::OK, &stats)

@@ -11,6 +11,8 @@ use serde_json::Value as Json;
 
 use super::{Shared, json, read_body, trouble};
 use crate::config::Generation;
+use crate::fault::Fault;
+use crate::memory::Free;
 use crate::queue::Prompt;
 
 pub(super) async fn list(State(server): Shared) -> Response {
@@ -73,8 +75,19 @@ pub(super) async fn free(State(server): Shared, body: Body) -> Response {
     let Ok(Json::Object(request)) = serde_json::from_slice(&body) else {
         return trouble();
     };
-    if request.get("free_memory").is_some_and(is_true) {
-        server.request_free_memory();
+    let asks = |name| request.get(name).map(is_true);
+    let results = asks("free_memory").unwrap_or(false);
+    let wish = Free { models: asks("unload_models").unwrap_or(results), results };
+    let slow = server.faults.strike(|fault| match fault {
+        Fault::SlowFree { delay } => Some(*delay),
+        _ => None,
+    });
+    match slow {
+        Some(delay) => drop(tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            server.request_free(wish);
+        })),
+        None => server.request_free(wish),
     }
     StatusCode::OK.into_response()
 }
