@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use fake_comfyui::{Control, EventKind, FakeConfig, Fault, Generation, Outcome};
+use fake_comfyui::{EventKind, FakeConfig, Fault, Generation, Outcome};
 use futures_util::future::join_all;
 use rand::RngExt;
 use reqwest::StatusCode;
@@ -197,26 +197,49 @@ async fn at_any_moment(generation: Generation) {
     .await;
 }
 
-/// A fast server takes over what waits on a slow one. What the slow one gives back is gone from there at once, and runs once.
-async fn recalled_it_runs_once(generation: Generation) {
-    let fake = |ms| FakeConfig { generation, node_time: Duration::from_millis(ms), ..FakeConfig::default() };
-    let world = world().fakes([fake(3), fake(150)]).start().await;
-    let mut ids = Vec::new();
-    let is_recalled = |fake: &Control| fake.log().iter().any(|event| matches!(event.kind, EventKind::Deleted { .. }));
-    let recalled = || world.fakes.iter().any(|fake| is_recalled(&fake.control()));
-    // The last ones of each round are prepared on the slow one when the fast one has nothing more to do.
-    while !recalled() {
-        let round = join_all((0..6).map(async |n| world.create(&task(n)).await)).await;
-        for id in &round {
-            world.finished(id).await;
-        }
-        ids.extend(round);
-        assert!(ids.len() < 600, "nothing is ever recalled");
-    }
+/// Each one that ends lets another be taken, while that one is being cancelled. The heartbeat, which would find what was missed, is far.
+async fn all_at_once(generation: Generation) {
+    let far = [("COMFYD_QUEUE__LEASE", "1h"), ("COMFYD_QUEUE__RENEW_EVERY", "20m")];
+    let world = far.into_iter().fold(on(generation), |world, (name, value)| world.with(name, value)).start().await;
+    // The gate is closed: what is missed stays there.
+    world.fake().pause_execution();
+    let ids = join_all((0..60).map(async |n| world.create(&task(n)).await)).await;
+    join_all(ids.iter().map(|id| world.stop(id))).await;
     for id in &ids {
-        world.ran(id, 1).await;
+        cancelled(&world, id).await;
     }
     world.assert_nothing_was_repeated();
+}
+
+/// A fast server takes over what waits on a slow one, which may begin with it at that moment. What it gives back is gone from there at once;
+/// everything runs once.
+async fn recalled_it_runs_once(generation: Generation) {
+    with_seed(async |mut rng| {
+        let fake = FakeConfig { generation, ..FakeConfig::default() };
+        let world = world().fakes([fake.clone(), fake]).start().await;
+        let recalls = || {
+            let logs = world.fakes.iter().flat_map(|fake| fake.control().log());
+            logs.filter(|event| matches!(event.kind, EventKind::Deleted { .. })).count()
+        };
+        let mut ids = Vec::new();
+        // In each round the last ones wait on the slow one when the fast one has nothing more to do, for about as long as a recall takes.
+        while recalls() < 10 {
+            assert!(ids.len() < 1500, "{} recalls in all this time", recalls());
+            for (fake, longest) in world.fakes.iter().zip([5, 120]) {
+                fake.control().set_node_time(Duration::from_millis(rng.random_range(1..longest)));
+            }
+            let round = join_all((0..5).map(async |n| world.create(&task(n)).await)).await;
+            for id in &round {
+                world.finished(id).await;
+            }
+            ids.extend(round);
+        }
+        for id in &ids {
+            world.ran(id, 1).await;
+        }
+        world.assert_nothing_was_repeated();
+    })
+    .await;
 }
 
 macro_rules! on_every_generation {
@@ -242,6 +265,7 @@ on_every_generation!(
     while_its_last_node_is_at_work,
     though_all_who_knew_die,
     at_any_moment,
+    all_at_once,
     recalled_it_runs_once,
 );
 
