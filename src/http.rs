@@ -10,6 +10,7 @@ mod control;
 mod create;
 mod docs;
 mod events;
+mod failed;
 mod files;
 mod form;
 mod frame;
@@ -161,6 +162,8 @@ fn routes() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(tasks::get, control::change))
         .routes(routes!(tasks::cancel))
         .routes(routes!(control::retry))
+        .routes(routes!(failed::list))
+        .routes(routes!(failed::replay))
         .routes(routes!(control::pause_queue))
         .routes(routes!(control::resume_queue))
         .routes(routes!(backends::list))

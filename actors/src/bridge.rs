@@ -1,9 +1,12 @@
 //! What HTTP handlers hold: verbs for clients, reads that bypass every mailbox.
 
+mod replay;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{sync::broadcast, time::Instant};
 
+pub use self::replay::{Replay, Replayed, Unfit};
 use crate::{
     board::{BackendStatus, Board, PhaseName},
     catalogues::Catalogues,

@@ -10,7 +10,7 @@ use axum::{
 };
 use comfyd_actors::{
     bridge::{Bridge, Standing},
-    domain::{id::TaskId, task::Task, time::Timestamp},
+    domain::{id::TaskId, time::Timestamp},
     ports::store::{self, StoreError, TaskRecord},
 };
 use serde::Serialize;
@@ -27,7 +27,8 @@ use crate::{config::nearest, crash_point};
 /// Longest wait a client can ask for: below the patience of most proxies.
 const MAX_WAIT: u64 = 60;
 const MAX_PAGE: u32 = 200;
-const PAGE: u32 = 50;
+/// Tasks on a page of which nobody says how long it shall be.
+pub const PAGE: u32 = 50;
 const PARAMETERS: [&str; 7] = ["status", "workflow", "created_after", "created_before", "backend", "limit", "cursor"];
 pub const STATUSES: [&str; 5] = ["pending", "processing", "completed", "failed", "cancelled"];
 
@@ -103,7 +104,8 @@ pub async fn list(
     let mut tasks = service.bridge.list(query).await?;
     let more = tasks.len() > limit;
     tasks.truncate(limit);
-    let next_cursor = if more { tasks.last().map(write_cursor) } else { None };
+    let last = tasks.last().filter(|_| more);
+    let next_cursor = last.map(|task| write_cursor(task.created_at, task.id));
     Ok(Json(TaskPage { tasks: tasks.into_iter().map(TaskSummary::of).collect(), next_cursor }))
 }
 
@@ -222,24 +224,37 @@ fn add_statuses(query: &mut store::Query, words: &str) -> Result<(), FieldFault>
     Ok(())
 }
 
-fn parse_moment(text: &str) -> Result<Timestamp, FieldFault> {
+/// Reads a moment.
+///
+/// # Errors
+/// It is none.
+pub fn parse_moment(text: &str) -> Result<Timestamp, FieldFault> {
     Timestamp::parse(text).ok_or_else(|| {
         let detail = "expected a moment in RFC 3339, such as 2030-01-01T08:00:00Z (a `+` in a query is written `%2B`)";
         FieldFault::parameter("", detail)
     })
 }
 
-fn parse_limit(text: &str) -> Result<u32, FieldFault> {
+/// Reads the length of a page.
+///
+/// # Errors
+/// It is none.
+pub fn parse_limit(text: &str) -> Result<u32, FieldFault> {
     let limit = text.parse().ok().filter(|limit| (1..=MAX_PAGE).contains(limit));
     limit.ok_or_else(|| FieldFault::parameter("limit", format!("expected a whole number from 1 to {MAX_PAGE}")))
 }
 
-/// The last task of a page as an opaque word.
-fn write_cursor(task: &Task) -> String {
-    format!("{:x}-{}", task.created_at.0, task.id.0.simple())
+/// The last task of a page as an opaque word, with the moment that pages are in the order of.
+#[must_use]
+pub fn write_cursor(at: Timestamp, id: TaskId) -> String {
+    format!("{:x}-{}", at.0, id.0.simple())
 }
 
-fn read_cursor(text: &str) -> Result<(Timestamp, TaskId), FieldFault> {
+/// Reads it back.
+///
+/// # Errors
+/// It is none of ours.
+pub fn read_cursor(text: &str) -> Result<(Timestamp, TaskId), FieldFault> {
     let parts = text.split_once('-').and_then(|(created, id)| {
         let created = i64::from_str_radix(created, 16).ok()?;
         Some((Timestamp(created), TaskId(Uuid::try_parse(id).ok()?)))

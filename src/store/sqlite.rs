@@ -29,8 +29,8 @@ use comfyd_actors::{
         clock::Clock,
         input_store::InputStore,
         store::{
-            Assignment, Changed, Claim, Counts, Creation, Depth, NewTask, Pausable, Pause, Query, Renewed, Retention,
-            StoreError, TaskRecord, TaskStore, WorkSource,
+            Assignment, Changed, Claim, Counts, Creation, Depth, FailedQuery, NewTask, Pausable, Pause, Query, Renewed,
+            Retention, StoreError, TaskRecord, TaskStore, WorkSource,
         },
     },
 };
@@ -182,6 +182,10 @@ impl TaskStore for SqliteStore {
 
     async fn list(&self, query: Query) -> Result<Vec<Task>, StoreError> {
         self.readers.list(&query).await
+    }
+
+    async fn failed(&self, query: FailedQuery) -> Result<Vec<Task>, StoreError> {
+        self.readers.failed(&query).await
     }
 
     async fn counts(&self) -> Result<Counts, StoreError> {

@@ -11,6 +11,7 @@ mod chaos;
 mod clock;
 mod control;
 mod crash_table;
+mod dead_letters;
 mod docs_page;
 mod doubt;
 mod events;

@@ -22,6 +22,7 @@ use tokio::sync::{broadcast, oneshot};
 use crate::domain::{
     artifact::Artifact,
     event::Event,
+    failure::Class,
     id::{BackendId, TaskId, WorkerId},
     lane::{Lane, Lanes, Needs},
     options::TaskOptions,
@@ -262,6 +263,23 @@ pub struct Query {
     pub limit: u32,
 }
 
+/// Which failed tasks to list, the newest failures first.
+#[derive(Debug, Clone, Default)]
+pub struct FailedQuery {
+    /// Only failures that are treated like one of these; empty = all.
+    pub classes: Vec<Class>,
+    /// Only of this workflow.
+    pub workflow: Option<String>,
+    /// Only those that failed at this moment or later.
+    pub failed_from: Option<Timestamp>,
+    /// Only those that failed before this moment.
+    pub failed_until: Option<Timestamp>,
+    /// Only those that failed before this one, which was the last of the page before.
+    pub before: Option<(Timestamp, TaskId)>,
+    /// At most this many.
+    pub limit: u32,
+}
+
 /// How many tasks are not over yet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -393,6 +411,13 @@ pub trait TaskStore: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`.
     async fn list(&self, query: Query) -> Result<Vec<Task>, StoreError>;
+
+    /// A page of failed tasks, newest failure first (by end, then id). The cost grows with the page; with a workflow, with the failures that
+    /// are passed over.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn failed(&self, query: FailedQuery) -> Result<Vec<Task>, StoreError>;
 
     /// Exact counts. Costs a walk over the waiting tasks: for start-up and slow timers, never per request.
     ///

@@ -30,8 +30,8 @@ use crate::{
     ports::{
         clock::Clock,
         store::{
-            Assignment, Changed, Claim, Counts, Created, Creation, Depth, Durable, NewTask, Pausable, Pause, Payload,
-            Query, Renewed, Retention, StoreError, TaskRecord, TaskStore, WorkSource,
+            Assignment, Changed, Claim, Counts, Created, Creation, Depth, Durable, FailedQuery, NewTask, Pausable,
+            Pause, Payload, Query, Renewed, Retention, StoreError, TaskRecord, TaskStore, WorkSource,
         },
     },
 };
@@ -328,6 +328,23 @@ impl TaskStore for MemoryStore {
                 && query.before.is_none_or(|before| (task.created_at, task.id) < before)
         };
         let ids = shelf.sorted(fits, |task| (task.created_at, task.id));
+        let newest = ids.iter().rev().take(up_to(query.limit));
+        Ok(newest.filter_map(|id| shelf.tasks.get(id)).map(|row| row.task.clone()).collect())
+    }
+
+    async fn failed(&self, query: FailedQuery) -> Result<Vec<Task>, StoreError> {
+        let shelf = self.open()?;
+        let class = |task: &Task| task.error.as_ref().map(|error| error.class);
+        let fits = |task: &Task| {
+            let ended = task.finished_at.map(|at| (at, task.id));
+            task.state == TaskState::Failed
+                && (query.classes.is_empty() || class(task).is_some_and(|class| query.classes.contains(&class)))
+                && (query.workflow.is_none() || query.workflow == task.workflow)
+                && query.failed_from.is_none_or(|from| task.finished_at >= Some(from))
+                && query.failed_until.is_none_or(|until| task.finished_at < Some(until))
+                && query.before.is_none_or(|before| ended < Some(before))
+        };
+        let ids = shelf.sorted(fits, |task| (task.finished_at, task.id));
         let newest = ids.iter().rev().take(up_to(query.limit));
         Ok(newest.filter_map(|id| shelf.tasks.get(id)).map(|row| row.task.clone()).collect())
     }

@@ -24,6 +24,7 @@ use crate::ports::{
 
 pub mod checks;
 pub mod clock_checks;
+pub mod failure_checks;
 pub mod fixtures;
 pub mod input_checks;
 mod steps;
@@ -145,6 +146,10 @@ macro_rules! store_conformance {
             a_set_clock_takes_no_lease
             a_clock_set_back_keeps_nobody_waiting
             a_wrong_date_deletes_nothing
+        );
+        $crate::store_conformance!(@checks $open, failure_checks:
+            failures_are_listed_as_they_came
+            a_lane_found_on_the_way_is_known
         );
         $crate::store_conformance!(@checks $open, input_checks:
             the_same_file_is_kept_once

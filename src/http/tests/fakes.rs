@@ -37,8 +37,8 @@ use comfyd_actors::{
         object_store::{ByteRange, ObjectError, ObjectStore, Reading},
         passthrough::{FromClient, FromServer, Relay, RelayError, Relayed},
         store::{
-            Changed, Claim, Counts, Created, Creation, Depth, NewTask, Pausable, Pause, Query, StoreError, TaskRecord,
-            TaskStore,
+            Changed, Claim, Counts, Created, Creation, Depth, FailedQuery, NewTask, Pausable, Pause, Query, StoreError,
+            TaskRecord, TaskStore,
         },
     },
     queue::QueueMsg,
@@ -356,6 +356,21 @@ impl TaskStore for FakeStore {
         tasks.retain(|task| query.states.is_empty() || query.states.contains(&task.state));
         tasks.retain(|task| query.workflow.is_none() || query.workflow == task.workflow);
         tasks.retain(|task| query.before.is_none_or(|before| (task.created_at, task.id) < before));
+        tasks.truncate(query.limit as usize);
+        Ok(tasks)
+    }
+
+    async fn failed(&self, query: FailedQuery) -> Result<Vec<Task>, StoreError> {
+        self.up()?;
+        let records = self.0.records.lock().unwrap();
+        let class = |task: &Task| task.error.as_ref().map(|error| error.class);
+        let mut tasks: Vec<Task> = records.values().map(|record| record.task.clone()).collect();
+        tasks.sort_by_key(|task| std::cmp::Reverse((task.finished_at, task.id)));
+        tasks.retain(|task| task.state == TaskState::Failed);
+        tasks
+            .retain(|task| query.classes.is_empty() || class(task).is_some_and(|class| query.classes.contains(&class)));
+        tasks.retain(|task| query.workflow.is_none() || query.workflow == task.workflow);
+        tasks.retain(|task| query.before.is_none_or(|(at, id)| (task.finished_at, task.id) < (Some(at), id)));
         tasks.truncate(query.limit as usize);
         Ok(tasks)
     }

@@ -13,6 +13,11 @@ use comfyd_actors::{
 };
 use sqlx::{QueryBuilder, Row, Sqlite, SqlitePool};
 
+mod failed;
+
+#[cfg(test)]
+pub(super) use failed::page as failed_page;
+
 use super::{
     fault::store_error,
     ops::{PAUSES, pause},

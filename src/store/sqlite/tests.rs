@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use comfyd_actors::{
-    domain::{id::TaskId, task::TaskState},
-    ports::store::{Query, StoreError, TaskStore},
+    domain::{failure::Class, id::TaskId, task::TaskState},
+    ports::store::{FailedQuery, Query, StoreError, TaskStore},
     testing::{
         TestClock,
         store_conformance::fixtures::{claim, new_task, worker},
@@ -328,8 +328,11 @@ async fn queries_seek_and_never_scan() {
     let list = Query { states: vec![TaskState::Failed, TaskState::Pending], limit: 9, ..Query::default() };
     let page = reads::page(&list).into_sql();
     let others = [("get", reads::GET), ("next_scheduled", reads::NEXT_SCHEDULED), ("list", page.as_str())];
-    let others =
-        others.into_iter().chain([("events", reads::EVENTS), ("events of", reads::EVENTS_OF), ("ahead", reads::AHEAD)]);
+    let all = reads::failed_page(&FailedQuery { limit: 9, ..FailedQuery::default() }).into_sql();
+    let alike = FailedQuery { classes: vec![Class::Poison, Class::Transient], limit: 9, ..FailedQuery::default() };
+    let alike = reads::failed_page(&alike).into_sql();
+    let others = others.into_iter().chain([("failed", all.as_str()), ("failed alike", alike.as_str())]);
+    let others = others.chain([("events", reads::EVENTS), ("events of", reads::EVENTS_OF), ("ahead", reads::AHEAD)]);
     for (name, sql) in SEEKING.into_iter().chain(others) {
         assert!(!sql.contains("LIMIT ?"), "{name} would be planned anew for each call");
         for detail in plan(&mut conn, sql).await {
@@ -337,6 +340,9 @@ async fn queries_seek_and_never_scan() {
             assert!(!walks_a_table, "{name}: {detail}");
         }
     }
+    let classes = plan(&mut conn, alike.as_str()).await;
+    let seeks = classes.iter().filter(|detail| detail.contains("tasks_failed (<expr>=?")).count();
+    assert_eq!(seeks, 2, "one for each class: {classes:#?}");
     let depths = plan(&mut conn, reads::DEPTHS).await;
     assert!(depths.iter().any(|detail| detail.contains("COVERING INDEX tasks_claim")), "{depths:#?}");
     let claim = plan(&mut conn, SEEKING[0].1).await;

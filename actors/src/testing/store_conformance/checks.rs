@@ -31,17 +31,17 @@ pub(super) async fn fresh<F: Future<Output = Subject>>(
 }
 
 impl Subject {
-    async fn add(&self, new: NewTask) -> TaskId {
+    pub(super) async fn add(&self, new: NewTask) -> TaskId {
         let id = new.id;
         self.tasks.create(new, None).await.unwrap();
         id
     }
 
-    async fn take(&self, count: usize) -> Vec<Assignment> {
+    pub(super) async fn take(&self, count: usize) -> Vec<Assignment> {
         self.work.claim(claim(&worker("node", 1), count)).await.unwrap()
     }
 
-    async fn change(&self, task: &Task, change: Change) -> Task {
+    pub(super) async fn change(&self, task: &Task, change: Change) -> Task {
         self.work.apply(task.id, task.fence, change).await.unwrap()
     }
 

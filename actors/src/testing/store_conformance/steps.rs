@@ -15,6 +15,7 @@ use super::{
 use crate::{
     domain::{
         event::Event,
+        failure::Class,
         id::{BackendId, PromptId, TaskId, WorkerId},
         lane::Lanes,
         options::TaskOptions,
@@ -25,8 +26,8 @@ use crate::{
     ports::{
         clock::Clock,
         store::{
-            Assignment, Claim, Created, Creation, Idempotency, NewTask, Pausable, Payload, Query, Retention,
-            StoreError, TaskStore,
+            Assignment, Claim, Created, Creation, FailedQuery, Idempotency, NewTask, Pausable, Payload, Query,
+            Retention, StoreError, TaskStore,
         },
     },
     testing::TestClock,
@@ -303,6 +304,7 @@ pub(super) enum Call {
     Prune { retention: Retention, limit: u32 },
     Get(TaskId),
     List(Query),
+    Failed(FailedQuery),
     Counts,
     Workflow(WorkflowCall),
     Waiting,
@@ -379,6 +381,8 @@ impl World {
         let all = Query { limit: 1000, ..Query::default() };
         let last = [
             Call::List(all),
+            Call::Failed(FailedQuery { limit: 1000, ..FailedQuery::default() }),
+            Call::Failed(FailedQuery { classes: Class::ALL[2..].to_vec(), limit: 3, ..FailedQuery::default() }),
             Call::Counts,
             Call::Depths,
             Call::Waiting,
@@ -456,6 +460,7 @@ impl Call {
             Self::Prune { retention, limit } => answer(work.prune(retention, limit).await),
             Self::Get(id) => answer(tasks.get(id).await),
             Self::List(query) => answer(tasks.list(query).await),
+            Self::Failed(query) => answer(tasks.failed(query).await),
             Self::Counts => answer(tasks.counts().await),
             Self::Workflow(call) => call.make(&**workflows).await,
             Self::Waiting => answer(tasks.waiting().await),
