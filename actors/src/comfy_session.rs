@@ -9,7 +9,7 @@
 mod connection;
 mod drain;
 mod feed;
-mod flight;
+pub(crate) mod flight;
 mod frames;
 mod keeping;
 mod orphans;

@@ -10,6 +10,8 @@ pub mod http;
 pub mod janitor;
 pub mod kit;
 pub mod metrics;
+#[cfg(test)]
+mod model;
 pub mod ports;
 pub mod queue;
 pub mod root;

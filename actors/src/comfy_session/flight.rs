@@ -6,6 +6,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+#[cfg(test)]
+mod ageing;
 mod files;
 mod room;
 mod stopping;
