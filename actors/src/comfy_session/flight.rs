@@ -123,6 +123,8 @@ pub struct Flight {
     running_since: Option<Timestamp>,
     /// When its end was first heard of.
     end_heard_at: Option<Timestamp>,
+    /// Since when no answer about it could be read.
+    unread_since: Option<Timestamp>,
     /// When its history was read.
     over_at: Timestamp,
     next_ask: Timestamp,
@@ -168,6 +170,7 @@ impl Flight {
             stop_heard_at: None,
             running_since: None,
             end_heard_at: None,
+            unread_since: None,
             over_at: now,
             next_ask: now,
             asks: 0,
@@ -323,6 +326,7 @@ impl Flight {
             Fate::Accepted { .. } | Fate::Unclear(_) if self.is_beyond_stopping(now, settings) => {
                 Some(self.settle(self.after_stop(), Some(self.prompt())))
             }
+            Fate::Accepted { .. } | Fate::Unclear(_) if self.is_lost(now, settings) => self.give_up(),
             Fate::Accepted { .. } | Fate::Unclear(_) if self.must_stop(now) => Some(match self.stop {
                 Some(Stop::Recall) => Act::Withdraw(self.prompt()),
                 _ => Act::Stop(self.prompt()),
@@ -330,6 +334,11 @@ impl Flight {
             Fate::Accepted { .. } => due.then(|| self.ask(now)),
             Fate::Unclear(_) => due.then(|| self.look()),
         }
+    }
+
+    /// As good as on a server that is away.
+    fn is_lost(&self, now: Timestamp, settings: &SessionSettings) -> bool {
+        self.unread_since.is_some_and(|since| now.since(since) >= settings.backend_lost_after)
     }
 
     /// Cheap while it runs, conclusive now and then, and whenever we want it gone.
@@ -472,6 +481,7 @@ impl Flight {
     /// A look ended that began at `began`.
     pub fn on_looked(&mut self, result: Result<Sighting, ComfyError>, began: Timestamp, now: Timestamp) {
         self.busy = false;
+        self.on_answer(result.is_ok(), now);
         let Ok(sighting) = result else {
             self.next_ask = now.after(ASK_EVERY);
             return;
@@ -533,11 +543,17 @@ impl Flight {
     /// Its history was read.
     pub fn on_history(&mut self, result: Result<Option<Finished>, ComfyError>, now: Timestamp) {
         self.busy = false;
+        self.on_answer(result.is_ok(), now);
         match result {
             Ok(Some(finished)) => self.on_finished(finished, now),
             Ok(None) if self.end_heard_at.is_some() => self.next_ask = now.after(REREAD_EVERY),
             Ok(None) | Err(_) => self.next_ask = now.after(ASK_EVERY),
         }
+    }
+
+    /// A server may be there, hear everything, and say nothing about this prompt that can be read: too much of it, for one.
+    fn on_answer(&mut self, was_read: bool, now: Timestamp) {
+        self.unread_since = if was_read { None } else { self.unread_since.or(Some(now)) };
     }
 
     /// What was being done broke off, for a reason that passes. If that was its POST, it may be on its way.

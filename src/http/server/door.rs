@@ -172,6 +172,10 @@ impl Place {
             seat.since = Instant::now();
         }
         inside.dismiss(gone);
+        drop(inside);
+        // hyper does not read again by itself when there was nothing to read while it wrote the answer: how long it is to be waited for
+        // would never be asked.
+        self.0.waker.wake();
     }
 }
 

@@ -34,6 +34,8 @@ impl Flight {
             // Tasks of the model have no time limit.
             running_since: _,
             end_heard_at,
+            // Leads to what the loss of a backend leads to, and much later.
+            unread_since: _,
             // Matters to pictures over the socket only.
             over_at: _,
             next_ask,
@@ -95,6 +97,7 @@ impl Flight {
             stop_heard_at,
             running_since,
             end_heard_at,
+            unread_since: _,
             over_at: _,
             next_ask,
             asks,

@@ -427,6 +427,27 @@ fn a_known_end_is_not_given_up() {
 }
 
 #[test]
+fn a_server_whose_answers_cannot_be_read_is_as_good_as_away() {
+    let mut bench = Bench::running();
+    bench.flight.on_end_heard(true, bench.now);
+    let (begun, lost_after) = (bench.now, bench.settings.backend_lost_after);
+    loop {
+        match bench.next() {
+            Some(Act::ReadHistory(_)) => {
+                bench.flight.on_history(Err(ComfyError::Unavailable("too large".into())), bench.now);
+            }
+            Some(Act::Look(_)) => {
+                bench.flight.on_looked(Err(ComfyError::Unavailable("too large".into())), bench.now, bench.now);
+            }
+            Some(act) => break assert_eq!(change(Some(act)), Change::Release(Release::ServerDied)),
+            None => bench.now = bench.now.after(Duration::from_millis(100)),
+        }
+        assert!(bench.now.since(begun) <= lost_after + ASK_EVERY, "it is never given up");
+    }
+    assert!(bench.now.since(begun) >= lost_after);
+}
+
+#[test]
 fn a_clients_wish_outranks_a_recall() {
     let mut bench = Bench::accepted();
     bench.flight.request_stop(Stop::Recall, bench.now);
