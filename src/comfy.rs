@@ -11,6 +11,8 @@
 
 mod client;
 pub mod frame;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 pub mod history;
 mod http;
 mod json;

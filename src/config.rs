@@ -5,6 +5,8 @@
 
 mod check;
 mod fault;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod reader;
 mod sections;
 mod sources;

@@ -14,6 +14,8 @@ mod failed;
 mod files;
 mod form;
 mod frame;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod health;
 mod inline;
 mod inputs;

@@ -13,6 +13,8 @@ pub mod comfy;
 pub mod config;
 pub mod crash_point;
 pub mod demo;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod healthcheck;
 pub mod http;
 pub mod inputs;

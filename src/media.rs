@@ -5,6 +5,8 @@
 //! counted before they are unpacked.
 
 mod convert;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod probe;
 mod strip;
 

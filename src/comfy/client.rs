@@ -360,7 +360,7 @@ fn is_gatekeeper(status: StatusCode) -> bool {
     )
 }
 
-fn receipt(text: &str) -> Result<Receipt, String> {
+pub(super) fn receipt(text: &str) -> Result<Receipt, String> {
     #[derive(Deserialize)]
     struct Taken {
         prompt_id: String,

@@ -263,16 +263,17 @@ fn parse_dotenv(text: &str) -> (Vec<(String, String)>, Vec<Fault>) {
     (pairs, faults)
 }
 
-/// Names the line but prints nothing after the `=`: it may be a secret.
+/// Names the line and the variable, if it has a name, and prints nothing else of it: it may be a secret.
 fn bad_line(text: &str, at_fault: &str) -> Fault {
     let detail = "the line cannot be read: write NAME=value, with the value in single quotes when it has spaces, `#`, `$` or quotes";
     let Some((index, line)) = text.lines().enumerate().find(|(_, line)| line.contains(at_fault.trim())) else {
         return Fault::new(".env", detail);
     };
     let fault = Fault::new(format!(".env:{}", index + 1), detail);
+    let is_name = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     match line.split_once('=') {
-        Some((name, _)) => fault.about(name.trim()),
-        None => fault,
+        Some((name, _)) if is_name(name.trim()) => fault.about(name.trim()),
+        _ => fault,
     }
 }
 

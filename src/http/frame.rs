@@ -79,7 +79,7 @@ fn bare_error(response: &Response) -> Option<Problem> {
 }
 
 /// The client's own id when it can be logged as it is, else a fresh one.
-fn request_id(headers: &HeaderMap) -> String {
+pub fn request_id(headers: &HeaderMap) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
     headers
         .get(REQUEST_ID)

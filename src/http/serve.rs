@@ -116,7 +116,7 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: String) {
 }
 
 /// The type to serve, and whether a browser may show it. Pages and SVG run scripts: they are bytes to be saved.
-fn safe_type(told: &str) -> (&str, bool) {
+pub fn safe_type(told: &str) -> (&str, bool) {
     let kind = told.split(';').next().unwrap_or_default().trim();
     let shown = matches!(
         kind,
@@ -133,7 +133,7 @@ fn safe_type(told: &str) -> (&str, bool) {
 }
 
 /// RFC 6266: a plain name for old clients, the true one percent-encoded beside it.
-fn disposition(inline: bool, filename: &str) -> String {
+pub fn disposition(inline: bool, filename: &str) -> String {
     let plain: String = filename
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ' ' | '(' | ')') { c } else { '_' })
@@ -155,7 +155,7 @@ fn disposition(inline: bool, filename: &str) -> String {
 }
 
 /// Whether a list of tags holds this one, or is `*`.
-fn has(headers: &HeaderMap, name: &HeaderName, etag: &str) -> bool {
+pub fn has(headers: &HeaderMap, name: &HeaderName, etag: &str) -> bool {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values
         .flat_map(|value| value.split(','))
@@ -164,14 +164,14 @@ fn has(headers: &HeaderMap, name: &HeaderName, etag: &str) -> bool {
 
 /// What a `Range` header asks for.
 #[derive(Debug, PartialEq, Eq)]
-enum Ranged {
+pub enum Ranged {
     /// Everything: no range, several, or one that cannot be read, which must be ignored.
     Whole,
     Part(ByteRange),
     Outside,
 }
 
-fn parse_range(text: &str, size: u64) -> Ranged {
+pub fn parse_range(text: &str, size: u64) -> Ranged {
     let Some((first, last)) = text.strip_prefix("bytes=").and_then(|range| range.trim().split_once('-')) else {
         return Ranged::Whole;
     };

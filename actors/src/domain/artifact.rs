@@ -263,7 +263,13 @@ pub fn object_prefix(task: &Task) -> String {
 /// The key of an output, without its extension: what it is made into decides on that.
 #[must_use]
 pub fn object_stem(task: &Task, artifact: &Artifact) -> String {
-    format!("{}{}-{}", object_prefix(task), plain_node(&artifact.node_id), artifact.index)
+    key_stem(&object_prefix(task), artifact)
+}
+
+/// The same below any prefix.
+#[must_use]
+pub fn key_stem(prefix: &str, artifact: &Artifact) -> String {
+    format!("{prefix}{}-{}", plain_node(&artifact.node_id), artifact.index)
 }
 
 /// The same for the `number`-th picture that `node` sent over the WebSocket, whose index among all outputs is not known yet. No index
