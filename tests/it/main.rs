@@ -20,6 +20,7 @@ mod failures;
 mod flow;
 mod frames;
 mod generations;
+mod hostile;
 mod inputs;
 mod metrics;
 mod outage;

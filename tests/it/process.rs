@@ -15,7 +15,7 @@ use reqwest::StatusCode;
 use crate::{
     chaos::with_seed,
     inputs,
-    place::{Place, Process, command},
+    place::{Place, command},
     support::PATIENCE,
 };
 
@@ -57,13 +57,6 @@ async fn killed_while_files_are_on_their_way_the_next_process_sends_them() {
     place.end(&[id], 1).await;
 }
 
-/// The most memory the process ever had, in KiB.
-fn peak(process: &Process) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_file_goes_through_in_small_pieces() {
     let place = Place::new().await.with("COMFYD_INPUTS__MAX_SIZE", "120MB");
@@ -71,7 +64,7 @@ async fn a_large_file_goes_through_in_small_pieces() {
     // What it has to have anyway.
     let first = place.api.store(inputs::picture(1, 0)).await;
     place.end(&[place.api.create(&inputs::task(&first)).await], 1).await;
-    let before = peak(&process);
+    let before = process.peak_memory();
     let stored = place.api.store(inputs::picture(2, 80 << 20)).await;
     let id = place.api.create(&inputs::task(&stored)).await;
     place.end(&[id], 1).await;
@@ -81,7 +74,7 @@ async fn a_large_file_goes_through_in_small_pieces() {
     if let Ok(answer) = request.body(reqwest::Body::wrap_stream(endless)).send().await {
         assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
     }
-    let grown = peak(&process).saturating_sub(before);
+    let grown = process.peak_memory().saturating_sub(before) >> 10;
     println!("80 MiB went through with {grown} KiB more than before");
     assert!(grown < 32 << 10, "{grown} KiB");
 }
