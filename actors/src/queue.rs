@@ -266,7 +266,7 @@ pub struct State {
     doubtful: bool,
     /// Ended while the held tasks were being read back, so what was read may show them as held still.
     ended_meanwhile: HashSet<TaskId>,
-    /// Cancelled though we do not hold them, while we may be about to: a claim that was made before may still have to be told.
+    /// Cancelled since the last heartbeat, and held by somebody. By us perhaps: a claim that was made before may still be on its way here.
     cancelled_early: HashSet<TaskId>,
     drain: Drain,
     pauses: Pauses,

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::{
     inputs,
     place::{Place, Process, free_address},
-    support::{Api, PATIENCE, task},
+    support::{Api, PATIENCE, id, task, world},
     witness::{posted, prompts},
 };
 
@@ -230,4 +230,30 @@ async fn a_rolling_restart_under_load_fails_no_request() {
     assert!(ids.len() > 50, "{}", ids.len());
     place.end(&ids, 1).await;
     println!("{} tasks over 4 restarts: no request failed, none ran twice", ids.len());
+}
+
+/// Who came first does not take who came second for dead, whatever happens to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_living_are_not_taken_over() {
+    let world = world().with("COMFYD_QUEUE__PREPARE_AHEAD", "0").start().await;
+    world.fake().pause_execution();
+    let mine = world.create(&task(1)).await;
+    world.running(&mine).await;
+    let (mut second, api) = world.beside().await;
+    // The first has no place left.
+    let theirs = api.create(&task(2)).await;
+    world.stage(&theirs, "executing").await;
+    let holder = async || world.system().store.get(id(&theirs)).await.unwrap().task.lease.unwrap().worker;
+    assert_eq!(holder().await, second.system().worker);
+    let held = async || world.system().source.held(&world.system().worker).await.unwrap().len();
+    world.kill(&world.system().slots.queue).await;
+    // It reads back what it holds, and does so once more for the session.
+    world.kill(world.session(0)).await;
+    world.online().await;
+    assert_eq!((held().await, holder().await), (1, second.system().worker.clone()));
+    world.fake().resume();
+    world.ran(&mine, 1).await;
+    world.ran(&theirs, 1).await;
+    second.shut_down();
+    second.ended().await.unwrap();
 }

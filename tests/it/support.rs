@@ -324,6 +324,14 @@ impl World {
         &self.system().slots.sessions[&BackendId::new(self.fakes[index].url())]
     }
 
+    /// Starts a second one on the same data.
+    pub async fn beside(&self) -> (App, Api) {
+        let app = App::start(&config(&self.dir, &self.fakes, &self.settings)).await.unwrap();
+        let api = Api::new(app.address());
+        api.online().await;
+        (app, api)
+    }
+
     /// Stops the service in good order and starts it again on the same data.
     pub async fn restart(mut self) -> Self {
         self.app.shut_down();

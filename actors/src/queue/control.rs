@@ -79,7 +79,7 @@ impl State {
         if let Ok(task) = &result {
             match wish {
                 Wish::Cancel => {
-                    if task.is_cancelling() && !self.held.contains_key(&task.id) && self.awaits_tasks() {
+                    if task.is_cancelling() && !self.held.contains_key(&task.id) {
                         self.cancelled_early.insert(task.id);
                     }
                     self.tell_cancelled(task.id);

@@ -219,15 +219,11 @@ impl State {
             let arrived = assignments.iter().map(|Assignment { task, .. }| (task.id, task.fence)).collect();
             return self.let_go(me, arrived);
         }
-        for assignment in assignments {
-            let id = assignment.task.id;
-            self.assign(me, assignment, origin);
-            if self.cancelled_early.contains(&id) {
-                self.tell_cancelled(id);
+        for mut assignment in assignments {
+            if self.cancelled_early.remove(&assignment.task.id) {
+                assignment.task.cancel_requested_at.get_or_insert(self.system.clock.now());
             }
-        }
-        if !self.awaits_tasks() {
-            self.cancelled_early.clear();
+            self.assign(me, assignment, origin);
         }
     }
 

@@ -95,6 +95,8 @@ impl State {
         };
         // Two thirds: whoever acts on a lease must have stopped before others may adopt.
         self.system.deadline.extend(asked, self.system.settings.lease * 2 / 3);
+        // Whoever is held by now was told of by this.
+        self.cancelled_early.clear();
         let renewed: HashMap<_, _> = renewed.into_iter().map(|lease| (lease.id, lease.cancel_requested)).collect();
         for (id, fence) in held {
             match renewed.get(id) {
