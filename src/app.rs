@@ -43,6 +43,9 @@ pub const STORE_WRITER: &str = "store writer";
 /// The name of the service that keeps the named workflows current.
 pub const WORKFLOWS: &str = "workflows";
 
+/// The name of the service that shows that the process lives.
+pub const PULSE: &str = "pulse";
+
 /// The name of the service that reads the log of events for those who watch.
 pub const EVENTS: &str = "events";
 
@@ -122,7 +125,7 @@ impl App {
         let in_order = backends(config)?;
         let backends: BTreeMap<BackendId, _> =
             in_order.iter().map(|backend| (backend.id().clone(), backend.clone())).collect();
-        let slots = Slots::new(backends.keys(), [STORE_WRITER, WORKFLOWS, EVENTS]);
+        let slots = Slots::new(backends.keys(), [STORE_WRITER, WORKFLOWS, EVENTS, PULSE]);
         let board = Board::default();
         let catalogues = Catalogues::new(backends.keys().cloned());
         let metrics = Metrics::new().map_err(AppError::Metrics)?;
@@ -142,6 +145,7 @@ impl App {
         });
         let settings = settings(config, !store.was_clean());
         let (writer, log, watched) = (store.clone(), store.clone(), board.clone());
+        let pulse = board.pulse().clone();
         let system = Arc::new(system::Parts {
             worker: WorkerId::boot(&config.app.node),
             started_at: clock.now(),
@@ -156,6 +160,7 @@ impl App {
                 (STORE_WRITER, Arc::new(move || Box::pin(writer.writer()))),
                 (WORKFLOWS, Arc::new(move || Box::pin(workflows.clone().keep_current()))),
                 (EVENTS, Arc::new(move || Box::pin(watch::tail(log.clone(), watched.clone())))),
+                (PULSE, Arc::new(move || Box::pin(pulse.clone().beat()))),
             ],
             clock,
             board,

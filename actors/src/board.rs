@@ -18,6 +18,7 @@ use crate::{
         prompt::Abilities,
         task::Task,
     },
+    kit::pulse::Pulse,
     ports::store::Pause,
     watch::{FAR, Place, Watch},
 };
@@ -30,6 +31,7 @@ pub struct Board(Arc<Inner>);
 struct Inner {
     contents: Mutex<Contents>,
     watch: Watch,
+    pulse: Pulse,
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +104,12 @@ impl BackendStatus {
 }
 
 impl Board {
+    /// Whether the process gets round to its work.
+    #[must_use]
+    pub fn pulse(&self) -> &Pulse {
+        &self.0.pulse
+    }
+
     /// The newest progress of a running task.
     #[must_use]
     pub fn progress(&self, task: TaskId) -> Option<Progress> {

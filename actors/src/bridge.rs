@@ -357,6 +357,12 @@ impl Bridge {
         self.0.board.pauses()
     }
 
+    /// Whether the process gets round to its work.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.0.board.pulse().is_felt()
+    }
+
     /// Restarts per actor.
     #[must_use]
     pub fn restarts(&self) -> BTreeMap<String, u64> {

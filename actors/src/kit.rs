@@ -3,6 +3,7 @@
 pub mod budget;
 pub mod children;
 pub mod deadline;
+pub mod pulse;
 pub mod service;
 pub mod slot;
 pub mod tasks;

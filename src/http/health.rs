@@ -165,9 +165,22 @@ pub async fn health() -> Json<Health> {
 }
 
 /// Liveness probe
-#[utoipa::path(get, path = "/livez", tag = "service", responses((status = 200, description = "The process serves", body = String)))]
-pub async fn livez() -> &'static str {
-    "ok"
+///
+/// Looks at nothing but the process itself: one that does not pass has to be started again, and no outage of anything else is mended by
+/// that.
+#[utoipa::path(
+    get, path = "/livez", tag = "service",
+    responses(
+        (status = 200, description = "The process gets round to its work", body = String),
+        (status = 503, description = "It is stuck: start it again, nothing is lost", body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+pub async fn livez(State(service): State<Arc<Service>>) -> Result<&'static str, Problem> {
+    if service.bridge.is_alive() {
+        return Ok("ok");
+    }
+    let told = "the process does not get round to its work: start it again, nothing is lost";
+    Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stuck", told))
 }
 
 /// Readiness probe

@@ -251,3 +251,13 @@ async fn probes_tell_what_is_wrong() {
     assert_eq!((&status["status"], &status["store"]["ok"]), (&json!("draining"), &json!(false)));
     assert!(!status.to_string().contains("secret"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_does_nothing_any_more_is_not_alive() {
+    let app = App::start().await;
+    assert_eq!(app.get("/livez").await.status, StatusCode::OK);
+    // Nobody beats the pulse of this one.
+    tokio::time::advance(std::time::Duration::from_secs(11)).await;
+    let answer = app.get("/livez").await;
+    assert_eq!((answer.status, &answer.json()["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("stuck")));
+}
