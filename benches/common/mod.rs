@@ -20,7 +20,7 @@ pub use self::{
     direct::Direct,
     http::{client, graph, large_graph},
     prefill::{prefill, store},
-    process::{Fake, Service},
+    process::{Fake, Service, database},
     report::{Report, median, megabytes, millis, quantile},
 };
 

@@ -78,16 +78,23 @@ impl Fake {
 
     /// Whether a prompt runs.
     pub async fn running(&self) -> bool {
-        let request = self.http.get(format!("{}/queue", self.url));
-        let queue: Value = request.send().await.expect("an answer").json().await.expect("a queue");
-        queue["queue_running"].as_array().is_some_and(|running| !running.is_empty())
+        self.get("/queue").await["queue_running"].as_array().is_some_and(|running| !running.is_empty())
+    }
+
+    /// One of its pages as JSON.
+    pub async fn get(&self, path: &str) -> Value {
+        let request = self.http.get(format!("{}{path}", self.url));
+        request.send().await.expect("an answer").json().await.expect("JSON")
     }
 
     /// The part of the time between the first start and the last end in which nothing ran.
     pub async fn idle_share(&self) -> f64 {
-        let request = self.http.get(format!("{}/fake/stats", self.url));
-        let stats: Value = request.send().await.expect("an answer").json().await.expect("counts");
-        stats["idle_share"].as_f64().expect("a number")
+        self.get("/fake/stats").await["idle_share"].as_f64().expect("a number")
+    }
+
+    /// Prompts it began to run since it was started.
+    pub async fn executions(&self) -> u64 {
+        self.get("/fake/stats").await["executions"].as_u64().expect("a number")
     }
 }
 
@@ -174,10 +181,11 @@ impl Service {
         task["task_id"].as_str().expect("its id").to_owned()
     }
 
-    /// Creates a task and waits until its outputs are stored.
-    pub async fn run(&self, graph: &Value) {
+    /// Creates a task and waits until its outputs are stored; the task then.
+    pub async fn run(&self, graph: &Value) -> Value {
         let task = self.post(graph, "wait=60").await;
         assert_eq!(task["status"], "completed", "{task}");
+        task
     }
 
     async fn post(&self, graph: &Value, prefer: &str) -> Value {
@@ -202,7 +210,7 @@ impl Service {
     }
 
     /// The most memory it has while something else goes on.
-    pub async fn peak_while(&self, work: impl Future<Output = ()>) -> u64 {
+    pub async fn peak_while<T>(&self, work: impl Future<Output = T>) -> u64 {
         let mut peak = 0;
         let sample = async {
             loop {
@@ -211,7 +219,7 @@ impl Service {
             }
         };
         tokio::select! {
-            () = work => {}
+            _ = work => {}
             () = sample => {}
         }
         peak
