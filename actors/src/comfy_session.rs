@@ -73,6 +73,8 @@ pub enum SessionMsg {
         assignment: Box<Assignment>,
         /// How it came here.
         origin: Origin,
+        /// When it was taken: the deadline's stretch.
+        stretch: u64,
     },
     /// A client wants the task stopped.
     Cancel { id: TaskId },
@@ -239,7 +241,7 @@ impl Actor for ComfySessionActor {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SessionMsg::Run { assignment, origin } => state.on_run(&me, *assignment, origin),
+            SessionMsg::Run { assignment, origin, stretch } => state.on_run(&me, *assignment, origin, stretch),
             SessionMsg::Cancel { id } => state.on_stop(&me, id, Stop::Client),
             SessionMsg::Recall { lanes } => state.on_recall(&me, &lanes),
             SessionMsg::Survey { reply } => state.on_survey(&me, reply),
@@ -264,7 +266,7 @@ impl Actor for ComfySessionActor {
 
 /// The flights.
 impl State {
-    fn on_run(&mut self, me: &ActorRef<SessionMsg>, assignment: Assignment, origin: Origin) {
+    fn on_run(&mut self, me: &ActorRef<SessionMsg>, assignment: Assignment, origin: Origin, stretch: u64) {
         let Assignment { task, graph, options, .. } = assignment;
         let (id, fence) = (task.id, task.fence);
         if self.flights.get(&id).is_some_and(|(flight, _)| flight.task.fence >= fence) {
@@ -274,6 +276,7 @@ impl State {
         let outline = Outline::of(&graph, &options.output);
         let mut flight = Flight::new(task, options, origin, self.now(), &self.system.settings.session);
         flight.frames = Frames::new(!outline.senders.is_empty());
+        flight.stretch = stretch;
         self.feed.follow(flight.prompt(), &flight.task, outline);
         self.flights.insert(id, (flight, graph));
         if self.phase.client().is_none() || self.drain.has_begun() {
@@ -461,10 +464,18 @@ impl State {
 
     fn advance(&mut self, me: &ActorRef<SessionMsg>, id: TaskId) {
         let now = self.now();
-        let may_act = self.system.deadline.is_open();
-        let online = matches!(self.phase, Phase::Online(_)) && may_act && !self.drain.has_begun();
         let is_next = self.next_to_send() == Some(id);
         let Some((flight, _)) = self.flights.get_mut(&id) else { return };
+        let deadline = &self.system.deadline;
+        if !deadline.is_open() {
+            // Somebody else may hold it by now, and not even a stop would be ours to send.
+            return;
+        }
+        if flight.is_unsent() && !deadline.is_open_since(flight.stretch) {
+            // We were frozen since we took it. When it is still ours, giving it back costs nothing.
+            return self.settle(me, id, Change::Release(Release::Recalled), None);
+        }
+        let online = matches!(self.phase, Phase::Online(_)) && !self.drain.has_begun();
         if flight.is_ready() && !is_next {
             return;
         }

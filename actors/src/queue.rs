@@ -84,6 +84,8 @@ pub enum QueueMsg {
         reply: RpcReplyPort<Result<Created, RequestError>>,
         /// The backend a place was kept on.
         kept: Option<BackendId>,
+        /// When it began: the deadline's stretch.
+        stretch: u64,
         /// What came of it.
         result: Result<Result<Creation, StoreError>, Panicked>,
     },
@@ -178,6 +180,8 @@ pub enum QueueMsg {
     Claimed {
         /// The backends places were kept on, and what they serve.
         kept: Vec<(BackendId, Lanes)>,
+        /// When it began: the deadline's stretch.
+        stretch: u64,
         /// What came of it.
         result: Result<Result<Vec<Assignment>, StoreError>, Panicked>,
     },
@@ -236,6 +240,8 @@ struct Held {
     ooms: i32,
     backend: BackendId,
     at: Whereabouts,
+    /// When it was taken: the deadline's stretch.
+    stretch: u64,
     /// How it came here, while its session could not be told: nobody has acted on it since.
     untold: Option<Origin>,
 }
@@ -304,7 +310,7 @@ impl Actor for QueueActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             QueueMsg::Submit { request, reply } => state.submit(&me, *request, reply),
-            QueueMsg::Stored { reply, kept, result } => state.on_stored(&me, reply, kept, result),
+            QueueMsg::Stored { reply, kept, stretch, result } => state.on_stored(&me, reply, kept, stretch, result),
             QueueMsg::Amend { id, wish, reply } => state.amend(&me, id, wish, reply),
             QueueMsg::Amended { wish, reply, result } => state.on_amended(&me, wish, reply, result),
             QueueMsg::SetPaused { what, paused, reply } => state.set_paused(&me, what, paused, reply),
@@ -320,8 +326,8 @@ impl Actor for QueueActor {
             QueueMsg::Wake => state.on_wake(&me),
             QueueMsg::CataloguesChanged => state.on_catalogues_changed(&me),
             QueueMsg::LanesRead(result) => state.on_lanes_read(&me, result),
-            QueueMsg::Claimed { kept, result } => state.on_claimed(&me, kept, result),
-            QueueMsg::Adopted { assignments } => state.assign_all(&me, assignments, Origin::Expired),
+            QueueMsg::Claimed { kept, stretch, result } => state.on_claimed(&me, kept, stretch, result),
+            QueueMsg::Adopted { assignments } => state.on_adopted(&me, assignments),
             QueueMsg::Recovered(result) => state.on_recovered(&me, result),
             QueueMsg::Renew => state.renew(&me),
             QueueMsg::Renewed { asked, held, result } => state.on_renewed(asked, &held, result),

@@ -108,6 +108,8 @@ pub struct Flight {
     pub options: Arc<TaskOptions>,
     /// What it sends over the WebSocket.
     pub frames: Frames,
+    /// When it was taken: the deadline's stretch.
+    pub stretch: u64,
     fate: Fate,
     files: Files,
     room: Room,
@@ -162,6 +164,7 @@ impl Flight {
             task,
             options,
             frames: Frames::default(),
+            stretch: 0,
             fate,
             verify: origin == Origin::ClaimedUnsure,
             busy: false,

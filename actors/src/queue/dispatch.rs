@@ -78,19 +78,21 @@ impl State {
         self.claiming = true;
         let claim = self.keep(slots);
         let kept = claim.slots.iter().map(|slot| (slot.intent.backend.clone(), slot.lanes.clone())).collect();
-        let source = self.system.source.clone();
-        self.tasks.run(me, async move { source.claim(claim).await }, |result| QueueMsg::Claimed { kept, result });
+        let (source, stretch) = (self.system.source.clone(), self.system.deadline.stretch());
+        let work = async move { source.claim(claim).await };
+        self.tasks.run(me, work, move |result| QueueMsg::Claimed { kept, stretch, result });
     }
 
     pub(super) fn on_claimed(
         &mut self,
         me: &ActorRef<QueueMsg>,
         kept: Vec<(BackendId, Lanes)>,
+        stretch: u64,
         result: Result<Result<Vec<Assignment>, StoreError>, Panicked>,
     ) {
         self.claiming = false;
         self.release_places(kept.iter().map(|(backend, _)| backend.clone()));
-        self.take_on(me, kept, result);
+        self.take_on(me, kept, stretch, result);
         self.hand_over_when_done(me);
     }
 
@@ -98,6 +100,7 @@ impl State {
         &mut self,
         me: &ActorRef<QueueMsg>,
         kept: Vec<(BackendId, Lanes)>,
+        stretch: u64,
         result: Result<Result<Vec<Assignment>, StoreError>, Panicked>,
     ) {
         match result {
@@ -106,7 +109,7 @@ impl State {
                     self.dry.extend(left_empty(kept, &assignments));
                 }
                 self.waiting.left(assignments.len() as u64);
-                self.assign_all(me, assignments, Origin::Claimed);
+                self.assign_all(me, assignments, Origin::Claimed, stretch);
                 if !self.dry.is_empty() {
                     self.gaps.none_waits();
                 }
@@ -214,7 +217,18 @@ impl State {
         to_recall(&places)
     }
 
-    pub(super) fn assign_all(&mut self, me: &ActorRef<QueueMsg>, assignments: Vec<Assignment>, origin: Origin) {
+    /// What the janitor took over. Nobody sends its prompts again.
+    pub(super) fn on_adopted(&mut self, me: &ActorRef<QueueMsg>, assignments: Vec<Assignment>) {
+        self.assign_all(me, assignments, Origin::Expired, self.system.deadline.stretch());
+    }
+
+    pub(super) fn assign_all(
+        &mut self,
+        me: &ActorRef<QueueMsg>,
+        assignments: Vec<Assignment>,
+        origin: Origin,
+        stretch: u64,
+    ) {
         if self.drain.is_over() {
             let arrived = assignments.iter().map(|Assignment { task, .. }| (task.id, task.fence)).collect();
             return self.let_go(me, arrived);
@@ -222,6 +236,11 @@ impl State {
         for mut assignment in assignments {
             if self.cancelled_early.remove(&assignment.task.id) {
                 assignment.task.cancel_requested_at.get_or_insert(self.system.clock.now());
+        for assignment in assignments {
+            let id = assignment.task.id;
+            self.assign(me, assignment, origin, stretch);
+            if self.cancelled_early.contains(&id) {
+                self.tell_cancelled(id);
             }
             self.assign(me, assignment, origin);
         }
@@ -238,7 +257,7 @@ impl State {
     }
 
     /// Hands a held task to whoever works on it in its state. Whoever has it already ignores it.
-    pub(super) fn assign(&mut self, me: &ActorRef<QueueMsg>, assignment: Assignment, origin: Origin) {
+    pub(super) fn assign(&mut self, me: &ActorRef<QueueMsg>, assignment: Assignment, origin: Origin, stretch: u64) {
         let task = &assignment.task;
         let (id, fence) = (task.id, task.fence);
         let Some(backend) = task.prompt.as_ref().map(|prompt| prompt.backend.clone()) else {
@@ -262,6 +281,7 @@ impl State {
             self.system.metrics.dispatched(&backend, gap);
         }
         let origin = known.and_then(|held| held.untold).unwrap_or(origin);
+        let stretch = known.map_or(stretch, |held| held.stretch);
         let (attempt, ooms, created_at, lane) = (task.attempt, task.ooms, task.created_at, task.lane);
         let assignment = Box::new(assignment);
         let told = if uploading {
@@ -269,9 +289,10 @@ impl State {
         } else {
             let unsure = self.system.settings.unclean_start && created_at < self.system.started_at;
             let origin = if origin == Origin::Claimed && unsure { Origin::ClaimedUnsure } else { origin };
-            self.tell_session(&backend, SessionMsg::Run { assignment, origin })
+            self.tell_session(&backend, SessionMsg::Run { assignment, origin, stretch })
         };
-        self.held.insert(id, Held { fence, lane, attempt, ooms, backend, at, untold: (!told).then_some(origin) });
+        let untold = (!told).then_some(origin);
+        self.held.insert(id, Held { fence, lane, attempt, ooms, backend, at, stretch, untold });
     }
 
     /// False when the session is down and the message lost; its successor's first demand makes up for it.

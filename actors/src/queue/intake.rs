@@ -47,9 +47,11 @@ impl State {
         let kept = claim.as_ref().and_then(|claim| claim.slots.first()).map(|slot| slot.intent.backend.clone());
         let store = self.system.store.clone();
         self.creating += 1;
-        self.tasks.run(me, async move { store.create(new, claim).await }, |result| QueueMsg::Stored {
+        let stretch = self.system.deadline.stretch();
+        self.tasks.run(me, async move { store.create(new, claim).await }, move |result| QueueMsg::Stored {
             reply,
             kept,
+            stretch,
             result,
         });
     }
@@ -84,6 +86,7 @@ impl State {
         me: &ActorRef<QueueMsg>,
         reply: RpcReplyPort<Result<Created, RequestError>>,
         kept: Option<BackendId>,
+        stretch: u64,
         result: Result<Result<Creation, StoreError>, Panicked>,
     ) {
         self.creating = self.creating.saturating_sub(1);
@@ -101,7 +104,7 @@ impl State {
             self.waiting.entered();
         }
         self.waiting.left(claimed.len() as u64);
-        self.assign_all(me, claimed, Origin::Claimed);
+        self.assign_all(me, claimed, Origin::Claimed, stretch);
         self.hand_over_when_done(me);
         self.tasks.run_unreported(async move {
             let answer = durable.wait().await.map(|()| created).map_err(RequestError::Store);

@@ -64,7 +64,7 @@ impl State {
                 info!(tasks = assignments.len(), "took up the tasks held before the restart");
             }
         }
-        self.assign_all(me, assignments, Origin::Resumed);
+        self.assign_all(me, assignments, Origin::Resumed, self.system.deadline.stretch());
         self.hand_over_when_done(me);
         self.fill(me);
     }
@@ -105,6 +105,9 @@ impl State {
                 None => self.on_lost(*id, *fence),
             }
         }
+        // After that, so that nobody acts once more on what is lost. Two thirds: whoever acts on a lease must have stopped before others
+        // may adopt.
+        self.system.deadline.extend(asked, self.system.settings.lease * 2 / 3);
     }
 
     pub(super) fn on_lost(&mut self, id: TaskId, fence: Fence) {
