@@ -8,8 +8,10 @@
 mod backends;
 mod cancel;
 mod chaos;
+mod checker;
 mod clock;
 mod control;
+mod crash;
 mod crash_table;
 mod dead_letters;
 mod docs_page;
@@ -29,6 +31,7 @@ mod passthrough;
 mod place;
 mod process;
 mod properties;
+mod recorder;
 mod rolling;
 mod socket;
 mod stores;

@@ -114,9 +114,14 @@ pub struct Place {
 
 impl Place {
     pub async fn new() -> Self {
+        Self::of(FakeConfig::default()).await
+    }
+
+    /// With such a fake.
+    pub async fn of(config: FakeConfig) -> Self {
         let address = free_address();
         Self {
-            fake: FakeComfy::start(FakeConfig::default()).await.unwrap(),
+            fake: FakeComfy::start(config).await.unwrap(),
             dir: tempfile::tempdir().unwrap(),
             settings: vec![
                 ("PORT".to_owned(), address.port().to_string()),
@@ -135,9 +140,16 @@ impl Place {
         self.fake.control()
     }
 
+    /// Starts the service with a few settings more, and does not wait for it.
+    pub fn launch(&self, more: &[(&str, &str)]) -> Process {
+        let mut settings = self.settings.clone();
+        settings.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        Process::launch(&self.dir, &self.fake.url(), &settings)
+    }
+
     /// Starts the service and waits until it is ready.
     pub async fn start(&self) -> Process {
-        self.until_ready(Process::launch(&self.dir, &self.fake.url(), &self.settings)).await
+        self.until_ready(self.launch(&[])).await
     }
 
     /// As [`Self::start`], by a command that ends up as the program.
