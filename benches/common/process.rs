@@ -87,6 +87,13 @@ impl Fake {
         request.send().await.expect("an answer").json().await.expect("JSON")
     }
 
+    /// Prompts it started.
+    pub async fn executions(&self) -> u64 {
+        let request = self.http.get(format!("{}/fake/stats", self.url));
+        let stats: Value = request.send().await.expect("an answer").json().await.expect("counts");
+        stats["executions"].as_u64().expect("a number")
+    }
+
     /// The part of the time between the first start and the last end in which nothing ran.
     pub async fn idle_share(&self) -> f64 {
         self.get("/fake/stats").await["idle_share"].as_f64().expect("a number")
