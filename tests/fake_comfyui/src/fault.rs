@@ -89,6 +89,9 @@ pub enum Fault {
     /// The worker thread dies: the prompt it runs, or the next one, stays running for ever. POST goes on working. Only a restart
     /// helps.
     DeadWorker,
+    /// The worker thread dies between two prompts: what is sent waits for ever while nothing runs. POST goes on working. Only a restart
+    /// helps.
+    WorkerGone,
 
     // In force for a time: POST /free.
     /// What it asks for is done only `delay_ms` later, though the worker is idle.

@@ -27,10 +27,10 @@ use step::Step;
 pub(crate) async fn work(server: Arc<Server>) {
     let mut cache = Cache::default();
     loop {
-        let mut next = server.start_next();
+        let mut next = next_of(&server).await;
         if next.is_none() {
             server.work_arrived().await;
-            next = server.start_next();
+            next = next_of(&server).await;
         }
         if let Some(running) = next {
             Execution::new(&server, running, &mut cache).run().await;
@@ -43,6 +43,14 @@ pub(crate) async fn work(server: Arc<Server>) {
             server.log.push(EventKind::Freed { models: wish.models, results: wish.results });
         }
     }
+}
+
+/// The next prompt, unless the worker dies before it takes one.
+async fn next_of(server: &Server) -> Option<Running> {
+    if server.faults.strikes(&Fault::WorkerGone) {
+        std::future::pending::<()>().await;
+    }
+    server.start_next()
 }
 
 /// One execution of one prompt.

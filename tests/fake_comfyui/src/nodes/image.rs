@@ -146,6 +146,17 @@ pub(super) async fn invert(step: &mut Step<'_>) -> Result<Product, Stop> {
     Ok(values([Value::Images(inverted)]))
 }
 
+pub(super) async fn blur(step: &mut Step<'_>) -> Result<Product, Stop> {
+    let images = step.images("image")?;
+    #[expect(clippy::cast_possible_truncation, reason = "0.1 to 10")]
+    let sigma = step.float("sigma", 1.0).clamp(0.1, 10.0) as f32;
+    let blurred = compute(is_cheap(&images), move || {
+        Ok(Images::new(images.iter().map(|image| imageops::blur(image, sigma)).collect()))
+    })
+    .await?;
+    Ok(values([Value::Images(blurred)]))
+}
+
 pub(super) async fn save(step: &mut Step<'_>) -> Result<Product, Stop> {
     let prefix = step.text("filename_prefix");
     let target = Target::new(step, Folder::Output, &prefix)?;

@@ -272,6 +272,20 @@ async fn a_dead_worker_takes_prompts_and_never_runs_them() {
 }
 
 #[tokio::test]
+async fn a_worker_that_is_gone_leaves_its_queue_waiting() {
+    let rig = Rig::new().await;
+    rig.control.inject_times(Fault::WorkerGone, 1).await.expect("injected");
+    // It may be waiting for work already; whatever comes first wakes it to its end.
+    let waiting = rig.run(simple(1), "me").await;
+    let queue = rig.get_json("/queue").await;
+    assert_eq!(queue["queue_running"], json!([]));
+    assert_eq!(queue["queue_pending"][0][1], waiting.as_str());
+    rig.control.inject(Fault::Restart { down: Duration::ZERO }).await.expect("injected");
+    let id = rig.run(simple(2), "me").await;
+    rig.wait_finished(&id).await;
+}
+
+#[tokio::test]
 async fn history_can_lag_behind_success_and_behind_the_end() {
     let rig = Rig::new().await;
     let mut socket = rig.socket("me").await;

@@ -22,6 +22,19 @@ pub(super) static CLASSES: &[NodeClass] = &[
         work: Work::ImageScaleBy,
     },
     NodeClass {
+        name: "ImageBlur",
+        display_name: "Image Blur",
+        category: "image/postprocessing",
+        output_node: false,
+        inputs: &[
+            required("image", IMAGE),
+            required("blur_radius", int(1, 1, 31)),
+            required("sigma", float(1.0, 0.1, 10.0, 0.1)),
+        ],
+        outputs: &[("IMAGE", "IMAGE")],
+        work: Work::ImageBlur,
+    },
+    NodeClass {
         name: "UpscaleModelLoader",
         display_name: "Load Upscale Model",
         category: "loaders",
