@@ -53,7 +53,7 @@ async fn breaking(way: &'static str) -> Broken {
     let (mut worst, mut frames) = (Duration::ZERO, 0);
     loop {
         fake.order(json!({"fault": "break_socket", "after": frames, "how": way})).await;
-        let (time, task) = timed(service.run(&sampling(SOUND + frames))).await;
+        let (time, task) = timed(service.completed(&sampling(SOUND + frames))).await;
         assert_eq!(task["attempt"], 1, "{task}");
         worst = worst.max(time);
         if fake.get("/fake/control").await["faults"] != json!([]) {

@@ -20,8 +20,8 @@ pub use self::{
     check::check,
     fault::{Fault, Faults, nearest},
     sections::{
-        App, ComfyUi, Connections, Env, Events, Format, Inputs, Log, Passthrough, Queue, Server, Storage, Store,
-        Supervision, Tasks, WorkflowFiles,
+        App, ComfyUi, Connections, Env, Events, Format, Health, Inputs, Log, Passthrough, Queue, Server, Storage,
+        Store, Supervision, Tasks, WorkflowFiles,
     },
     sources::{Layers, Sources},
 };
@@ -37,6 +37,8 @@ pub struct Config {
     pub connections: Connections,
     /// The `ComfyUI` servers.
     pub comfyui: ComfyUi,
+    /// Which of them are given work.
+    pub health: Health,
     /// ComfyUI's own API through us.
     pub passthrough: Passthrough,
     /// Who watches tasks.
@@ -103,6 +105,7 @@ fn read_sections(r: &mut Reader) -> Config {
         server: sections::server(r),
         connections: sections::connections(r),
         comfyui: sections::comfyui(r),
+        health: sections::health(r),
         passthrough: sections::passthrough(r),
         events: sections::events(r),
         queue: sections::queue(r),

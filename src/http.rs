@@ -170,6 +170,7 @@ fn routes() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(control::resume_queue))
         .routes(routes!(backends::list))
         .routes(routes!(backends::pause))
+        .routes(routes!(backends::drain))
         .routes(routes!(backends::resume))
         .routes(routes!(events::of_task))
         .routes(routes!(events::of_all))

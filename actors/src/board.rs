@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::{
     domain::{
         eta::Durations,
+        health::{Health, State},
         id::{BackendId, TaskId},
         progress::Progress,
         prompt::Abilities,
@@ -71,6 +72,8 @@ pub struct BackendStatus {
     pub connections: u64,
     /// Node classes it has; `None` while it has not told.
     pub nodes: Option<usize>,
+    /// Whether it is given work.
+    pub health: Health,
 }
 
 /// A session's phase, in a word.
@@ -88,6 +91,12 @@ pub enum PhaseName {
 }
 
 impl BackendStatus {
+    /// Whether it is given work, unless somebody paused it.
+    #[must_use]
+    pub fn takes_work(&self) -> bool {
+        self.phase == PhaseName::Online && self.health.state == State::Closed
+    }
+
     /// A backend nobody has tried yet.
     #[must_use]
     pub fn unknown() -> Self {
@@ -99,6 +108,7 @@ impl BackendStatus {
             queue_remaining: 0,
             connections: 0,
             nodes: None,
+            health: Health::good(),
         }
     }
 }
@@ -149,7 +159,7 @@ impl Board {
     #[must_use]
     pub fn place(&self, workflow: Option<&str>, ahead: u32) -> Place {
         let contents = self.lock();
-        let online = contents.backends.values().filter(|backend| backend.phase == PhaseName::Online).count();
+        let online = contents.backends.values().filter(|backend| backend.takes_work()).count();
         let servers = u32::try_from(online).unwrap_or(u32::MAX);
         // How many more there are than were counted nobody knows.
         let eta = (ahead < FAR).then(|| contents.durations.until_done(workflow, ahead, servers)).flatten();

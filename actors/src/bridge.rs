@@ -27,7 +27,9 @@ use crate::{
         comfy::ComfyTransport,
         input_store::InputStore,
         object_store::ObjectStore,
-        store::{Changed, Created, Idempotency, Pausable, Pause, Payload, Query, StoreError, TaskRecord, TaskStore},
+        store::{
+            Changed, Created, Hold, Idempotency, Pausable, Pause, Payload, Query, StoreError, TaskRecord, TaskStore,
+        },
     },
     queue::QueueMsg,
     watch::{FAR, Place, View, Watching},
@@ -188,8 +190,8 @@ impl Bridge {
     ///
     /// # Errors
     /// As for any request.
-    pub async fn set_paused(&self, what: Pausable, paused: bool) -> Result<Vec<Pause>, RequestError> {
-        self.0.queue.ask(|reply| QueueMsg::SetPaused { what, paused, reply }, ASK_TIMEOUT).await?
+    pub async fn set_paused(&self, what: Pausable, hold: Hold) -> Result<Vec<Pause>, RequestError> {
+        self.0.queue.ask(|reply| QueueMsg::SetPaused { what, hold, reply }, ASK_TIMEOUT).await?
     }
 
     /// Asks for the end of every task of ours that runs on a backend now; returns them.
@@ -273,6 +275,48 @@ impl Bridge {
         match tokio::time::timeout(patience, wait).await {
             Ok(Err(error)) => Err(error),
             Ok(Ok(())) | Err(_) => self.get(id).await,
+        }
+    }
+
+    /// The time of day, as everything that is stored has it.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
+    /// How many tasks need a backend: those that run or wait there, and those whose files are fetched from it. Of many only that they are.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn tasks_on(&self, backend: &BackendId) -> Result<usize, StoreError> {
+        /// More than any backend has.
+        const MANY: u32 = 1_000;
+        let query = Query { backend: Some(backend.clone()), limit: MANY, ..Query::default() };
+        Ok(self.0.store.list(query).await?.len())
+    }
+
+    /// The same once there is none, or when `patience` has passed.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn tasks_left_on(&self, backend: &BackendId, patience: Duration) -> Result<usize, StoreError> {
+        // Subscribed before the first read, so that an end between the two is not missed.
+        let (mut changes, until) = (self.0.store.changes(), Instant::now() + patience);
+        loop {
+            let left = self.tasks_on(backend).await?;
+            if left == 0 || Instant::now() >= until {
+                return Ok(left);
+            }
+            let look_again = until.min(Instant::now() + LOOK_EVERY);
+            loop {
+                match tokio::time::timeout_at(look_again, changes.recv()).await {
+                    Ok(Ok(changed)) if changed.was.is_some_and(TaskState::is_held) && !changed.state.is_held() => break,
+                    Ok(Ok(_)) => {}
+                    Ok(Err(broadcast::error::RecvError::Closed)) => return Ok(left),
+                    // Lagged, or time to look again.
+                    Ok(Err(broadcast::error::RecvError::Lagged(_))) | Err(_) => break,
+                }
+            }
         }
     }
 

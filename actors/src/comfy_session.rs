@@ -6,6 +6,8 @@
 //!   on the server, not repeated.
 //! - **Must never** send a prompt twice, believe the socket, or wait for I/O in a handler.
 
+mod canary;
+mod care;
 mod connection;
 mod drain;
 mod feed;
@@ -25,6 +27,7 @@ use std::collections::HashMap;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tracing::{debug, warn};
 
+use care::Care;
 use drain::Drain;
 pub use flight::Origin;
 use flight::{Act, Flight, Prepared, Stop, Unprepared};
@@ -40,6 +43,7 @@ use crate::{
     domain::{
         artifact::{Artifact, StoredObject},
         catalogue::Catalogue,
+        health::{Event, Load},
         id::{BackendId, ClientId, PromptId, TaskId},
         lane::Lanes,
         memory::Memory,
@@ -80,6 +84,8 @@ pub enum SessionMsg {
     Cancel { id: TaskId },
     /// Another backend is free: give back a prompt that only waits here, of one of these lanes.
     Recall { lanes: Lanes },
+    /// The server is being drained and has had its time: what still is here goes elsewhere.
+    MoveAway,
     /// A graph lacks something here: see whether that is still so. Answered when seen, or at once when it was looked just now.
     Survey { reply: RpcReplyPort<()> },
     /// The server told of its memory, or did not.
@@ -123,6 +129,12 @@ pub enum SessionMsg {
         /// What came of it.
         outcome: Result<Box<Outcome>, Panicked>,
     },
+    /// The canary ran, or did not.
+    Tested(Result<Event, Panicked>),
+    /// The server's queue was looked at.
+    LoadSeen(Result<Result<Load, ComfyError>, Panicked>),
+    /// Something was sent to the server so that it tells everybody, at this moment; `None` when it could not be.
+    CalledOut(Option<Timestamp>),
     /// Time to look around.
     Tick,
     /// The queue (re)started.
@@ -193,6 +205,7 @@ pub struct State {
     survey: Survey,
     /// What its device has, as of the newest connection.
     memory: Option<Memory>,
+    care: Care,
     /// Since when an accepted prompt's status frame is awaited.
     status_owed_since: Option<Timestamp>,
     orphans: Orphans,
@@ -209,6 +222,7 @@ impl Actor for ComfySessionActor {
     async fn pre_start(&self, me: ActorRef<SessionMsg>, args: SessionArgs) -> Result<State, ActorProcessingErr> {
         let SessionArgs { system, backend, comfy } = args;
         let feed = Feed::new(system.board.clone(), system.clock.clone());
+        let care = Care::new(system.settings.session.health);
         let mut tasks = Tasks::default();
         tasks.follow(&me, system.slots.queue.watch(), || SessionMsg::QueueIsBack);
         me.send_interval(TICK, || SessionMsg::Tick);
@@ -226,6 +240,7 @@ impl Actor for ComfySessionActor {
             keeping: HashMap::new(),
             survey: Survey::default(),
             memory: None,
+            care,
             status_owed_since: None,
             orphans: Orphans::default(),
             drain: Drain::default(),
@@ -244,6 +259,7 @@ impl Actor for ComfySessionActor {
             SessionMsg::Run { assignment, origin, stretch } => state.on_run(&me, *assignment, origin, stretch),
             SessionMsg::Cancel { id } => state.on_stop(&me, id, Stop::Client),
             SessionMsg::Recall { lanes } => state.on_recall(&me, &lanes),
+            SessionMsg::MoveAway => state.on_move_away(&me),
             SessionMsg::Survey { reply } => state.on_survey(&me, reply),
             SessionMsg::Weighed(memory) => state.on_weighed(&me, memory),
             SessionMsg::Surveyed(result) => state.on_surveyed(result),
@@ -255,6 +271,9 @@ impl Actor for ComfySessionActor {
             SessionMsg::Heard(word) => state.on_heard(&me, word),
             SessionMsg::FrameKept { id, fence, number, result } => state.on_frame_kept(&me, id, fence, number, *result),
             SessionMsg::Done { id, fence, outcome } => state.on_done(&me, id, fence, outcome),
+            SessionMsg::Tested(result) => state.on_tested(&me, result),
+            SessionMsg::LoadSeen(result) => state.on_load_seen(&me, result),
+            SessionMsg::CalledOut(began) => state.on_called_out(began),
             SessionMsg::Tick => state.on_tick(&me),
             SessionMsg::QueueIsBack => state.tell_demand(&me),
             SessionMsg::OrphansStopped(left) => state.orphans.keep(left),
@@ -279,7 +298,7 @@ impl State {
         flight.stretch = stretch;
         self.feed.follow(flight.prompt(), &flight.task, outline);
         self.flights.insert(id, (flight, graph));
-        if self.phase.client().is_none() || self.drain.has_begun() {
+        if !self.takes_work() || self.drain.has_begun() {
             self.give_back_unsent(me);
         }
         self.advance(me, id);
@@ -290,6 +309,12 @@ impl State {
         if let Some((flight, _)) = self.flights.get_mut(&id) {
             flight.request_stop(stop, now);
             self.advance(me, id);
+        }
+    }
+
+    fn on_move_away(&mut self, me: &ActorRef<SessionMsg>) {
+        for id in self.flights.keys().copied().collect::<Vec<_>>() {
+            self.on_stop(me, id, Stop::Move);
         }
     }
 
@@ -482,12 +507,18 @@ impl State {
         if let Some(word) = self.feed.last_word(&flight.prompt()) {
             flight.on_word(word, &self.system.settings.session);
         }
-        let (evidence, act) = (flight.take_evidence(), flight.next(now, online, &self.system.settings.session));
+        let (evidence, sign) = (flight.take_evidence(), flight.take_sign());
+        let act = flight.next(now, online, &self.system.settings.session);
         if let Some(prompt) = evidence {
             self.on_accepted(me, id, prompt);
         }
+        // Before the end is told: a server that broke gets nothing in its place.
+        let was_well = self.is_well();
+        if let Some(sign) = sign {
+            self.note(me, Event::Ended(sign));
+        }
         if let Some(act) = act {
-            self.perform(me, id, act);
+            self.perform(me, id, if was_well { act } else { act.without_blame() });
         }
     }
 
@@ -549,7 +580,10 @@ impl State {
                 self.tasks.run(me, work, done);
             }
             Act::Plan(artifacts) => self.hand_to_uploads(id, artifacts),
-            Act::Settle { change, orphan } => self.settle(me, id, change, orphan),
+            Act::Settle { change, orphan } => {
+                self.on_stopped(me, id, orphan.is_some());
+                self.settle(me, id, change, orphan);
+            }
         }
     }
 
@@ -576,6 +610,7 @@ impl State {
         }
         self.survey_in_time(me);
         self.check_hearing(me, now);
+        self.take_care(me, now);
         self.give_up_if_lost(me, now);
         self.advance_all(me);
         self.forget();
@@ -615,12 +650,21 @@ impl State {
 
 /// Fills in the classes of nodes that the graph knows.
 fn name_classes(nodes: &mut [NodeTiming], graph: &str) {
+    let mut classes = classes(graph);
+    for node in nodes {
+        node.class_type = classes.remove(&node.node_id);
+    }
+}
+
+fn class_of(graph: &str, node: &str) -> Option<String> {
+    classes(graph).remove(node)
+}
+
+fn classes(graph: &str) -> HashMap<String, String> {
     #[derive(serde::Deserialize)]
     struct Node {
         class_type: String,
     }
-    let mut graph: HashMap<String, Node> = serde_json::from_str(graph).unwrap_or_default();
-    for node in nodes {
-        node.class_type = graph.remove(&node.node_id).map(|node| node.class_type);
-    }
+    let nodes: HashMap<String, Node> = serde_json::from_str(graph).unwrap_or_default();
+    nodes.into_iter().map(|(id, node)| (id, node.class_type)).collect()
 }

@@ -24,6 +24,7 @@ use crate::{
     board::{BackendStatus, PhaseName},
     domain::{
         error::TaskError,
+        health::{Cause, State},
         id::BackendId,
         order::Priority,
         task::{Task, TaskState},
@@ -189,6 +190,26 @@ impl Metrics {
         count(&self.0.instruments.lost, &[backend.as_str(), loss.as_str()]);
     }
 
+    /// A backend is given no more tasks, for this cause.
+    pub fn breaker_opened(&self, backend: &BackendId, cause: Cause) {
+        count(&self.0.instruments.breaker_openings, &[backend.as_str(), cause.as_str()]);
+    }
+
+    /// A backend was tested with a prompt of its own.
+    pub fn tested(&self, backend: &BackendId, passed: bool) {
+        count(&self.0.instruments.canaries, &[backend.as_str(), if passed { "passed" } else { "failed" }]);
+    }
+
+    /// A running prompt has shown no progress for a while.
+    pub fn quiet(&self, backend: &BackendId) {
+        count(&self.0.instruments.quiet, &[backend.as_str()]);
+    }
+
+    /// A running prompt was stopped because it showed no progress for too long.
+    pub fn stuck(&self, backend: &BackendId) {
+        count(&self.0.instruments.stuck, &[backend.as_str()]);
+    }
+
     /// A running prompt was asked about, because the socket said nothing of it.
     pub fn silent(&self, backend: &BackendId) {
         count(&self.0.instruments.silences, &[backend.as_str()]);
@@ -254,6 +275,9 @@ impl Metrics {
             let name = backend.as_str();
             for (phase, word) in PHASES {
                 set(&instruments.phase, &[name, word], truth(status.phase == phase));
+            }
+            for state in State::ALL {
+                set(&instruments.breaker, &[name, state.as_str()], truth(status.health.state == state));
             }
             set(&instruments.in_flight, &[name], whole(status.in_flight as u64));
             set(&instruments.remote_queue, &[name], whole(status.queue_remaining));

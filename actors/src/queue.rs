@@ -39,7 +39,7 @@ use crate::{
         task::{Change, Fence, Task, TaskState},
     },
     kit::tasks::{Panicked, Tasks},
-    ports::store::{Assignment, Counts, Created, Creation, Depth, Pausable, Pause, Query, Renewed, StoreError},
+    ports::store::{Assignment, Counts, Created, Creation, Depth, Hold, Pausable, Pause, Query, Renewed, StoreError},
     system::System,
 };
 
@@ -112,7 +112,7 @@ pub enum QueueMsg {
         /// All of us, or one backend.
         what: Pausable,
         /// Nothing new, or go on.
-        paused: bool,
+        hold: Hold,
         /// Answered after the commit with all that is paused.
         reply: RpcReplyPort<Result<Vec<Pause>, RequestError>>,
     },
@@ -313,7 +313,7 @@ impl Actor for QueueActor {
             QueueMsg::Stored { reply, kept, stretch, result } => state.on_stored(&me, reply, kept, stretch, result),
             QueueMsg::Amend { id, wish, reply } => state.amend(&me, id, wish, reply),
             QueueMsg::Amended { wish, reply, result } => state.on_amended(&me, wish, reply, result),
-            QueueMsg::SetPaused { what, paused, reply } => state.set_paused(&me, what, paused, reply),
+            QueueMsg::SetPaused { what, hold, reply } => state.set_paused(&me, what, hold, reply),
             QueueMsg::PauseStored { reply, result } => state.on_pause_stored(&me, reply, result),
             QueueMsg::PausesRead { changes, result } => state.on_pauses_read(&me, changes, result),
             QueueMsg::Running { reply } => _ = reply.send(state.running()),

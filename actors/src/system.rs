@@ -16,6 +16,7 @@ use crate::{
     catalogues::Catalogues,
     comfy_session::SessionMsg,
     domain::{
+        health,
         id::{BackendId, WorkerId},
         order::Ordering,
         retry::Backoff,
@@ -197,6 +198,12 @@ pub struct SessionSettings {
     pub stop_grace: Duration,
     /// How long a server is given to free its memory for a task that ran out of it.
     pub free_wait: Duration,
+    /// A running prompt that shows no progress for this long is looked into.
+    pub quiet_after: Duration,
+    /// One that shows none for this long is stuck, unless its task says otherwise.
+    pub no_progress_timeout: Duration,
+    /// When a server gets no more work, and how it is tested.
+    pub health: health::Limits,
     /// How often a server is asked what it has.
     pub nodes_refresh: Duration,
     /// How often at most, when something is missing.
@@ -260,6 +267,9 @@ impl Default for SessionSettings {
             backend_lost_after: seconds(300),
             stop_grace: seconds(30),
             free_wait: seconds(10),
+            quiet_after: seconds(120),
+            no_progress_timeout: seconds(900),
+            health: health::Limits::default(),
             nodes_refresh: seconds(300),
             nodes_recheck: seconds(5),
             previews: false,

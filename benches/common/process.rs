@@ -87,13 +87,6 @@ impl Fake {
         request.send().await.expect("an answer").json().await.expect("JSON")
     }
 
-    /// Prompts it started.
-    pub async fn executions(&self) -> u64 {
-        let request = self.http.get(format!("{}/fake/stats", self.url));
-        let stats: Value = request.send().await.expect("an answer").json().await.expect("counts");
-        stats["executions"].as_u64().expect("a number")
-    }
-
     /// The part of the time between the first start and the last end in which nothing ran.
     pub async fn idle_share(&self) -> f64 {
         self.get("/fake/stats").await["idle_share"].as_f64().expect("a number")
@@ -188,8 +181,13 @@ impl Service {
         task["task_id"].as_str().expect("its id").to_owned()
     }
 
-    /// Creates a task and waits until its outputs are stored; the task then.
-    pub async fn run(&self, graph: &Value) -> Value {
+    /// Creates a task and waits until its outputs are stored.
+    pub async fn run(&self, graph: &Value) {
+        self.completed(graph).await;
+    }
+
+    /// As [`Self::run`]; the task then.
+    pub async fn completed(&self, graph: &Value) -> Value {
         let task = self.post(graph, "wait=60").await;
         assert_eq!(task["status"], "completed", "{task}");
         task
@@ -217,7 +215,7 @@ impl Service {
     }
 
     /// The most memory it has while something else goes on.
-    pub async fn peak_while<T>(&self, work: impl Future<Output = T>) -> u64 {
+    pub async fn peak_while(&self, work: impl Future<Output = ()>) -> u64 {
         let mut peak = 0;
         let sample = async {
             loop {
@@ -226,7 +224,7 @@ impl Service {
             }
         };
         tokio::select! {
-            _ = work => {}
+            () = work => {}
             () = sample => {}
         }
         peak

@@ -10,6 +10,7 @@ use comfyd_actors::{
     domain::{
         artifact::FileRef,
         catalogue::Catalogue,
+        health::Load,
         id::{BackendId, ClientId, PromptId},
         prompt::{Abilities, Finished, Receipt, Sighting},
     },
@@ -260,6 +261,10 @@ impl ComfyTransport for HttpComfy {
     async fn free(&self) -> Result<(), ComfyError> {
         let wish = json!({ "unload_models": true, "free_memory": true });
         check_status(self.http.tell(&["free"], &wish).await?)
+    }
+
+    async fn load(&self) -> Result<Load, ComfyError> {
+        Ok(lookup::load(&self.http.json(&["queue"], &[]).await?)?)
     }
 
     async fn view(&self, file: &FileRef) -> Result<Download, ComfyError> {

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use comfyd_actors::{
     domain::{
         error::{ErrorCode, TaskError},
+        health::Load,
         id::PromptId,
         prompt::{Finished, Outcome, Sighting},
     },
@@ -77,6 +78,16 @@ impl<'a> Queue<'a> {
 fn item_id(item: &[Raw<'_>]) -> Option<PromptId> {
     let id: Cow<'_, str> = serde_json::from_str(item.get(1)?.get()).ok()?;
     plain_id(&id)
+}
+
+/// What the answer of `/queue` says of everybody's prompts.
+///
+/// # Errors
+/// When the text is not a queue.
+pub fn load(text: &str) -> Result<Load, Odd> {
+    let queue = Queue::read(text)?;
+    let running = queue.queue_running.iter().filter_map(|item| item_id(item)).collect();
+    Ok(Load { running, pending: queue.queue_pending.len() })
 }
 
 /// Looks for a prompt in the answer of `/queue`.
@@ -231,6 +242,13 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_tells_what_runs_and_how_many_wait() {
+        let text = format!(r#"{{"queue_running": [{}], "queue_pending": [[1], {}]}}"#, item("one", 1), item("two", 1));
+        assert_eq!(load(&text), Ok(Load { running: vec![PromptId::new("one")], pending: 2 }));
+        assert!(load("[]").is_err());
+    }
+
+    #[test]
     fn a_finished_prompt_is_found_by_marker() {
         let end = r#""outputs": {}, "status": {"status_str": "success", "messages": []}"#;
         let other = r#""other": {"prompt": null}"#;
@@ -265,6 +283,7 @@ mod tests {
         fn never_panics(text in "(\\{|\\}|\\[|\\]|,|:|\"(queue_running|queue_pending|status|prompt|p)\"|null|7){0,40}") {
             let _ = in_queue(&text, &wanted());
             let _ = in_history(&text, &wanted());
+            let _ = load(&text);
             let _ = job(&text, &wanted().prompt);
         }
     }

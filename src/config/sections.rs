@@ -4,6 +4,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use comfyd_actors::{
     domain::{
+        health,
         order::Ordering,
         passthrough::{Gate, Rule},
         retry::Backoff,
@@ -129,6 +130,17 @@ pub struct ComfyUi {
     pub nodes_recheck: Duration,
     /// Pictures of unfinished work are asked for every task.
     pub previews: bool,
+}
+
+/// `[health]`
+#[derive(Debug, Clone, Copy)]
+pub struct Health {
+    /// When a server gets no more work, and how it is tested.
+    pub limits: health::Limits,
+    /// Silence of a run that is worth a warning.
+    pub quiet_after: Duration,
+    /// Silence of a run that is taken to be stuck.
+    pub no_progress_timeout: Duration,
 }
 
 /// `[passthrough]`
@@ -350,6 +362,29 @@ fn backoff(r: &mut Reader, base: &'static str, cap: &'static str) -> Backoff {
     let backoff = Backoff { base: r.duration(base, MS..=DAY), cap: r.duration(cap, MS..=DAY) };
     r.demand(backoff.cap >= backoff.base, &[cap, base], format!("must not be shorter than {base}"));
     backoff
+}
+
+pub(super) fn health(r: &mut Reader) -> Health {
+    let health = Health {
+        limits: health::Limits {
+            failures: r.number("health.failures", 1..=1_000_000),
+            percent: r.number("health.percent", 1..=100),
+            tasks: r.number("health.tasks", 1..=health::MOST_ENDS),
+            window: r.duration("health.window", MS..=DAY),
+            pause: backoff(r, "health.pause_base", "health.pause_cap"),
+            canary: r.duration("health.test_timeout", MS..=DAY),
+            idle: r.duration("health.idle_after", MS..=DAY),
+            blocked: r.duration("health.blocked_after", MS..=MONTH),
+        },
+        quiet_after: r.duration("health.quiet_after", MS..=MONTH),
+        no_progress_timeout: r.duration("health.no_progress_timeout", MS..=MONTH),
+    };
+    r.demand(
+        health.no_progress_timeout >= health.quiet_after,
+        &["health.no_progress_timeout", "health.quiet_after"],
+        "must not be shorter than health.quiet_after: a run is looked into before it is stopped",
+    );
+    health
 }
 
 pub(super) fn passthrough(r: &mut Reader) -> Passthrough {

@@ -11,7 +11,7 @@ use axum::{
 use comfyd_actors::{
     bridge::Wish,
     domain::{id::TaskId, order::Priority, time::Timestamp},
-    ports::store::{Pausable, Pause},
+    ports::store::{Hold, Pausable, Pause},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -170,7 +170,7 @@ async fn amend(service: &Service, id: TaskId, wish: Wish, headers: &HeaderMap) -
     )
 )]
 pub async fn pause_queue(State(service): State<Arc<Service>>) -> Result<Json<QueueState>, Problem> {
-    set_queue_paused(&service, true).await
+    set_queue_paused(&service, Hold::Pause).await
 }
 
 /// Resume the queue
@@ -184,11 +184,11 @@ pub async fn pause_queue(State(service): State<Arc<Service>>) -> Result<Json<Que
     )
 )]
 pub async fn resume_queue(State(service): State<Arc<Service>>) -> Result<Json<QueueState>, Problem> {
-    set_queue_paused(&service, false).await
+    set_queue_paused(&service, Hold::Resume).await
 }
 
-async fn set_queue_paused(service: &Service, paused: bool) -> Result<Json<QueueState>, Problem> {
-    let pauses = service.bridge.set_paused(Pausable::Queue, paused).await?;
+async fn set_queue_paused(service: &Service, hold: Hold) -> Result<Json<QueueState>, Problem> {
+    let pauses = service.bridge.set_paused(Pausable::Queue, hold).await?;
     Ok(Json(QueueState::of(&pauses)))
 }
 

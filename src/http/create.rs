@@ -40,7 +40,7 @@ use super::{
 use crate::{config::nearest, crash_point, workflows::Found};
 
 /// `workflow` is the first: where the path names it, the others are what is left.
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 12] = [
     "workflow",
     "inputs",
     "priority",
@@ -48,6 +48,7 @@ const FIELDS: [&str; 11] = [
     "delay",
     "max_attempts",
     "timeout",
+    "no_progress_timeout",
     "metadata",
     "allow_partial",
     "previews",
@@ -91,6 +92,10 @@ pub struct CreateTask {
     /// Longest time one attempt may execute: "90s", "5m", "1h 30m".
     #[schema(example = "10m")]
     timeout: Option<String>,
+    /// Longest time a run may show no sign of progress, before it is interrupted and tried again, elsewhere if that can be. Without it what the
+    /// workflow says, else the service (15 minutes, unless its operator chose otherwise). Loading a large model is silent.
+    #[schema(example = "5m")]
+    no_progress_timeout: Option<String>,
     /// Run what the server takes of a graph it does not take whole, instead of failing.
     allow_partial: Option<bool>,
     /// Have samplers make pictures of unfinished work, for who watches the task with `previews=true`. Costs the server a little per step.
@@ -310,6 +315,7 @@ pub fn parse(body: &[u8], key: Option<&HeaderValue>, subject: Subject) -> Result
         Subject::Named(Err(problem)) => reading.not_found(problem),
         Subject::Named(Ok(found)) | Subject::Path(found) => {
             options.workflow_version = Some(found.version);
+            options.no_progress_timeout = options.no_progress_timeout.or(found.workflow.no_progress_timeout());
             reading.named(found, inputs)
         }
     };
@@ -403,6 +409,7 @@ impl<'a> Reading<'a> {
         TaskOptions {
             allow_partial: self.field("allow_partial", truth).unwrap_or_default(),
             previews: self.field("previews", truth).unwrap_or_default(),
+            no_progress_timeout: self.field("no_progress_timeout", timeout),
             output: self.output_options(),
             ..TaskOptions::default()
         }
@@ -572,6 +579,12 @@ fn delay(value: &Value) -> Result<Start, String> {
 fn duration(value: &Value) -> Result<Duration, String> {
     let text = value.as_str().ok_or("expected a duration as text, such as \"90s\" or \"1h 30m\"")?;
     humantime::parse_duration(text).map_err(|error| format!("{error}; write \"90s\" or \"1h 30m\""))
+}
+
+/// A duration that may be zero.
+pub fn at_most(value: &Value, most: Duration) -> Result<Duration, String> {
+    let duration = duration(value)?;
+    if duration > most { Err(format!("expected at most {}", humantime::format_duration(most))) } else { Ok(duration) }
 }
 
 fn timeout(value: &Value) -> Result<Duration, String> {

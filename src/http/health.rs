@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{Json, extract::State, http::StatusCode};
-use comfyd_actors::{board::PhaseName, bridge::Bridge, domain::lane::Lane};
+use comfyd_actors::{bridge::Bridge, domain::lane::Lane};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -219,7 +219,7 @@ pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
         tokio::join!(checks.store(bridge), checks.storage(bridge), checks.counts(bridge), checks.waiting(bridge));
     let pauses = bridge.pauses();
     let backends = backends::views(bridge, &pauses);
-    let all_online = backends.iter().all(|backend| backend.phase == PhaseName::Online);
+    let all_online = backends.iter().all(BackendView::takes_work);
     let status = match (service.is_leaving(), store.is_none() && storage.is_none() && all_online) {
         (true, _) => "draining",
         (false, true) => "ok",

@@ -130,6 +130,8 @@ pub struct WorkflowFile {
     inputs: Option<Value>,
     /// What it is for.
     description: Option<String>,
+    /// Longest time a run of it may show no sign of progress, for tasks that do not say: "5m", "1h 30m".
+    no_progress_timeout: Option<String>,
 }
 
 /// The name of an input that is found in the graph, or one that says all about itself.

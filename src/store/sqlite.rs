@@ -29,8 +29,8 @@ use comfyd_actors::{
         clock::Clock,
         input_store::InputStore,
         store::{
-            Assignment, Changed, Claim, Counts, Creation, Depth, FailedQuery, NewTask, Pausable, Pause, Query, Renewed,
-            Retention, StoreError, TaskRecord, TaskStore, WorkSource,
+            Assignment, Changed, Claim, Counts, Creation, Depth, FailedQuery, Hold, NewTask, Pausable, Pause, Query,
+            Renewed, Retention, StoreError, TaskRecord, TaskStore, WorkSource,
         },
     },
 };
@@ -204,8 +204,8 @@ impl TaskStore for SqliteStore {
         self.readers.pauses().await
     }
 
-    async fn set_paused(&self, what: Pausable, paused: bool) -> Result<Vec<Pause>, StoreError> {
-        self.write(SetPaused { what, paused }).await
+    async fn set_paused(&self, what: Pausable, hold: Hold) -> Result<Vec<Pause>, StoreError> {
+        self.write(SetPaused { what, hold }).await
     }
 
     async fn check(&self) -> Result<(), StoreError> {

@@ -22,6 +22,7 @@ mod failures;
 mod flow;
 mod frames;
 mod generations;
+mod health;
 mod hostile;
 mod inputs;
 mod metrics;

@@ -30,6 +30,8 @@ const FAST: &[(&str, &str)] = &[
     ("COMFYD_COMFYUI__DEAF_AFTER", "500ms"),
     ("COMFYD_COMFYUI__STOP_GRACE", "3s"),
     ("COMFYD_COMFYUI__NODES_RECHECK", "0s"),
+    ("COMFYD_HEALTH__PAUSE_BASE", "50ms"),
+    ("COMFYD_HEALTH__PAUSE_CAP", "500ms"),
     ("COMFYD_TASKS__RETRY_BASE", "10ms"),
     ("COMFYD_TASKS__RETRY_CAP", "50ms"),
     ("COMFYD_TASKS__UPLOAD_RETRY_BASE", "10ms"),
@@ -145,11 +147,12 @@ impl Api {
         format!("{}{path}", self.base)
     }
 
-    /// Waits until every backend is online.
+    /// Waits until every backend is online and given tasks.
     pub async fn online(&self) {
+        let takes = |backend: &Value| backend["phase"] == "online" && backend["health"]["breaker"] == "closed";
         self.until_status(|status| {
             let backends = status["backends"].as_array().unwrap();
-            !backends.is_empty() && backends.iter().all(|backend| backend["phase"] == "online")
+            !backends.is_empty() && backends.iter().all(takes)
         })
         .await;
     }

@@ -72,6 +72,7 @@ impl State {
         let now = self.now();
         self.flights.values_mut().for_each(|(flight, _)| flight.on_reconnected(now));
         self.stop_orphans(me);
+        self.on_reached(me);
         self.advance_all(me);
         self.tell_demand(me);
         self.weigh(me);
@@ -91,6 +92,8 @@ impl State {
         let now = self.now();
         self.status_owed_since = None;
         self.set_phase(|phase| phase.disconnected(now), Some(reason));
+        self.flights.values_mut().for_each(|(flight, _)| flight.on_disconnected());
+        self.on_unreached(me, loss, reason);
         let delay = self.system.settings.session.reconnect.delay_at_least_half(self.phase.failures(), rand::random());
         me.send_after(delay, || SessionMsg::Dial);
         self.tell_demand(me);
@@ -153,8 +156,9 @@ impl State {
     }
 
     pub(super) fn tell_demand(&self, me: &ActorRef<SessionMsg>) {
-        let (backend, client) = (self.backend.clone(), self.phase.client().cloned());
-        let demand = Demand { backend, epoch: me.get_id(), client, memory: self.memory.map(|memory| memory.total) };
+        let client = self.phase.client().filter(|_| self.takes_work()).cloned();
+        let (backend, memory) = (self.backend.clone(), self.memory.map(|memory| memory.total));
+        let demand = Demand { backend, epoch: me.get_id(), client, memory };
         self.system.slots.queue.cast(QueueMsg::Demand(demand));
     }
 }

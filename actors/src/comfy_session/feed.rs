@@ -134,6 +134,12 @@ impl Feed {
         self.lock().followed.get(prompt).map(|followed| followed.last_word)
     }
 
+    /// The node a prompt is in, as far as was heard.
+    #[must_use]
+    pub fn node(&self, prompt: &PromptId) -> Option<String> {
+        self.lock().followed.get(prompt)?.tracker.progress().node
+    }
+
     /// When the last `status` frame came.
     #[must_use]
     pub fn last_status(&self) -> Timestamp {

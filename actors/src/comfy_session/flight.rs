@@ -11,17 +11,20 @@ mod ageing;
 mod files;
 mod room;
 mod stopping;
+mod stream;
 
 use files::{Files, Next};
 pub use files::{Prepared, Trouble, Unprepared};
 use room::Room;
 pub use stopping::Stop;
+use stream::Stream;
 
 use super::frames::{Delivery, Frames};
 use crate::{
     domain::{
         artifact::Artifact,
         error::{ErrorCode, TaskError},
+        health::Sign,
         id::{PromptId, TaskId},
         options::TaskOptions,
         prompt::{Finished, Outcome, Receipt, Sighting},
@@ -99,6 +102,18 @@ pub enum Act {
     Settle { change: Change, orphan: Option<PromptId> },
 }
 
+impl Act {
+    /// The same on a server that was broken already: what breaks there is not the task's doing.
+    pub(super) fn without_blame(self) -> Self {
+        match self {
+            Self::Settle { change: Change::Elsewhere { error, .. }, orphan } => {
+                Self::Settle { change: Change::Elsewhere { error, blamed: false }, orphan }
+            }
+            other => other,
+        }
+    }
+}
+
 /// A task on a backend.
 #[derive(Debug, Clone)]
 pub struct Flight {
@@ -123,6 +138,10 @@ pub struct Flight {
     stop_heard_at: Option<Timestamp>,
     /// When the prompt was first seen running.
     running_since: Option<Timestamp>,
+    /// Whether its frames come to us.
+    stream: Stream,
+    /// What its end says about the server was told.
+    sign_told: bool,
     /// When its end was first heard of.
     end_heard_at: Option<Timestamp>,
     /// Since when no answer about it could be read.
@@ -172,6 +191,8 @@ impl Flight {
             stop_sent_at: None,
             stop_heard_at: None,
             running_since: None,
+            stream: Stream::default(),
+            sign_told: false,
             end_heard_at: None,
             unread_since: None,
             over_at: now,
@@ -279,6 +300,51 @@ impl Flight {
         matches!(self.fate, Fate::Accepted { .. }) && self.end_heard_at.is_none() && self.stop.is_none()
     }
 
+    /// Whether it is taken to be stuck.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        matches!(self.stop, Some(Stop::Stuck(_)))
+    }
+
+    /// Whether the server has heard that it shall stop.
+    #[must_use]
+    pub fn heard_stop(&self) -> bool {
+        self.stop_heard_at.is_some()
+    }
+
+    /// Whether it runs, as far as is known.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.running_since.is_some() && self.occupies_backend()
+    }
+
+    /// Its limit, when it has shown no sign of progress for that long though one would have come to us.
+    #[must_use]
+    pub fn stalled(&self, now: Timestamp, settings: &SessionSettings) -> Option<Duration> {
+        let limit = self.options.no_progress_timeout.unwrap_or(settings.no_progress_timeout);
+        let silence = self.stream.silence(now).filter(|_| self.is_running() && self.stop.is_none());
+        silence.is_some_and(|silence| silence >= limit).then_some(limit)
+    }
+
+    /// Whether it has been silent for so long that it is worth a word. True once for each silence.
+    #[must_use]
+    pub fn grows_quiet(&mut self, now: Timestamp, after: Duration) -> bool {
+        self.is_running() && self.stop.is_none() && self.stream.grows_quiet(now, after)
+    }
+
+    /// What its end says about its server. Told once.
+    #[must_use]
+    pub fn take_sign(&mut self) -> Option<Sign> {
+        let sign = match &self.fate {
+            Fate::Over(Finished { outcome: Outcome::Failed(error), .. }) => Sign::of(error),
+            Fate::Over(_) => Sign::Sound,
+            Fate::Gone { was_running: true, .. } => Sign::Faulty,
+            Fate::Gone { was_accepted: false, .. } if self.post_failed.is_some() => Sign::Faulty,
+            _ => return None,
+        };
+        (!std::mem::replace(&mut self.sign_told, true)).then_some(sign)
+    }
+
     /// Whether the server may still be working on it.
     #[must_use]
     pub fn occupies_backend(&self) -> bool {
@@ -298,7 +364,10 @@ impl Flight {
         match &act {
             Act::Prepare => self.files.begin(),
             Act::MakeRoom => self.room = Room::Making,
-            Act::Submit => self.fate = Fate::Sending,
+            Act::Submit => {
+                self.fate = Fate::Sending;
+                self.stream.begin(now);
+            }
             Act::Look(_) | Act::ReadHistory(_) => self.asks += 1,
             Act::Stop(_) | Act::Withdraw(_) => (self.stop_sent_at, self.stop_heard_at) = (Some(now), None),
             Act::Plan(_) | Act::Settle { .. } => {}
@@ -327,7 +396,7 @@ impl Flight {
             Fate::Refused(error) => Some(self.settle(Change::after(error.clone()), None)),
             Fate::Stale => Some(self.settle(self.after_stop(), None)),
             Fate::Accepted { .. } | Fate::Unclear(_) if self.is_beyond_stopping(now, settings) => {
-                Some(self.settle(self.after_stop(), Some(self.prompt())))
+                Some(self.settle(self.after_defiance(), Some(self.prompt())))
             }
             Fate::Accepted { .. } | Fate::Unclear(_) if self.is_lost(now, settings) => self.give_up(),
             Fate::Accepted { .. } | Fate::Unclear(_) if self.must_stop(now) => Some(match self.stop {
@@ -386,7 +455,7 @@ impl Flight {
 
     fn after_loss(&self, was_accepted: bool, was_running: bool) -> Change {
         match (&self.stop, &self.post_failed) {
-            (None, _) if was_accepted && was_running => Change::Release(Release::ServerDied),
+            (None | Some(Stop::Stuck(_)), _) if was_accepted && was_running => Change::Release(Release::ServerDied),
             // The server is well enough to say that it does not have it: the graph may be what it stumbles over each time.
             (None, Some(reason)) if !was_accepted => Change::after(TaskError::new(
                 ErrorCode::BackendError,
@@ -582,6 +651,7 @@ impl Flight {
     /// It was seen or heard running.
     pub fn on_running(&mut self, now: Timestamp) {
         self.running_since.get_or_insert(now);
+        self.stream.moved(now);
         match &mut self.fate {
             Fate::Accepted { running } => *running = true,
             // Only what was accepted can run.
@@ -600,6 +670,7 @@ impl Flight {
 
     /// Its progress was heard of just now: no need to ask for a while.
     pub fn on_word(&mut self, now: Timestamp, settings: &SessionSettings) {
+        self.stream.moved(now);
         if matches!(self.fate, Fate::Accepted { .. }) && self.end_heard_at.is_none() && self.stop.is_none() {
             self.next_ask = self.next_ask.max(now.after(settings.silence));
         }
@@ -611,6 +682,11 @@ impl Flight {
         self.end_heard_at.get_or_insert(now);
         self.asks = 0;
         self.next_ask = if written { now } else { self.next_ask.min(now.after(REREAD_EVERY)) };
+    }
+
+    /// The connection its frames come over is gone.
+    pub fn on_disconnected(&mut self) {
+        self.stream.end();
     }
 
     /// Frames may have been missed: ask at once.

@@ -25,6 +25,8 @@ pub enum ErrorCode {
     Interrupted,
     /// The task's own time limit passed.
     Timeout,
+    /// The run showed no sign of progress and was interrupted.
+    Stuck,
     /// Servers died repeatedly while running this task.
     Poison,
     /// The run said success but an output file could not be read from the server.
@@ -54,6 +56,7 @@ impl ErrorCode {
             Self::BackendFault => "backend_fault",
             Self::Interrupted => "interrupted",
             Self::Timeout => "timeout",
+            Self::Stuck => "stuck",
             Self::Poison => "poison",
             Self::OutputMissing => "output_missing",
             Self::UploadFailed => "upload_failed",
@@ -72,7 +75,9 @@ impl ErrorCode {
                 Class::Validation
             }
             Self::NoOutputs | Self::ConversionFailed => Class::Permanent,
-            Self::NodeFailed | Self::BackendError | Self::Interrupted | Self::OutputMissing => Class::Transient,
+            Self::NodeFailed | Self::BackendError | Self::Interrupted | Self::Stuck | Self::OutputMissing => {
+                Class::Transient
+            }
             Self::OutOfMemory => Class::OutOfMemory,
             Self::BackendFault => Class::BackendFault,
             Self::Poison => Class::Poison,

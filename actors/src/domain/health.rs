@@ -218,7 +218,7 @@ impl Health {
 }
 
 /// Ends kept: what a share is taken of never takes more memory than this.
-const MOST_ENDS: usize = 100;
+pub const MOST_ENDS: usize = 100;
 
 impl Breaker {
     /// A closed one: nothing is known against the backend.

@@ -1,7 +1,7 @@
 //! What a client wants done differently for one task. Stored with its payload as JSON; a field that is missing there has its default, so
 //! rows of older versions stay readable.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,9 @@ pub struct TaskOptions {
     /// Which outputs are kept, and what is done to them on their way into the storage.
     #[serde(skip_serializing_if = "OutputOptions::is_default")]
     pub output: OutputOptions,
+    /// How long a run may show no sign of progress; `None` = as long as the service allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_progress_timeout: Option<Duration>,
     /// The files its graph refers to.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub files: BTreeSet<InputId>,

@@ -4,6 +4,8 @@
 //! itself, or just a name that is [resolved](super::resolve) from the graph. A raw graph has inputs too: each field of each node,
 //! addressed `"<node id>.<field>"`.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 
 use super::graph;
@@ -28,6 +30,7 @@ pub struct Workflow {
     graph: Value,
     inputs: Vec<Input>,
     description: Option<String>,
+    no_progress_timeout: Option<Duration>,
 }
 
 /// Why a value was not taken.
@@ -67,6 +70,12 @@ impl Workflow {
     #[must_use]
     pub fn description(&self) -> Option<&str> {
         self.description.as_deref()
+    }
+
+    /// How long its runs may show no sign of progress, if it says so.
+    #[must_use]
+    pub fn no_progress_timeout(&self) -> Option<Duration> {
+        self.no_progress_timeout
     }
 
     /// The graph's own value of a field.

@@ -11,6 +11,7 @@ use super::{
 use crate::domain::{
     artifact::FileRef,
     catalogue::Catalogue,
+    health::Load,
     id::{BackendId, ClientId, PromptId, TaskId},
     prompt::{Abilities, Finished, Receipt, Sighting, Signal},
 };
@@ -190,6 +191,12 @@ pub trait ComfyTransport: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`.
     async fn free(&self) -> Result<(), ComfyError>;
+
+    /// What runs and waits on the server, prompts of others included.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn load(&self) -> Result<Load, ComfyError>;
 
     /// Opens an output file.
     ///

@@ -318,6 +318,22 @@ pub struct Pause {
     pub what: Pausable,
     /// Since when.
     pub since: Timestamp,
+    /// When what still runs there is moved elsewhere, if ever.
+    pub move_at: Option<Timestamp>,
+}
+
+/// What to do about a pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// End it.
+    Resume,
+    /// Begin it; one that is there stays as it is.
+    Pause,
+    /// Begin it, if it is not there, and set when what still runs is moved elsewhere.
+    Drain {
+        /// `None` = never: it may take as long as it takes.
+        move_at: Option<Timestamp>,
+    },
 }
 
 /// How long finished tasks are kept.
@@ -443,12 +459,11 @@ pub trait TaskStore: Send + Sync + 'static {
     /// `Unavailable`.
     async fn pauses(&self) -> Result<Vec<Pause>, StoreError>;
 
-    /// Pauses something, or ends its pause, and returns all that is paused then. Repeating it changes nothing, not even since when.
-    /// Durable against a power cut when it returns.
+    /// Pauses something, or ends its pause, and returns all that is paused then. Repeating it does not change since when. Durable against a power cut when it returns.
     ///
     /// # Errors
     /// `Unavailable`.
-    async fn set_paused(&self, what: Pausable, paused: bool) -> Result<Vec<Pause>, StoreError>;
+    async fn set_paused(&self, what: Pausable, hold: Hold) -> Result<Vec<Pause>, StoreError>;
 
     /// Whether a write would be taken now.
     ///

@@ -11,10 +11,11 @@ use crate::{
         id::{BackendId, TaskId},
         lane::Lanes,
         task::{Change, Task, TaskState},
+        time::Timestamp,
     },
     janitor::JanitorMsg,
     kit::tasks::Panicked,
-    ports::store::{Pausable, Pause, StoreError},
+    ports::store::{Hold, Pausable, Pause, StoreError},
 };
 
 /// The answer to a client's change of a task.
@@ -39,6 +40,15 @@ impl Pauses {
     pub(super) fn stop(&self, backend: &BackendId) -> bool {
         let is_it = |pause: &Pause| matches!(&pause.what, Pausable::Backend(paused) if paused == backend);
         self.known.as_ref().is_some_and(|known| known.iter().any(is_it))
+    }
+
+    /// The backends from which everything is to be moved by now.
+    fn to_move(&self, now: Timestamp) -> impl Iterator<Item = &BackendId> {
+        let due = move |pause: &&Pause| pause.move_at.is_some_and(|at| now >= at);
+        self.known.iter().flatten().filter(due).filter_map(|pause| match &pause.what {
+            Pausable::Backend(backend) => Some(backend),
+            Pausable::Queue => None,
+        })
     }
 }
 
@@ -101,12 +111,12 @@ impl State {
         &mut self,
         me: &ActorRef<QueueMsg>,
         what: Pausable,
-        paused: bool,
+        hold: Hold,
         reply: RpcReplyPort<Result<Vec<Pause>, RequestError>>,
     ) {
         self.pauses.changes += 1;
         let store = self.system.store.clone();
-        self.tasks.run(me, async move { store.set_paused(what, paused).await }, |result| QueueMsg::PauseStored {
+        self.tasks.run(me, async move { store.set_paused(what, hold).await }, |result| QueueMsg::PauseStored {
             reply,
             result,
         });
@@ -155,7 +165,15 @@ impl State {
         self.system.board.set_pauses(&pauses);
         self.pauses.known = Some(pauses);
         self.recall_paused();
+        self.move_away();
         self.on_wake(me);
+    }
+
+    /// What still runs on a server whose drain has lasted long enough.
+    pub(super) fn move_away(&self) {
+        for backend in self.pauses.to_move(self.system.clock.now()) {
+            self.tell_session(backend, SessionMsg::MoveAway);
+        }
     }
 
     /// What only waits on a server has not begun: it comes back, to run elsewhere or later.

@@ -236,13 +236,8 @@ impl State {
         for mut assignment in assignments {
             if self.cancelled_early.remove(&assignment.task.id) {
                 assignment.task.cancel_requested_at.get_or_insert(self.system.clock.now());
-        for assignment in assignments {
-            let id = assignment.task.id;
-            self.assign(me, assignment, origin, stretch);
-            if self.cancelled_early.contains(&id) {
-                self.tell_cancelled(id);
             }
-            self.assign(me, assignment, origin);
+            self.assign(me, assignment, origin, stretch);
         }
     }
 

@@ -93,8 +93,6 @@ impl State {
             Ok(Err(error)) => return warn!(%error, "could not renew the leases; work stops when they are too old"),
             Err(Panicked) => return error!("renewing the leases panicked"),
         };
-        // Two thirds: whoever acts on a lease must have stopped before others may adopt.
-        self.system.deadline.extend(asked, self.system.settings.lease * 2 / 3);
         // Whoever is held by now was told of by this.
         self.cancelled_early.clear();
         let renewed: HashMap<_, _> = renewed.into_iter().map(|lease| (lease.id, lease.cancel_requested)).collect();

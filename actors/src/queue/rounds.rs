@@ -12,6 +12,7 @@ use crate::{
 impl State {
     pub(super) fn on_tick(&mut self, me: &ActorRef<QueueMsg>) {
         self.read_pauses(me);
+        self.move_away();
         if !self.recovered || self.doubtful {
             return self.recover(me);
         }

@@ -30,8 +30,8 @@ use crate::{
     ports::{
         clock::Clock,
         store::{
-            Assignment, Changed, Claim, Counts, Created, Creation, Depth, Durable, FailedQuery, NewTask, Pausable,
-            Pause, Payload, Query, Renewed, Retention, StoreError, TaskRecord, TaskStore, WorkSource,
+            Assignment, Changed, Claim, Counts, Created, Creation, Depth, Durable, FailedQuery, Hold, NewTask,
+            Pausable, Pause, Payload, Query, Renewed, Retention, StoreError, TaskRecord, TaskStore, WorkSource,
         },
     },
 };
@@ -59,7 +59,7 @@ struct Shelf {
     keys: BTreeMap<(i64, String), Key>,
     workflows: workflows::Workflows,
     lanes: BTreeMap<i64, Arc<Needs>>,
-    pauses: BTreeMap<Pausable, Timestamp>,
+    pauses: BTreeMap<Pausable, Pause>,
     /// Without their artifacts, which are looked up when they are read.
     events: Vec<Event>,
     newest_event: i64,
@@ -225,7 +225,7 @@ impl Shelf {
     }
 
     fn paused(&self) -> Vec<Pause> {
-        self.pauses.iter().map(|(what, since)| Pause { what: what.clone(), since: *since }).collect()
+        self.pauses.values().cloned().collect()
     }
 
     fn write_down(&mut self, task: &Task, at: Timestamp, facts: Vec<Fact>) {
@@ -383,12 +383,16 @@ impl TaskStore for MemoryStore {
         Ok(self.open()?.paused())
     }
 
-    async fn set_paused(&self, what: Pausable, paused: bool) -> Result<Vec<Pause>, StoreError> {
+    async fn set_paused(&self, what: Pausable, hold: Hold) -> Result<Vec<Pause>, StoreError> {
         let mut shelf = self.open()?;
-        if paused {
-            shelf.pauses.entry(what).or_insert(self.clock.now());
-        } else {
+        if hold == Hold::Resume {
             shelf.pauses.remove(&what);
+        } else {
+            let new = Pause { what: what.clone(), since: self.clock.now(), move_at: None };
+            let pause = shelf.pauses.entry(what).or_insert(new);
+            if let Hold::Drain { move_at } = hold {
+                pause.move_at = move_at;
+            }
         }
         Ok(shelf.paused())
     }

@@ -22,6 +22,7 @@ use comfyd_actors::{
         artifact::{FileRef, StoredObject},
         catalogue::Catalogue,
         event::Event,
+        health::Load,
         id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
         lane::Lane,
         order::{Ordering, Priority},
@@ -37,8 +38,8 @@ use comfyd_actors::{
         object_store::{ByteRange, ObjectError, ObjectStore, Reading},
         passthrough::{FromClient, FromServer, Relay, RelayError, Relayed},
         store::{
-            Changed, Claim, Counts, Created, Creation, Depth, FailedQuery, NewTask, Pausable, Pause, Query, StoreError,
-            TaskRecord, TaskStore,
+            Changed, Claim, Counts, Created, Creation, Depth, FailedQuery, Hold, NewTask, Pausable, Pause, Query,
+            StoreError, TaskRecord, TaskStore,
         },
     },
     queue::QueueMsg,
@@ -288,11 +289,14 @@ impl FakeQueue {
         Ok(record.task.clone())
     }
 
-    fn set_paused(&self, what: Pausable, paused: bool) -> Vec<Pause> {
+    fn set_paused(&self, what: Pausable, hold: Hold) -> Vec<Pause> {
         let mut pauses = self.0.board.pauses();
         pauses.retain(|pause| pause.what != what);
-        if paused {
-            pauses.push(Pause { what, since: Timestamp(1_700_000_001_000) });
+        let since = Timestamp(1_700_000_001_000);
+        match hold {
+            Hold::Resume => {}
+            Hold::Pause => pauses.push(Pause { what, since, move_at: None }),
+            Hold::Drain { move_at } => pauses.push(Pause { what, since, move_at }),
         }
         self.0.board.set_pauses(&pauses);
         pauses
@@ -312,7 +316,7 @@ impl Actor for FakeQueue {
         match message {
             QueueMsg::Submit { request, reply } => drop(reply.send(self.submit(*request))),
             QueueMsg::Amend { id, wish, reply } => drop(reply.send(self.amend(id, wish))),
-            QueueMsg::SetPaused { what, paused, reply } => drop(reply.send(Ok(self.set_paused(what, paused)))),
+            QueueMsg::SetPaused { what, hold, reply } => drop(reply.send(Ok(self.set_paused(what, hold)))),
             QueueMsg::Running { reply } => {
                 let records = self.0.records.lock().unwrap();
                 let running = records.values().filter(|r| r.task.state == TaskState::Executing).map(|r| r.task.id);
@@ -392,7 +396,7 @@ impl TaskStore for FakeStore {
         unreachable!("the queue reads them")
     }
 
-    async fn set_paused(&self, _: Pausable, _: bool) -> Result<Vec<Pause>, StoreError> {
+    async fn set_paused(&self, _: Pausable, _: Hold) -> Result<Vec<Pause>, StoreError> {
         unreachable!("the queue pauses")
     }
 
@@ -527,6 +531,10 @@ impl ComfyTransport for FakeComfy {
 
     async fn drop_cache(&self) -> Result<(), ComfyError> {
         Ok(())
+    }
+
+    async fn load(&self) -> Result<Load, ComfyError> {
+        unreachable!("sessions ask for it")
     }
 
     async fn view(&self, _: &FileRef) -> Result<Download, ComfyError> {

@@ -43,6 +43,11 @@ impl Flight {
             post_failed: _,
             there_since,
             unrecorded: _,
+            // The session looks at it, before it asks the flight.
+            stretch: _,
+            // Read by who stops what is stuck and by who judges the server: neither is in the model.
+            stream: _,
+            sign_told: _,
         } = self;
         for moment in [stop_sent_at, stop_heard_at].into_iter().flatten() {
             *moment = leap.over_pause(*moment);
@@ -104,6 +109,9 @@ impl Flight {
             post_failed,
             there_since,
             unrecorded,
+            stretch: _,
+            stream: _,
+            sign_told: _,
         } = self;
         (task.dispatch, task.prompt.as_ref().map(|prompt| (name(&prompt.id), prompt.accepted))).hash(hasher);
         std::mem::discriminant(fate).hash(hasher);

@@ -26,6 +26,10 @@ pub enum Stop {
     Timeout,
     /// It is prepared here while another backend is free.
     Recall,
+    /// It showed no progress for too long.
+    Stuck(TaskError),
+    /// Its server is being drained and it took too long: it runs elsewhere.
+    Move,
     /// The server took only part of the graph.
     Partial(TaskError),
 }
@@ -79,7 +83,16 @@ impl Flight {
             Some(Stop::Timeout) => Change::Fail { error: self.timed_out() },
             Some(Stop::Partial(error)) => Change::Fail { error: error.clone() },
             Some(Stop::Client) => Change::Release(Release::Cancelled),
-            Some(Stop::Recall) | None => Change::Release(Release::Recalled),
+            Some(Stop::Stuck(error)) => Change::after(error.clone()),
+            Some(Stop::Recall | Stop::Move) | None => Change::Release(Release::Recalled),
+        }
+    }
+
+    /// It did not stop when told to: a task that got stuck took its server with it.
+    pub(super) fn after_defiance(&self) -> Change {
+        match &self.stop {
+            Some(Stop::Stuck(error)) => Change::Elsewhere { error: error.clone(), blamed: true },
+            _ => self.after_stop(),
         }
     }
 

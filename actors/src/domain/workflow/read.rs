@@ -1,6 +1,6 @@
 //! Reads the file of a workflow and tells everything that is wrong with it, each fault with its place.
 
-use std::{collections::HashSet, fmt};
+use std::{collections::HashSet, fmt, time::Duration};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -53,7 +53,9 @@ struct Written {
     description: Option<String>,
 }
 
-const FIELDS: [&str; 3] = ["workflow", "inputs", "description"];
+const FIELDS: [&str; 4] = ["workflow", "inputs", "description", "no_progress_timeout"];
+/// A run that is silent for longer is hung.
+const MAX_SILENCE: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// An input's name is a word to be typed.
 const MAX_NAME: usize = 64;
 
@@ -79,6 +81,7 @@ impl Workflow {
         };
         let mut faults: Vec<FileFault> = file.keys().filter_map(|key| unknown(key)).collect();
         let description = description(file.remove("description"), &mut faults);
+        let no_progress_timeout = silence(file.remove("no_progress_timeout"), &mut faults);
         let inputs = list(file.remove("inputs"), &mut faults);
         let Some(graph) = file.remove("workflow") else {
             faults.push(FileFault::new("/workflow", "required: the graph, in ComfyUI's API format"));
@@ -93,12 +96,12 @@ impl Workflow {
             }
         };
         let inputs = read_inputs(nodes, inputs, &mut faults);
-        if faults.is_empty() { Ok(Self { graph, inputs, description }) } else { Err(faults) }
+        if faults.is_empty() { Ok(Self { graph, inputs, description, no_progress_timeout }) } else { Err(faults) }
     }
 }
 
 fn unknown(key: &str) -> Option<FileFault> {
-    let detail = "there is no such field; a workflow has `workflow`, `inputs` and `description`";
+    let detail = "there is no such field; a workflow has `workflow`, `inputs`, `description` and `no_progress_timeout`";
     (!FIELDS.contains(&key)).then(|| FileFault::new(format!("/{}", escape(key)), detail))
 }
 
@@ -111,6 +114,18 @@ fn description(value: Option<Value>, faults: &mut Vec<FileFault>) -> Option<Stri
             None
         }
     }
+}
+
+fn silence(value: Option<Value>, faults: &mut Vec<FileFault>) -> Option<Duration> {
+    let value = value.filter(|value| !value.is_null())?;
+    let duration = value.as_str().and_then(|text| humantime::parse_duration(text).ok());
+    let good = duration.filter(|duration| !duration.is_zero() && *duration <= MAX_SILENCE);
+    if good.is_none() {
+        let detail =
+            "expected a duration as text, such as \"90s\" or \"1h 30m\", more than nothing and at most 30 days";
+        faults.push(FileFault::new("/no_progress_timeout", detail));
+    }
+    good
 }
 
 fn list(value: Option<Value>, faults: &mut Vec<FileFault>) -> Vec<Value> {

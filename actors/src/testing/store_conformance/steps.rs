@@ -26,7 +26,7 @@ use crate::{
     ports::{
         clock::Clock,
         store::{
-            Assignment, Claim, Created, Creation, FailedQuery, Idempotency, NewTask, Pausable, Payload, Query,
+            Assignment, Claim, Created, Creation, FailedQuery, Hold, Idempotency, NewTask, Pausable, Payload, Query,
             Retention, StoreError, TaskStore,
         },
     },
@@ -63,7 +63,7 @@ pub(super) enum Step {
     },
     SetPaused {
         what: Pausable,
-        paused: bool,
+        hold: Hold,
     },
     Renew {
         worker: WorkerId,
@@ -125,7 +125,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => task().prop_map(|task| Step::Proceed { task }),
         5 => (task(), wish()).prop_map(|(task, change)| Step::Amend { task, change }),
         1 => (task(), stale_by(), 0_u8..3).prop_map(|(task, stale_by, nodes)| Step::NoteRun { task, stale_by, nodes }),
-        1 => (pausable(), any::<bool>()).prop_map(|(what, paused)| Step::SetPaused { what, paused }),
+        1 => (pausable(), hold()).prop_map(|(what, hold)| Step::SetPaused { what, hold }),
         3 => (some_worker(), seconds(60), stale_by())
             .prop_map(|(worker, lease, stale_by)| Step::Renew { worker, lease, stale_by }),
         1 => some_worker().prop_map(Step::Held),
@@ -236,6 +236,10 @@ fn query() -> impl Strategy<Value = Query> {
     )
 }
 
+fn hold() -> impl Strategy<Value = Hold> {
+    select(vec![Hold::Resume, Hold::Pause, Hold::Drain { move_at: None }, Hold::Drain { move_at: Some(Timestamp(7)) }])
+}
+
 fn pausable() -> impl Strategy<Value = Pausable> {
     select(vec![Pausable::Queue, Pausable::Backend(BackendId::new("http://gpu-0:8188"))])
 }
@@ -293,7 +297,7 @@ pub(super) enum Call {
     Apply { id: TaskId, fence: Fence, change: Change },
     Amend(TaskId, Change),
     NoteRun { id: TaskId, dispatch: i64, nodes: u8 },
-    SetPaused { what: Pausable, paused: bool },
+    SetPaused { what: Pausable, hold: Hold },
     Pauses,
     Renew { worker: WorkerId, lease: Duration, held: Vec<(TaskId, Fence)> },
     Held(WorkerId),
@@ -343,7 +347,7 @@ impl World {
                 let dispatch = current(reference, id).await.map_or(0, |task| task.dispatch) - stale_by;
                 Call::NoteRun { id, dispatch, nodes }
             }
-            Step::SetPaused { what, paused } => Call::SetPaused { what, paused },
+            Step::SetPaused { what, hold } => Call::SetPaused { what, hold },
             Step::Renew { worker, lease, stale_by } => {
                 Call::Renew { worker, lease, held: self.fences(reference, stale_by).await }
             }
@@ -449,7 +453,7 @@ impl Call {
             Self::Amend(id, Change::Cancel) => answer(tasks.cancel(id).await),
             Self::Amend(id, change) => answer(tasks.amend(id, change).await),
             Self::NoteRun { id, dispatch, nodes } => answer(work.note_run(id, dispatch, fixtures::nodes(nodes)).await),
-            Self::SetPaused { what, paused } => answer(tasks.set_paused(what, paused).await),
+            Self::SetPaused { what, hold } => answer(tasks.set_paused(what, hold).await),
             Self::Pauses => answer(tasks.pauses().await),
             Self::Renew { worker, lease, held } => answer(work.renew(&worker, lease, &held).await),
             Self::Held(worker) => answer(work.held(&worker).await),

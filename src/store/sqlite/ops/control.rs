@@ -7,7 +7,7 @@ use comfyd_actors::{
         task::{Change, Task},
         time::Timestamp,
     },
-    ports::store::{Pausable, Pause},
+    ports::store::{Hold, Pausable, Pause},
 };
 use sqlx::sqlite::SqliteRow;
 
@@ -20,8 +20,10 @@ use crate::store::sqlite::{
 };
 
 /// The queue's own name is empty, so it comes first.
-pub(in crate::store::sqlite) const PAUSES: &str = "SELECT backend, since FROM pauses ORDER BY backend";
+pub(in crate::store::sqlite) const PAUSES: &str = "SELECT backend, since, move_at FROM pauses ORDER BY backend";
 const PAUSE: &str = "INSERT INTO pauses (backend, since) VALUES (?, ?) ON CONFLICT (backend) DO NOTHING";
+const DRAIN: &str = "INSERT INTO pauses (backend, since, move_at) VALUES (?, ?, ?)
+    ON CONFLICT (backend) DO UPDATE SET move_at = excluded.move_at";
 const RESUME: &str = "DELETE FROM pauses WHERE backend = ?";
 
 /// `TaskStore::amend`.
@@ -53,7 +55,7 @@ impl Operation for Amend {
 /// `TaskStore::set_paused`.
 pub(in crate::store::sqlite) struct SetPaused {
     pub(in crate::store::sqlite) what: Pausable,
-    pub(in crate::store::sqlite) paused: bool,
+    pub(in crate::store::sqlite) hold: Hold,
 }
 
 impl Operation for SetPaused {
@@ -68,8 +70,11 @@ impl Operation for SetPaused {
             Pausable::Queue => String::new(),
             Pausable::Backend(backend) => backend.as_str().to_owned(),
         };
-        let change = if self.paused { query(PAUSE).bind(name).bind(tx.now.0) } else { query(RESUME).bind(name) };
-        tx.write(change);
+        tx.write(match self.hold {
+            Hold::Resume => query(RESUME).bind(name),
+            Hold::Pause => query(PAUSE).bind(name).bind(tx.now.0),
+            Hold::Drain { move_at } => query(DRAIN).bind(name).bind(tx.now.0).bind(move_at.map(|at| at.0)),
+        });
         let paused = tx.fetch(query(PAUSES)).await?;
         Ok(paused.iter().map(pause).collect::<Result<_, _>>()?)
     }
@@ -81,7 +86,8 @@ pub(in crate::store::sqlite) fn pause(row: &SqliteRow) -> Result<Pause, comfyd_a
         "" => Pausable::Queue,
         backend => Pausable::Backend(BackendId::new(backend)),
     };
-    Ok(Pause { what, since: Timestamp(get(row, "since")?) })
+    let move_at: Option<i64> = get(row, "move_at")?;
+    Ok(Pause { what, since: Timestamp(get(row, "since")?), move_at: move_at.map(Timestamp) })
 }
 
 /// `WorkSource::note_run`.
