@@ -51,19 +51,21 @@ impl Memory {
 pub fn roomier(at: &BackendId, ooms: i32, sizes: &BTreeMap<&BackendId, Option<u64>>) -> BTreeSet<BackendId> {
     let here = sizes.get(at).copied().flatten();
     // What is not known may be enough.
-    let size_fits = |size: Option<u64>, fits: fn(u64, u64) -> bool| match (size, here) {
-        (Some(there), Some(here)) => fits(there, here),
-        _ => true,
+    let where_size = |fits: fn(u64, u64) -> bool| -> BTreeSet<BackendId> {
+        let fits = |size: Option<u64>| size.zip(here).is_none_or(|(there, here)| fits(there, here));
+        sizes.iter().filter(|(_, size)| fits(**size)).map(|(name, _)| (*name).clone()).collect()
     };
-    let choose = |choice: &dyn Fn(&BackendId, Option<u64>) -> bool| -> BTreeSet<BackendId> {
-        sizes.iter().filter(|(name, size)| choice(name, **size)).map(|(name, _)| (*name).clone()).collect()
+    let without_it = |mut chosen: BTreeSet<BackendId>| {
+        chosen.remove(at);
+        chosen
     };
-    let as_large = |_: &BackendId, size| size_fits(size, |there, here| there >= here);
-    let larger = |name: &BackendId, size| name != at && size_fits(size, |there, here| there > here);
-    let other = |name: &BackendId, size| name != at && as_large(name, size);
-    let choices: &[&dyn Fn(&BackendId, Option<u64>) -> bool] =
-        if ooms == 0 { &[&as_large] } else { &[&larger, &other, &as_large] };
-    choices.iter().map(|choice| choose(*choice)).find(|chosen| !chosen.is_empty()).unwrap_or_default()
+    let as_large = where_size(|there, here| there >= here);
+    if ooms == 0 {
+        return as_large;
+    }
+    let larger = without_it(where_size(|there, here| there > here));
+    let choices = [larger, without_it(as_large.clone()), as_large];
+    choices.into_iter().find(|chosen| !chosen.is_empty()).unwrap_or_default()
 }
 
 #[cfg(test)]
