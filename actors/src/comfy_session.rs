@@ -6,6 +6,7 @@
 //!   on the server, not repeated.
 //! - **Must never** send a prompt twice, believe the socket, or wait for I/O in a handler.
 
+mod acts;
 mod canary;
 mod care;
 mod connection;
@@ -34,33 +35,31 @@ use flight::{Act, Flight, Prepared, Stop, Unprepared};
 use frames::{Frames, Outline};
 use orphans::Orphans;
 use phase::Phase;
-use prepare::Preparation;
 use survey::Survey;
 use uploaded::Uploaded;
 
 use crate::{
     comfy_session::feed::{Feed, Word},
     domain::{
-        artifact::{Artifact, StoredObject},
+        artifact::StoredObject,
         catalogue::Catalogue,
         health::{Event, Load},
         id::{BackendId, ClientId, PromptId, TaskId},
         lane::Lanes,
         memory::Memory,
-        progress::NodeTiming,
         prompt::{Abilities, Finished, Receipt, Sighting},
-        task::{Change, Fence, Refusal, Release},
+        task::{Change, Fence, Release},
         time::Timestamp,
     },
     kit::tasks::{Guard, Panicked, Tasks},
     metrics::Loss,
     ports::{
-        comfy::{ComfyError, ComfyTransport, Signals, Submission, SubmitError, Wanted},
-        store::{Assignment, StoreError},
+        comfy::{ComfyError, ComfyTransport, Signals, SubmitError, Wanted},
+        store::Assignment,
     },
     queue::QueueMsg,
     system::System,
-    uploads::{UploadsMsg, transfer::Failure},
+    uploads::transfer::Failure,
 };
 
 /// How often flights are looked over. Only for what no event tells: silences, timeouts, a history that is late.
@@ -417,40 +416,6 @@ impl State {
         }
     }
 
-    /// The server has it, whether it said so or was seen or heard to.
-    fn on_accepted(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, prompt: PromptId) {
-        let Some((flight, graph)) = self.flights.get(&id) else { return };
-        if prompt != PromptId::of(id, flight.task.dispatch) {
-            self.feed.follow(prompt.clone(), &flight.task, Outline::of(graph, &flight.options.output));
-        }
-        self.record_acceptance(me, id, flight.task.fence, prompt);
-    }
-
-    /// Evidence, after the effect. Nobody waits for it: losing it costs a look at the server.
-    fn record_acceptance(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, fence: Fence, prompt: PromptId) {
-        let (source, me) = (self.system.source.clone(), me.clone());
-        self.tasks.run_unreported(async move {
-            let change = Change::Accept { prompt };
-            if let Err(StoreError::Refused(Refusal::Stale)) = source.apply(id, fence, change).await {
-                let _ = me.cast(SessionMsg::Drop { id, fence });
-            }
-        });
-    }
-
-    /// Its files are stored while the plan is being recorded: nobody waits for that evidence, because without it a successor finds the
-    /// prompt in the server's history and stores the same files under the same keys.
-    fn hand_to_uploads(&mut self, id: TaskId, artifacts: Vec<Artifact>) {
-        let Some((flight, graph)) = self.remove(id) else { return };
-        let (task, options) = (flight.task, flight.options);
-        let plan = Change::Plan { artifacts: artifacts.clone() };
-        let (source, fence) = (self.system.source.clone(), task.fence);
-        self.system.slots.queue.cast(QueueMsg::Uploading { id });
-        let assignment = Box::new(Assignment { task, graph, options, artifacts });
-        self.system.slots.uploads.cast(UploadsMsg::Begin { assignment });
-        // Should the lease be lost, the record of the end is refused as well.
-        self.tasks.run_unreported(async move { _ = source.apply(id, fence, plan).await });
-    }
-
     fn drop_flight(&mut self, id: TaskId, fence: Fence) {
         if self.flights.get(&id).is_some_and(|(flight, _)| flight.task.fence == fence) && self.remove(id).is_some() {
             warn!(task.id = %id, "the lease is lost; the work on the task stops here");
@@ -465,20 +430,6 @@ impl State {
         nodes.extend(self.feed.unfollow(&flight.prompt()));
         self.note_run(id, flight.task.dispatch, nodes, graph.clone());
         Some((flight, graph))
-    }
-
-    /// A picture for people, so nobody waits for it: what each node took.
-    fn note_run(&mut self, id: TaskId, dispatch: i64, mut nodes: Vec<NodeTiming>, graph: std::sync::Arc<str>) {
-        if nodes.is_empty() {
-            return;
-        }
-        let source = self.system.source.clone();
-        self.tasks.run_unreported(async move {
-            name_classes(&mut nodes, &graph);
-            if let Err(error) = source.note_run(id, dispatch, nodes).await {
-                debug!(task.id = %id, %error, "could not note what each node took");
-            }
-        });
     }
 
     fn advance_all(&mut self, me: &ActorRef<SessionMsg>) {
@@ -520,80 +471,6 @@ impl State {
         if let Some(act) = act {
             self.perform(me, id, if was_well { act } else { act.without_blame() });
         }
-    }
-
-    fn perform(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, act: Act) {
-        let Some((flight, graph)) = self.flights.get(&id) else { return };
-        let (comfy, began, fence) = (self.comfy.clone(), self.now(), flight.task.fence);
-        if matches!(act, Act::Look(_) | Act::ReadHistory(_)) && flight.awaits_word() {
-            self.system.metrics.silent(&self.backend);
-        }
-        let done =
-            move |outcome: Result<Outcome, Panicked>| SessionMsg::Done { id, fence, outcome: outcome.map(Box::new) };
-        match act {
-            Act::Prepare => {
-                let (feed, prompt) = (self.feed.clone(), flight.prompt());
-                let preparation = Preparation {
-                    system: self.system.clone(),
-                    comfy,
-                    graph: graph.clone(),
-                    known: self.uploaded.known(&flight.options.files),
-                    report: move |sent, total| feed.handing_over(&prompt, sent, total),
-                };
-                let work = async move { Outcome::Prepared(preparation.run().await) };
-                let guard = self.tasks.run_abortable(me, work, done);
-                self.preparing.insert(id, guard);
-            }
-            Act::MakeRoom => {
-                let patience = self.system.settings.session.free_wait;
-                debug!(task.id = %id, backend = %self.backend, "freeing the server's memory for the task");
-                let work = async move {
-                    room::make(&*comfy, patience).await;
-                    Outcome::RoomMade
-                };
-                let guard = self.tasks.run_abortable(me, work, done);
-                self.preparing.insert(id, guard);
-            }
-            Act::Submit => {
-                let client = self.phase.client().cloned().unwrap_or_else(|| ClientId::new(""));
-                let (prompt, dispatch) = (flight.prompt(), flight.task.dispatch);
-                let graph = flight.graph().unwrap_or_else(|| graph.clone());
-                let previews = flight.options.previews || self.system.settings.session.previews;
-                let submission = Submission { task: id, dispatch, prompt, client, graph, previews };
-                let work = async move { Outcome::Submitted { began, result: comfy.submit(&submission).await } };
-                self.tasks.run(me, work, done);
-            }
-            Act::Look(wanted) => {
-                let work = async move { Outcome::Looked { began, result: comfy.look(&wanted).await } };
-                self.tasks.run(me, work, done);
-            }
-            Act::ReadHistory(prompt) => {
-                let work = async move { Outcome::History(comfy.history(&prompt).await) };
-                self.tasks.run(me, work, done);
-            }
-            Act::Stop(prompt) => {
-                let work = async move { Outcome::StopAsked { heard: comfy.cancel(&prompt).await.is_ok() } };
-                self.tasks.run(me, work, done);
-            }
-            Act::Withdraw(prompt) => {
-                let work = async move { Outcome::StopAsked { heard: comfy.withdraw(&prompt).await.is_ok() } };
-                self.tasks.run(me, work, done);
-            }
-            Act::Plan(artifacts) => self.hand_to_uploads(id, artifacts),
-            Act::Settle { change, orphan } => {
-                self.on_stopped(me, id, orphan.is_some());
-                self.settle(me, id, change, orphan);
-            }
-        }
-    }
-
-    fn settle(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, change: Change, orphan: Option<PromptId>) {
-        let Some((flight, _)) = self.remove(id) else { return };
-        if let Some(prompt) = orphan {
-            self.disown(me, Wanted { prompt, task: id, dispatch: flight.task.dispatch });
-        }
-        let (fence, prompt) = (flight.task.fence, flight.prompt());
-        self.system.slots.queue.cast(QueueMsg::Settle { id, fence, change: Box::new(change), prompt: Some(prompt) });
     }
 
     fn on_tick(&mut self, me: &ActorRef<SessionMsg>) {
@@ -646,25 +523,4 @@ impl State {
     fn now(&self) -> Timestamp {
         self.system.clock.steady()
     }
-}
-
-/// Fills in the classes of nodes that the graph knows.
-fn name_classes(nodes: &mut [NodeTiming], graph: &str) {
-    let mut classes = classes(graph);
-    for node in nodes {
-        node.class_type = classes.remove(&node.node_id);
-    }
-}
-
-fn class_of(graph: &str, node: &str) -> Option<String> {
-    classes(graph).remove(node)
-}
-
-fn classes(graph: &str) -> HashMap<String, String> {
-    #[derive(serde::Deserialize)]
-    struct Node {
-        class_type: String,
-    }
-    let nodes: HashMap<String, Node> = serde_json::from_str(graph).unwrap_or_default();
-    nodes.into_iter().map(|(id, node)| (id, node.class_type)).collect()
 }

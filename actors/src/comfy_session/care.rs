@@ -8,7 +8,7 @@ use std::time::Duration;
 use ractor::ActorRef;
 use tracing::{debug, info, warn};
 
-use super::{SessionMsg, State, canary::Canary, class_of, flight::Stop, phase::Phase};
+use super::{SessionMsg, State, acts::class_of, canary::Canary, flight::Stop, phase::Phase};
 use crate::{
     domain::{
         error::{ErrorCode, TaskError},

@@ -1,10 +1,13 @@
 use super::*;
-use crate::domain::{
-    artifact::{FileRef, Source},
-    id::{BackendId, ClientId, TaskId, WorkerId},
-    order::Priority,
-    prompt::NodeOutput,
-    task::{Fence, Intent, TaskState},
+use crate::{
+    domain::{
+        artifact::{FileRef, Source},
+        id::{BackendId, ClientId, TaskId, WorkerId},
+        order::Priority,
+        prompt::{NodeOutput, Receipt, Sighting},
+        task::{Fence, Intent, TaskState},
+    },
+    ports::comfy::{ComfyError, SubmitError},
 };
 
 /// A flight with a clock one can push.
@@ -561,3 +564,5 @@ fn what_a_lost_record_may_have_sent_is_looked_for_when_its_task_is_cancelled() {
         assert_eq!(bench.next(), Some(cancelled));
     }
 }
+
+mod stuck;
