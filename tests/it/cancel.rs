@@ -295,7 +295,8 @@ async fn between_a_claim_and_its_answer_nothing_is_sent() {
     let claimed = system.source.claim(claim).await.unwrap();
     assert_eq!(claimed.len(), 1);
     assert_eq!(world.cancel(&id).await.0, StatusCode::ACCEPTED);
-    assert!(system.slots.queue.cast(QueueMsg::Claimed { kept: Vec::new(), result: Ok(Ok(claimed)) }));
+    let stretch = system.deadline.stretch();
+    assert!(system.slots.queue.cast(QueueMsg::Claimed { kept: Vec::new(), stretch, result: Ok(Ok(claimed)) }));
     cancelled(&world, &id).await;
     assert_eq!(prompts(&world.fake(), &id), [""; 0]);
 }
