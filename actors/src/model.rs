@@ -34,6 +34,7 @@ const ONE_ENDING: &str = "P3: an end is written once and stays";
 const ONE_EXECUTION: &str = "P4: one execution, and one more for each reason to";
 const MANIFEST: &str = "P5: what is published was made by the run it is said to be of";
 const CANCEL: &str = "P7: what was cancelled neither completes nor begins again";
+const FENCE: &str = "only the newest holder writes";
 const ONE_POST: &str = "no id is sent twice";
 const LEASE: &str = "held means leased, and fences only grow";
 

@@ -246,14 +246,20 @@ impl World {
             let newest = Some(self.task.fence).filter(|_| self.task.state.is_held());
             let worker = self.worker(who);
             // Whatever it writes is refused.
-            let is_stale = worker.fence().is_some() && worker.fence() != newest;
-            let writes_in_vain = worker.writes.iter().any(|(fence, _)| Some(*fence) != newest);
-            if is_stale && !worker.is_dangerous() {
+            let stale = worker.fence().filter(|fence| Some(*fence) != newest);
+            let is_dangerous = worker.is_dangerous();
+            let in_vain = |(fence, _): &&(Fence, Change)| Some(*fence) != newest;
+            let mut refused: Vec<_> = worker.writes.iter().filter(in_vain).cloned().collect();
+            refused.extend(stale.map(|fence| (fence, Self::release())));
+            if refused.iter().any(|(fence, change)| self.takes(*fence, change)) {
+                self.fault = self.fault.or(Some(super::FENCE));
+            }
+            if stale.is_some() && !is_dangerous {
                 let worker = self.worker_mut(who);
                 (worker.flight, worker.post, worker.doing) = (None, None, Doing::Nothing);
                 (worker.uploading, worker.settling) = (None, None);
             }
-            if writes_in_vain {
+            if !refused.is_empty() {
                 self.worker_mut(who).writes.retain(|(fence, _)| Some(*fence) == newest);
             }
             let is_looking = matches!(self.worker(who).doing, Doing::Look { .. });
@@ -261,6 +267,11 @@ impl World {
                 self.worker_mut(who).flight.iter_mut().for_each(|flight| flight.simplify(is_looking));
             }
         }
+    }
+
+    /// Whether the store would take this write.
+    fn takes(&self, fence: Fence, change: &Change) -> bool {
+        Task::clone(&self.task).apply(Some(fence), change.clone(), NOW).is_ok()
     }
 
     fn hash_task(&self, rules: &Rules, task: &Task, hasher: &mut Keys) {
