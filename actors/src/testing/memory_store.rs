@@ -138,7 +138,7 @@ impl MemoryStore {
         let was = std::mem::replace(&mut row.task, task).state;
         self.tell(&row.task, Some(was));
         let assignment = row.assignment();
-        if let Some(lane) = lane {
+        if let Some(lane) = lane.filter(|lane| lane.id != ANYBODY) {
             shelf.lanes.entry(lane.id).or_insert(lane.needs);
         }
         shelf.write_down(&assignment.task, now, facts);
