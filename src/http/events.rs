@@ -23,7 +23,7 @@ use comfyd_actors::{
 use self::message::Reader;
 use super::{
     Service, base_url,
-    problem::{FieldFault, Problem, ProblemBody},
+    problem::{FieldFault, Problem, ProblemBody, each_parameter},
     tasks::{STATUSES, parse_id},
     view,
 };
@@ -109,15 +109,7 @@ struct Wanted {
 impl Wanted {
     fn read(parameters: &[(String, String)], headers: &HeaderMap, known: &[&str]) -> Result<Self, Problem> {
         let mut wanted = Self::default();
-        let mut faults = Vec::new();
-        for (name, value) in parameters {
-            if !known.contains(&name.as_str()) {
-                let near = nearest(name, known.iter().copied());
-                faults.push(FieldFault::parameter(name, "there is no such parameter").suggesting(near));
-            } else if let Err(fault) = wanted.set(name, value) {
-                faults.push(FieldFault { parameter: Some(name.clone()), ..fault });
-            }
-        }
+        let mut faults = each_parameter(parameters, known, |name, value| wanted.set(name, value));
         if let Some(last) = headers.get("last-event-id") {
             match last.to_str().map_err(|_| ()).and_then(|text| number(text).ok_or(())) {
                 Ok(last) => wanted.after = Some(last),

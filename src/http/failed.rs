@@ -20,9 +20,8 @@ use utoipa::ToSchema;
 use super::{
     Service,
     body::{self, Fields},
-    problem::{FieldFault, Problem, ProblemBody},
-    tasks::{PAGE, TaskPage, parse_limit, parse_moment, read_cursor, write_cursor},
-    view::TaskSummary,
+    problem::{FieldFault, Problem, ProblemBody, each_parameter},
+    tasks::{PAGE, TaskPage, parse_limit, parse_moment, read_cursor},
 };
 use crate::config::nearest;
 
@@ -63,12 +62,8 @@ pub async fn list(
     let limit = query.limit as usize;
     // One more than asked for tells whether there is a next page.
     query.limit += 1;
-    let mut tasks = service.bridge.failed(query).await?;
-    let more = tasks.len() > limit;
-    tasks.truncate(limit);
-    let last = tasks.last().filter(|_| more);
-    let next_cursor = last.and_then(|task| Some(write_cursor(task.finished_at?, task.id)));
-    Ok(Json(TaskPage { tasks: tasks.into_iter().map(TaskSummary::of).collect(), next_cursor }))
+    let tasks = service.bridge.failed(query).await?;
+    Ok(Json(TaskPage::of(tasks, limit, |task| task.finished_at)))
 }
 
 /// Which failed tasks to run again. One of `task_ids`, a filter, or `"all": true`.
@@ -237,32 +232,20 @@ fn parse_class(word: &str) -> Result<Class, FieldFault> {
 
 fn parse_query(parameters: &[(String, String)]) -> Result<FailedQuery, Problem> {
     let mut query = FailedQuery { limit: PAGE, ..FailedQuery::default() };
-    let mut faults = Vec::new();
-    for (name, value) in parameters {
-        let outcome = match name.as_str() {
-            "class" => value
-                .split(',')
-                .map(|word| parse_class(word.trim()))
-                .collect::<Result<Vec<_>, _>>()
-                .map(|classes| query.classes.extend(classes)),
-            "workflow" => {
-                query.workflow = Some(value.clone());
-                Ok(())
+    let faults = each_parameter(parameters, &PARAMETERS, |name, value| {
+        match name {
+            "class" => {
+                let classes = value.split(',').map(|word| parse_class(word.trim()));
+                query.classes.extend(classes.collect::<Result<Vec<_>, _>>()?);
             }
-            "failed_after" => parse_moment(value).map(|moment| query.failed_from = Some(moment)),
-            "failed_before" => parse_moment(value).map(|moment| query.failed_until = Some(moment)),
-            "limit" => parse_limit(value).map(|limit| query.limit = limit),
-            "cursor" => read_cursor(value).map(|before| query.before = Some(before)),
-            _ => {
-                let near = nearest(name, PARAMETERS);
-                faults.push(FieldFault::parameter(name, "there is no such parameter").suggesting(near));
-                continue;
-            }
-        };
-        if let Err(fault) = outcome {
-            faults.push(FieldFault { parameter: Some(name.clone()), ..fault });
+            "workflow" => query.workflow = Some(value.to_owned()),
+            "failed_after" => query.failed_from = Some(parse_moment(value)?),
+            "failed_before" => query.failed_until = Some(parse_moment(value)?),
+            "limit" => query.limit = parse_limit(value)?,
+            _ => query.before = Some(read_cursor(value)?),
         }
-    }
+        Ok(())
+    });
     if faults.is_empty() { Ok(query) } else { Err(Problem::invalid(faults)) }
 }
 

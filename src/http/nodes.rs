@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 
 use super::{
     Service,
-    problem::{FieldFault, Problem, ProblemBody},
+    problem::{FieldFault, Problem, ProblemBody, each_parameter},
 };
 use crate::config::nearest;
 
@@ -238,35 +238,31 @@ impl Wanted {
     fn parse(fleet: &Fleet, parameters: &[(String, String)]) -> Result<Self, Problem> {
         let mut wanted =
             Self { search: None, category: None, backend: None, output_node: None, limit: PAGE, cursor: None };
-        let mut faults = Vec::new();
-        for (name, value) in parameters {
-            match name.as_str() {
+        let faults = each_parameter(parameters, &PARAMETERS, |name, value| {
+            match name {
                 "search" => wanted.search = Some(value.to_lowercase()),
                 "category" => wanted.category = Some(value.trim_end_matches('/').to_owned()),
-                "cursor" => wanted.cursor = Some(value.clone()),
+                "cursor" => wanted.cursor = Some(value.to_owned()),
                 "backend" => {
                     let known: Vec<&str> = fleet.known().map(|(backend, _)| backend.as_str()).collect();
-                    if !known.contains(&value.as_str()) {
+                    if !known.contains(&value) {
                         let detail = format!("no such server has told what it has; there are: {}", known.join(", "));
-                        faults.push(FieldFault::parameter(name, detail).suggesting(nearest(value, known)));
+                        return Err(FieldFault::parameter(name, detail).suggesting(nearest(value, known)));
                     }
-                    wanted.backend = Some(value.clone());
+                    wanted.backend = Some(value.to_owned());
                 }
-                "output_node" => match value.parse() {
-                    Ok(truth) => wanted.output_node = Some(truth),
-                    Err(_) => faults.push(FieldFault::parameter(name, "expected true or false")),
-                },
-                "limit" => match value.parse() {
-                    Ok(limit) if (1..=MAX_PAGE).contains(&limit) => wanted.limit = limit,
-                    _ => faults
-                        .push(FieldFault::parameter(name, format!("expected a whole number from 1 to {MAX_PAGE}"))),
-                },
+                "output_node" => {
+                    let fault = |_| FieldFault::parameter(name, "expected true or false");
+                    wanted.output_node = Some(value.parse().map_err(fault)?);
+                }
                 _ => {
-                    let fault = FieldFault::parameter(name, "there is no such parameter");
-                    faults.push(fault.suggesting(nearest(name, PARAMETERS)));
+                    let fault = || FieldFault::parameter(name, format!("expected a whole number from 1 to {MAX_PAGE}"));
+                    let limit = value.parse().ok().filter(|limit| (1..=MAX_PAGE).contains(limit));
+                    wanted.limit = limit.ok_or_else(fault)?;
                 }
             }
-        }
+            Ok(())
+        });
         if faults.is_empty() { Ok(wanted) } else { Err(Problem::invalid(faults)) }
     }
 

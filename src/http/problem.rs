@@ -13,6 +13,8 @@ use comfyd_actors::{bridge::RequestError, domain::task::Refusal, kit::slot::AskE
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::config::nearest;
+
 /// The media type of every error.
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
@@ -97,6 +99,22 @@ impl FieldFault {
         self.suggestion = suggestion;
         self
     }
+}
+
+/// Reads the parameters of a query one by one; what `set` finds wrong with one is told of that one, and so is one that is not `known`.
+pub fn each_parameter(
+    parameters: &[(String, String)],
+    known: &[&str],
+    mut set: impl FnMut(&str, &str) -> Result<(), FieldFault>,
+) -> Vec<FieldFault> {
+    let read = |(name, value): &(String, String)| {
+        if known.contains(&name.as_str()) {
+            return set(name, value).err().map(|fault| FieldFault { parameter: Some(name.clone()), ..fault });
+        }
+        let near = nearest(name, known.iter().copied());
+        Some(FieldFault::parameter(name, "there is no such parameter").suggesting(near))
+    };
+    parameters.iter().filter_map(read).collect()
 }
 
 impl Problem {

@@ -10,7 +10,7 @@ use axum::{
 };
 use comfyd_actors::{
     bridge::{Bridge, Standing},
-    domain::{id::TaskId, time::Timestamp},
+    domain::{id::TaskId, task::Task, time::Timestamp},
     ports::store::{self, StoreError, TaskRecord},
 };
 use serde::Serialize;
@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     Service, backends, base_url, inline,
-    problem::{FieldFault, Problem, ProblemBody},
+    problem::{FieldFault, Problem, ProblemBody, each_parameter},
     view::{self, TaskSummary, TaskView},
 };
 use crate::{config::nearest, crash_point};
@@ -72,6 +72,17 @@ pub struct TaskPage {
     pub next_cursor: Option<String>,
 }
 
+impl TaskPage {
+    /// Of tasks of which there is one more than `limit` when there is a next page; `at` is what they are ordered by.
+    pub fn of(mut tasks: Vec<Task>, limit: usize, at: impl Fn(&Task) -> Option<Timestamp>) -> Self {
+        let more = tasks.len() > limit;
+        tasks.truncate(limit);
+        let last = tasks.last().filter(|_| more);
+        let next_cursor = last.and_then(|task| Some(write_cursor(at(task)?, task.id)));
+        Self { tasks: tasks.into_iter().map(TaskSummary::of).collect(), next_cursor }
+    }
+}
+
 /// List tasks
 ///
 /// Newest first. Tasks that are created while you turn the pages do not shift them.
@@ -101,12 +112,8 @@ pub async fn list(
     let limit = query.limit as usize;
     // One more than asked for tells whether there is a next page.
     query.limit += 1;
-    let mut tasks = service.bridge.list(query).await?;
-    let more = tasks.len() > limit;
-    tasks.truncate(limit);
-    let last = tasks.last().filter(|_| more);
-    let next_cursor = last.map(|task| write_cursor(task.created_at, task.id));
-    Ok(Json(TaskPage { tasks: tasks.into_iter().map(TaskSummary::of).collect(), next_cursor }))
+    let tasks = service.bridge.list(query).await?;
+    Ok(Json(TaskPage::of(tasks, limit, |task| Some(task.created_at))))
 }
 
 /// Cancel a task
@@ -180,35 +187,21 @@ pub async fn wait_for(
 
 fn parse_query(parameters: &[(String, String)], bridge: &Bridge) -> Result<store::Query, Problem> {
     let mut query = store::Query { limit: PAGE, ..store::Query::default() };
-    let mut faults = Vec::new();
-    for (name, value) in parameters {
-        let outcome = match name.as_str() {
-            "status" => add_statuses(&mut query, value),
-            "workflow" => {
-                query.workflow = Some(value.clone());
-                Ok(())
+    let faults = each_parameter(parameters, &PARAMETERS, |name, value| {
+        match name {
+            "status" => add_statuses(&mut query, value)?,
+            "workflow" => query.workflow = Some(value.to_owned()),
+            "created_after" => query.created_from = Some(parse_moment(value)?),
+            "created_before" => query.created_until = Some(parse_moment(value)?),
+            "backend" => {
+                let unknown = |unknown: Problem| FieldFault::parameter(name, unknown.detail());
+                query.backend = Some(backends::find(bridge, value).map_err(unknown)?);
             }
-            "created_after" => parse_moment(value).map(|moment| query.created_from = Some(moment)),
-            "created_before" => parse_moment(value).map(|moment| query.created_until = Some(moment)),
-            "backend" => match backends::find(bridge, value) {
-                Ok(backend) => {
-                    query.backend = Some(backend);
-                    Ok(())
-                }
-                Err(unknown) => Err(FieldFault::parameter("backend", unknown.detail())),
-            },
-            "limit" => parse_limit(value).map(|limit| query.limit = limit),
-            "cursor" => read_cursor(value).map(|before| query.before = Some(before)),
-            _ => {
-                let near = nearest(name, PARAMETERS);
-                faults.push(FieldFault::parameter(name, "there is no such parameter").suggesting(near));
-                continue;
-            }
-        };
-        if let Err(fault) = outcome {
-            faults.push(FieldFault { parameter: Some(name.clone()), ..fault });
+            "limit" => query.limit = parse_limit(value)?,
+            _ => query.before = Some(read_cursor(value)?),
         }
-    }
+        Ok(())
+    });
     if faults.is_empty() { Ok(query) } else { Err(Problem::invalid(faults)) }
 }
 
@@ -246,7 +239,7 @@ pub fn parse_limit(text: &str) -> Result<u32, FieldFault> {
 
 /// The last task of a page as an opaque word, with the moment that pages are in the order of.
 #[must_use]
-pub fn write_cursor(at: Timestamp, id: TaskId) -> String {
+fn write_cursor(at: Timestamp, id: TaskId) -> String {
     format!("{:x}-{}", at.0, id.0.simple())
 }
 

@@ -63,14 +63,15 @@ impl State {
 
     /// Takes tasks for all free places, if there may be any.
     pub(super) fn fill(&mut self, me: &ActorRef<QueueMsg>) {
-        self.watch_gaps();
+        let places = self.places();
+        self.watch_gaps(&places);
         if self.claiming {
             return;
         }
-        let mut slots = self.places_to_fill();
+        let mut slots = self.places_to_fill(&places);
         slots.retain(|slot| !self.dry.contains(&slot.lanes));
         if slots.is_empty() {
-            if self.find_recall().is_some() || !surplus(&self.places()).is_empty() {
+            if !surplus(&places).is_empty() || self.find_recall(places).is_some() {
                 me.send_after(RECALL_AFTER, || QueueMsg::ConsiderRecall);
             }
             return;
@@ -133,12 +134,12 @@ impl State {
     }
 
     /// Slots for every free place, best first. None while something else comes first.
-    pub(super) fn places_to_fill(&self) -> Vec<ClaimSlot> {
+    pub(super) fn places_to_fill(&self, places: &[Place]) -> Vec<ClaimSlot> {
         let held_up = !self.recovered || self.recovering || !self.uploads_open || self.drain.has_begun();
         if held_up || self.pauses.stop_all() {
             return Vec::new();
         }
-        let free = free_places(&self.places());
+        let free = free_places(places);
         free.into_iter()
             .filter_map(|backend| {
                 let client = self.sessions.get(&backend)?.client.clone()?;
@@ -198,19 +199,20 @@ impl State {
         if self.claiming || !self.recovered || self.drain.has_begun() {
             return;
         }
-        if let Some((backend, lanes)) = self.find_recall() {
+        let places = self.places();
+        let surplus = surplus(&places);
+        if let Some((backend, lanes)) = self.find_recall(places) {
             debug!(%backend, "recalling a prepared prompt for an idle backend");
             self.tell_session(&backend, SessionMsg::Recall { lanes });
         }
-        for backend in surplus(&self.places()) {
+        for backend in surplus {
             debug!(%backend, "taking back a prompt that was sent ahead");
             self.tell_session(&backend, SessionMsg::Recall { lanes: Lanes::All });
         }
     }
 
     /// Who should give a task back, and of which lanes: those of a backend that is idle and for which nothing waits.
-    fn find_recall(&self) -> Option<(BackendId, Lanes)> {
-        let mut places = self.places();
+    fn find_recall(&self, mut places: Vec<Place>) -> Option<(BackendId, Lanes)> {
         places.iter_mut().filter(|place| place.occupied == 0).for_each(|place| {
             place.online &= self.dry.contains(&place.lanes);
         });
@@ -242,9 +244,9 @@ impl State {
     }
 
     /// Notes which backends have nothing to do though they could.
-    fn watch_gaps(&mut self) {
+    fn watch_gaps(&mut self, places: &[Place]) {
         let now = Instant::now();
-        for place in self.places() {
+        for place in places {
             let kept = self.kept.get(&place.backend).copied().unwrap_or(0);
             let idle = place.online && place.occupied == kept && !self.pauses.stop_all();
             self.gaps.saw(&place.backend, idle, now);

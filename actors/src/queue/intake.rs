@@ -42,7 +42,7 @@ impl State {
     ) {
         self.enter_lane(&request.lane);
         let new = self.new_task(request);
-        let slot = self.places_to_fill().into_iter().find(|slot| slot.lanes.contains(new.lane.id));
+        let slot = self.places_to_fill(&self.places()).into_iter().find(|slot| slot.lanes.contains(new.lane.id));
         let claim = slot.map(|slot| self.keep(vec![slot]));
         let kept = claim.as_ref().and_then(|claim| claim.slots.first()).map(|slot| slot.intent.backend.clone());
         let store = self.system.store.clone();
