@@ -85,7 +85,7 @@ impl Queue {
         let store = store(folder.path()).await;
         let mut writer = JoinSet::new();
         writer.spawn(store.writer());
-        Self { store, ids, worker: WorkerId::boot("bench"), _writer: writer, _folder: folder }
+        Self { store, ids, worker: WorkerId::starting("bench"), _writer: writer, _folder: folder }
     }
 
     async fn claim(&self) -> Duration {

@@ -16,6 +16,7 @@ use comfyd_actors::{
     kit::deadline::Deadline,
     metrics::{Metrics, MetricsError},
     ports::{clock::Clock, comfy::ComfyTransport, store::StoreError},
+    posts::Posts,
     root::{RootArgs, RootMsg, RootSupervisor},
     system::{self, Predecessors, SessionSettings, Settings, Slots, System, UploadSettings},
     watch,
@@ -147,7 +148,7 @@ impl App {
         let (writer, log, watched) = (store.clone(), store.clone(), board.clone());
         let pulse = board.pulse().clone();
         let system = Arc::new(system::Parts {
-            worker: WorkerId::boot(&config.app.node),
+            worker: WorkerId::starting(&config.app.node),
             started_at: clock.now(),
             store: store.clone(),
             source: store.clone(),
@@ -167,6 +168,7 @@ impl App {
             catalogues,
             metrics,
             predecessors: Predecessors::new(lock.was_alone()),
+            posts: Posts::default(),
             deadline: Deadline::new(settings.lease * 2 / 3),
             settings,
             slots,

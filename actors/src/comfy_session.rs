@@ -295,8 +295,17 @@ impl State {
         let mut flight = Flight::new(task, options, origin, self.now(), &self.system.settings.session);
         flight.frames = Frames::new(!outline.senders.is_empty());
         flight.stretch = stretch;
+        let answer = self
+            .system
+            .posts
+            .of(&flight.task)
+            .filter(|_| flight.may_be_answered(self.now(), &self.system.settings.session));
         self.feed.follow(flight.prompt(), &flight.task, outline);
         self.flights.insert(id, (flight, graph));
+        if let Some(answer) = answer {
+            // It was sent by a session that died.
+            self.await_answer(me, id, fence, answer);
+        }
         if !self.takes_work() || self.drain.has_begun() {
             self.give_back_unsent(me);
         }

@@ -13,6 +13,7 @@ pub mod metrics;
 #[cfg(test)]
 mod model;
 pub mod ports;
+pub mod posts;
 pub mod queue;
 pub mod root;
 pub mod system;

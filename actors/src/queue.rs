@@ -188,7 +188,12 @@ pub enum QueueMsg {
     /// The janitor adopted abandoned tasks.
     Adopted { assignments: Vec<Assignment> },
     /// Held leases were read back from the store.
-    Recovered(Result<Result<Vec<Assignment>, StoreError>, Panicked>),
+    Recovered {
+        /// When the reading began: the deadline's stretch.
+        stretch: u64,
+        /// What came of it.
+        result: Result<Result<Vec<Assignment>, StoreError>, Panicked>,
+    },
     /// Time to renew the leases.
     Renew,
     /// The renewal that began at `asked` ended.
@@ -328,7 +333,7 @@ impl Actor for QueueActor {
             QueueMsg::LanesRead(result) => state.on_lanes_read(&me, result),
             QueueMsg::Claimed { kept, stretch, result } => state.on_claimed(&me, kept, stretch, result),
             QueueMsg::Adopted { assignments } => state.on_adopted(&me, assignments),
-            QueueMsg::Recovered(result) => state.on_recovered(&me, result),
+            QueueMsg::Recovered { stretch, result } => state.on_recovered(&me, stretch, result),
             QueueMsg::Renew => state.renew(&me),
             QueueMsg::Renewed { asked, held, result } => state.on_renewed(asked, &held, result),
             QueueMsg::Counted(result) => state.on_counted(result),

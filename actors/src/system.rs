@@ -40,6 +40,7 @@ use crate::{
         object_store::ObjectStore,
         store::{Retention, TaskStore, WorkSource},
     },
+    posts::Posts,
     queue::QueueMsg,
     uploads::{UploadsMsg, transfer::Keeper},
 };
@@ -79,6 +80,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// Whether there are leases of dead processes to take over.
     pub predecessors: Predecessors,
+    /// What was sent to the servers.
+    pub posts: Posts,
     /// Until when this process may act on the leases it holds.
     pub deadline: Deadline,
     /// How to behave.

@@ -78,7 +78,7 @@ fn submission() -> Submission {
         task,
         dispatch: 1,
         prompt: PromptId::of(task, 1),
-        client: ClientId::fresh("test"),
+        client: ClientId::new("test"),
         graph: r#"{"2": {"b": 1.50,  "a": 10000000000000000000000}}"#.into(),
         previews: false,
     }

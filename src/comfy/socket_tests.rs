@@ -101,7 +101,7 @@ async fn a_handshake_that_is_refused_or_garbled_fails() {
     });
     let mut reasons = Vec::new();
     for _ in 0..4 {
-        let Err(ComfyError::Unavailable(why)) = comfy.connect(&ClientId::fresh("t")).await else { panic!("connected") };
+        let Err(ComfyError::Unavailable(why)) = comfy.connect(&ClientId::new("t")).await else { panic!("connected") };
         reasons.push(why);
     }
     assert!(reasons[0].contains("403"), "{reasons:?}");
@@ -112,6 +112,6 @@ async fn a_handshake_without_an_answer_ends_in_time() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let comfy = HttpComfy::new(ComfyConfig::new(format!("http://{}", listener.local_addr().unwrap()))).unwrap();
     let started = tokio::time::Instant::now();
-    assert!(comfy.connect(&ClientId::fresh("t")).await.is_err());
+    assert!(comfy.connect(&ClientId::new("t")).await.is_err());
     assert!(started.elapsed() <= Duration::from_secs(11));
 }

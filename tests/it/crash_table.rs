@@ -76,6 +76,16 @@ async fn event(world: &World, wanted: impl Fn(&EventKind) -> bool) {
     tokio::time::timeout(PATIENCE, world.fake().wait_for(wanted)).await.expect("the event does not come");
 }
 
+/// Waits until the fault has hit somebody.
+async fn struck(world: &World) {
+    let struck = async {
+        while !world.fake().faults().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, struck).await.expect("the fault hits nobody");
+}
+
 /// The transfers under way.
 fn transfers(world: &World) -> Vec<ActorCell> {
     slots(world).uploads.get().map(|uploads| uploads.get_cell().get_children()).unwrap_or_default()
@@ -150,23 +160,48 @@ async fn a_session_dies_while_it_waits_for_the_answer_to_a_submission() {
     end_once(&world, &[id]).await;
 }
 
+/// A world in which a prompt that may be on its way is never given up: whoever needs to know must know.
+fn without_doubt() -> Builder {
+    world().with("COMFYD_COMFYUI__VALIDATE_GRACE", "1h")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_dies_and_its_submission_fails_later() {
+    let world = without_doubt().with("COMFYD_COMFYUI__VALIDATE", "off").start().await;
+    world.fake().inject_times(Fault::PostHeld { delay: Duration::from_millis(300) }, 1).await.unwrap();
+    let id = world.create(&json!({"workflow": {"1": {"class_type": "NoSuchNode", "inputs": {}}}})).await;
+    struck(&world).await;
+    world.kill(world.session(0)).await;
+    // What the server told somebody who is dead.
+    assert_eq!(world.finished(&id).await["error"]["code"], "invalid_prompt");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queue_dies_while_it_claims() {
+    let world = without_doubt().start().await;
+    let ids = stream::iter(0..TASKS)
+        .map(async |n| {
+            let id = world.create_stubbornly(&task(n), &format!("claimed-{n}")).await;
+            world.kill(&slots(&world).queue).await;
+            id
+        })
+        .buffered(4)
+        .collect::<Vec<_>>()
+        .await;
+    end_once(&world, &ids).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_dies_and_its_submission_arrives_later() {
-    let world = world().start().await;
-    // Within the time a submission may take to be validated.
+    let world = without_doubt().start().await;
     world.fake().inject_times(Fault::PostHeld { delay: Duration::from_millis(300) }, 1).await.unwrap();
     let position = world.fake().position();
     let id = world.create(&task(1)).await;
-    let struck = async {
-        while !world.fake().faults().is_empty() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, struck).await.unwrap();
+    struck(&world).await;
     world.kill(world.session(0)).await;
     end_once(&world, std::slice::from_ref(&id)).await;
     let posts = world.fake().log_since(position).into_iter();
-    assert_eq!(posts.filter(|event| matches!(event.kind, EventKind::Posted { .. })).count(), 1);
+    assert_eq!(posts.filter(|event| matches!(event.kind, EventKind::PostArrived)).count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,6 +18,7 @@ use crate::{
         comfy::{Submission, Wanted},
         store::{Assignment, StoreError},
     },
+    posts::{Answer, Awaited},
     queue::QueueMsg,
     uploads::UploadsMsg,
 };
@@ -61,8 +62,9 @@ impl State {
                 let graph = flight.graph().unwrap_or_else(|| graph.clone());
                 let previews = flight.options.previews || self.system.settings.session.previews;
                 let submission = Submission { task: id, dispatch, prompt, client, graph, previews };
-                let work = async move { Outcome::Submitted { began, result: comfy.submit(&submission).await } };
-                self.tasks.run(me, work, done);
+                let post = async move { comfy.submit(&submission).await };
+                let answer = self.system.posts.begin(&flight.task, began, post);
+                self.await_answer(me, id, fence, answer);
             }
             Act::Look(wanted) => {
                 let work = async move { Outcome::Looked { began, result: comfy.look(&wanted).await } };
@@ -86,6 +88,16 @@ impl State {
                 self.settle(me, id, change, orphan);
             }
         }
+    }
+
+    pub(super) fn await_answer(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, fence: Fence, answer: Awaited) {
+        let outcome = |Answer { began, result }| result.map(|result| Box::new(Outcome::Submitted { began, result }));
+        let report = move |answered: Result<Answer, Panicked>| SessionMsg::Done {
+            id,
+            fence,
+            outcome: answered.and_then(outcome),
+        };
+        self.tasks.run(me, answer, report);
     }
 
     pub(super) fn settle(&mut self, me: &ActorRef<SessionMsg>, id: TaskId, change: Change, orphan: Option<PromptId>) {

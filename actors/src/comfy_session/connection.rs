@@ -24,7 +24,8 @@ impl State {
             return;
         }
         self.set_phase(Phase::dialing, None);
-        let (comfy, client) = (self.comfy.clone(), ClientId::fresh(&self.system.settings.session.client_prefix));
+        let client = ClientId::fresh(&self.system.settings.session.client_prefix, &self.system.worker);
+        let comfy = self.comfy.clone();
         let work = async move {
             let abilities = comfy.check().await?;
             let signals = comfy.connect(&client).await?;

@@ -233,6 +233,17 @@ impl Flight {
         self.fate == Fate::Unsent && there && self.stop.is_none() && !self.verify && self.room != Room::Making
     }
 
+    /// Another session began its POST, which may still be under way: its answer would tell. False when that is known better already.
+    pub fn may_be_answered(&mut self, now: Timestamp, settings: &SessionSettings) -> bool {
+        let accepted = self.task.prompt.as_ref().is_some_and(|prompt| prompt.accepted);
+        let may = !accepted && matches!(self.fate, Fate::Unclear(_));
+        if may {
+            // Looked for meanwhile, because its frames go to a connection that is gone.
+            self.fate = Fate::Unclear(Doubt::unconfirmed(now, settings.post_timeout, settings.validate_grace));
+        }
+        may
+    }
+
     /// Its place in the order.
     #[must_use]
     pub fn place(&self) -> (i64, TaskId) {

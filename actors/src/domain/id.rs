@@ -97,8 +97,14 @@ impl PromptId {
 impl WorkerId {
     /// A fresh incarnation of `node`.
     #[must_use]
-    pub fn boot(node: &str) -> Self {
+    pub fn starting(node: &str) -> Self {
         Self::new(format!("{node}:{}", Uuid::new_v4().simple()))
+    }
+
+    /// The incarnation's name, different after each restart.
+    #[must_use]
+    pub fn boot(&self) -> &str {
+        self.0.rsplit_once(':').map_or(&self.0, |(_, boot)| boot)
     }
 
     /// The node's name, the same before and after a restart.
@@ -109,10 +115,16 @@ impl WorkerId {
 }
 
 impl ClientId {
-    /// A name no connection had before, starting with `prefix`.
+    /// A name no connection had before, starting with `prefix`, of this incarnation of a process.
     #[must_use]
-    pub fn fresh(prefix: &str) -> Self {
-        Self::new(format!("{prefix}-{}", Uuid::new_v4().simple()))
+    pub fn fresh(prefix: &str, worker: &WorkerId) -> Self {
+        Self::new(format!("{prefix}-{}-{}", Uuid::new_v4().simple(), worker.boot()))
+    }
+
+    /// Whether this incarnation of a process made it.
+    #[must_use]
+    pub fn is_of(&self, worker: &WorkerId) -> bool {
+        self.0.rsplit_once('-').is_some_and(|(_, boot)| boot == worker.boot())
     }
 }
 
@@ -131,8 +143,17 @@ mod tests {
 
     #[test]
     fn a_worker_keeps_its_node_over_a_boot() {
-        let (a, b) = (WorkerId::boot("rack:7"), WorkerId::boot("rack:7"));
-        assert_ne!(a, b);
+        let (a, b) = (WorkerId::starting("rack:7"), WorkerId::starting("rack:7"));
+        assert_ne!(a.boot(), b.boot());
         assert_eq!((a.node(), b.node()), ("rack:7", "rack:7"));
+    }
+
+    #[test]
+    fn a_connection_tells_whose_it_is() {
+        let (a, b) = (WorkerId::starting("node"), WorkerId::starting("node"));
+        let client = ClientId::fresh("our-gpu", &a);
+        assert!(client.is_of(&a) && !client.is_of(&b) && client.as_str().starts_with("our-gpu-"));
+        assert_ne!(client, ClientId::fresh("our-gpu", &a));
+        assert!(!ClientId::new("gpu").is_of(&a));
     }
 }

@@ -129,8 +129,8 @@ pub struct Prompt {
     pub id: PromptId,
     /// The server it was meant for.
     pub backend: BackendId,
-    /// The connection its events go to.
-    pub client: ClientId,
+    /// The connection its events go to, as long as it is held by the process that chose it: who adopts it hears nothing of it.
+    pub client: Option<ClientId>,
     /// A server confirmed it.
     pub accepted: bool,
 }
@@ -407,6 +407,9 @@ impl Task {
         }
         self.fence.0 += 1;
         self.lease = Some(Lease { worker, until });
+        if let Some(prompt) = &mut self.prompt {
+            prompt.client = None;
+        }
         Ok(ArtifactEdit::Keep)
     }
 
@@ -416,12 +419,20 @@ impl Task {
         Ok(ArtifactEdit::Keep)
     }
 
+    /// Whether this process chose the newest prompt and held it ever since, so that nobody else can have sent it. That it was not accepted is
+    /// part of it: then there is nothing to be found out.
+    #[must_use]
+    pub fn is_intended_by(&self, worker: &WorkerId) -> bool {
+        let open = self.prompt.as_ref().filter(|prompt| !prompt.accepted && self.state == TaskState::Dispatching);
+        open.and_then(|prompt| prompt.client.as_ref()).is_some_and(|client| client.is_of(worker))
+    }
+
     fn set_intent(&mut self, intent: Intent) {
         self.dispatch += 1;
         self.prompt = Some(Prompt {
             id: PromptId::of(self.id, self.dispatch),
             backend: intent.backend,
-            client: intent.client,
+            client: Some(intent.client),
             accepted: false,
         });
     }

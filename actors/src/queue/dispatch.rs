@@ -13,7 +13,7 @@ use crate::{
     domain::{
         id::{BackendId, TaskId},
         lane::Lanes,
-        task::{Change, Intent, Release, TaskState},
+        task::{Change, Intent, Release, Task, TaskState},
     },
     kit::{slot::Slot, tasks::Panicked},
     ports::store::{Assignment, Claim, ClaimSlot, StoreError},
@@ -277,6 +277,7 @@ impl State {
         {
             self.system.metrics.dispatched(&backend, gap);
         }
+        let origin = if origin == Origin::Resumed && self.was_never_sent(task) { Origin::Claimed } else { origin };
         let origin = known.and_then(|held| held.untold).unwrap_or(origin);
         let stretch = known.map_or(stretch, |held| held.stretch);
         let (attempt, ooms, created_at, lane) = (task.attempt, task.ooms, task.created_at, task.lane);
@@ -290,6 +291,11 @@ impl State {
         };
         let untold = (!told).then_some(origin);
         self.held.insert(id, Held { fence, lane, attempt, ooms, backend, at, stretch, untold });
+    }
+
+    /// Whether the task is here because somebody died between its claim and its POST.
+    fn was_never_sent(&self, task: &Task) -> bool {
+        task.is_intended_by(&self.system.worker) && self.system.posts.of(task).is_none()
     }
 
     /// False when the session is down and the message lost; its successor's first demand makes up for it.

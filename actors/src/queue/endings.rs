@@ -88,7 +88,9 @@ impl State {
             self.tell_session(&held.backend, SessionMsg::Forget { prompt });
         }
         self.held.remove(&id);
-        if !recorded {
+        if recorded {
+            self.system.posts.forget(id);
+        } else {
             self.recover(me);
         }
         self.hand_over_when_done(me);

@@ -20,7 +20,7 @@ impl State {
         if std::mem::replace(&mut self.recovering, true) {
             return;
         }
-        let system = self.system.clone();
+        let (system, stretch) = (self.system.clone(), self.system.deadline.stretch());
         let work = async move {
             let (worker, lease) = (&system.worker, system.settings.lease);
             if system.predecessors.have_left() {
@@ -29,12 +29,13 @@ impl State {
             }
             system.source.held(worker).await
         };
-        self.tasks.run(me, work, QueueMsg::Recovered);
+        self.tasks.run(me, work, move |result| QueueMsg::Recovered { stretch, result });
     }
 
     pub(super) fn on_recovered(
         &mut self,
         me: &ActorRef<QueueMsg>,
+        stretch: u64,
         result: Result<Result<Vec<Assignment>, StoreError>, Panicked>,
     ) {
         self.recovering = false;
@@ -56,6 +57,10 @@ impl State {
             return self.recover(me);
         }
         self.doubtful = false;
+        if !self.recovered {
+            // What ended while nobody kept the books.
+            self.system.posts.keep_only(&assignments.iter().map(|held| held.task.id).collect());
+        }
         assignments.retain(|assignment| !ended.contains(&assignment.task.id));
         if !self.recovered {
             self.recovered = true;
@@ -64,7 +69,7 @@ impl State {
                 info!(tasks = assignments.len(), "took up the tasks held before the restart");
             }
         }
-        self.assign_all(me, assignments, Origin::Resumed, self.system.deadline.stretch());
+        self.assign_all(me, assignments, Origin::Resumed, stretch);
         self.hand_over_when_done(me);
         self.fill(me);
     }
@@ -114,6 +119,7 @@ impl State {
             return;
         }
         let Some(held) = self.held.remove(&id) else { return };
+        self.system.posts.forget(id);
         self.tell_session(&held.backend, SessionMsg::Drop { id, fence });
         self.system.slots.uploads.cast(UploadsMsg::Drop { id, fence });
     }

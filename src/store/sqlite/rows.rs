@@ -97,7 +97,7 @@ pub(super) fn save(task: &Task) -> Result<Statement, StoreError> {
         .bind(lease.map(|lease| lease.until.0))
         .bind(prompt.map(|prompt| prompt.id.as_str().to_owned()))
         .bind(prompt.map(|prompt| prompt.backend.as_str().to_owned()))
-        .bind(prompt.map(|prompt| prompt.client.as_str().to_owned()))
+        .bind(prompt.and_then(|prompt| prompt.client.as_ref()).map(|client| client.as_str().to_owned()))
         .bind(prompt.is_some_and(|prompt| prompt.accepted))
         .bind(task.run_at.map(|at| at.0))
         .bind(task.cancel_requested_at.map(|at| at.0))
@@ -218,7 +218,7 @@ fn prompt(row: &SqliteRow) -> Result<Option<Prompt>, StoreError> {
     Ok(Some(Prompt {
         id: PromptId::new(id),
         backend: BackendId::new(get::<&str>(row, "backend")?),
-        client: ClientId::new(get::<&str>(row, "client")?),
+        client: get::<Option<&str>>(row, "client")?.map(ClientId::new),
         accepted: get(row, "accepted")?,
     }))
 }

@@ -20,6 +20,8 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum EventKind {
+    /// A `POST /prompt` is here, and nothing is decided yet.
+    PostArrived,
     /// A `POST /prompt` was decided. `task` is `extra_data.comfyd.task`.
     Posted { prompt_id: String, client_id: Option<String>, task: Option<String>, accepted: bool },
     /// The worker began a prompt.

@@ -355,3 +355,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn only_who_chose_a_prompt_and_held_it_since_knows_that_nobody_else_sent_it() {
+    let (us, successor) = (WorkerId::starting("node"), WorkerId::starting("node"));
+    let intent = Intent { backend: BackendId::new("http://b"), client: ClientId::fresh("gpu", &us) };
+    let mut task = new_task();
+    assert!(!task.is_intended_by(&us), "nothing was chosen");
+    task.apply(None, Change::Claim { worker: us.clone(), until: Timestamp(9), intent }, Timestamp(0)).unwrap();
+    assert!(task.is_intended_by(&us) && !task.is_intended_by(&successor));
+    let mut accepted = task.clone();
+    let prompt = PromptId::of(task.id, 1);
+    accepted.apply(Some(task.fence), Change::Accept { prompt }, Timestamp(1)).unwrap();
+    assert!(!accepted.is_intended_by(&us), "it was sent");
+    for worker in [successor, us.clone()] {
+        task.apply(None, Change::Adopt { worker, until: Timestamp(9) }, Timestamp(2)).unwrap();
+        assert!(!task.is_intended_by(&us), "somebody had it meanwhile");
+    }
+}

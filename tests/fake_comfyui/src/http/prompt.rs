@@ -31,6 +31,7 @@ pub(super) async fn submit(State(server): Shared, ConnectInfo(peer): ConnectInfo
         Ok(body) => body,
         Err(response) => return response,
     };
+    server.log.push(EventKind::PostArrived);
     if server.faults.strikes(&Fault::PostFails) {
         return trouble();
     }
