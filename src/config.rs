@@ -7,6 +7,7 @@ mod check;
 mod fault;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
+mod outbound;
 mod reader;
 mod sections;
 mod sources;
@@ -19,6 +20,7 @@ pub use self::values::SecretUrl;
 pub use self::{
     check::check,
     fault::{Fault, Faults, nearest},
+    outbound::Outbound,
     sections::{
         App, ComfyUi, Connections, Env, Events, Format, Health, Inputs, Log, Passthrough, Queue, Server, Storage,
         Store, Supervision, Tasks, WorkflowFiles,
@@ -47,6 +49,8 @@ pub struct Config {
     pub queue: Queue,
     /// What tasks get that do not say.
     pub tasks: Tasks,
+    /// What clients have us ask for.
+    pub outbound: Outbound,
     /// How long finished things are kept.
     pub retention: Retention,
     /// Files for tasks.
@@ -110,6 +114,7 @@ fn read_sections(r: &mut Reader) -> Config {
         events: sections::events(r),
         queue: sections::queue(r),
         tasks: sections::tasks(r),
+        outbound: outbound::outbound(r),
         retention: sections::retention(r),
         inputs: sections::inputs(r),
         store: sections::store(r),
@@ -159,6 +164,11 @@ fn demand_safety(r: &mut Reader, config: &Config) {
         config.server.cors_origins.iter().all(|origin| origin.starts_with("https://") || is_near(origin)),
         &["server.cors_origins"],
         "APP_ENV=production refuses http origins: anybody on the way could run scripts as that page",
+    );
+    r.demand(
+        !config.outbound.policy.http || config.outbound.headers.is_empty(),
+        &["outbound.http", "outbound.headers"],
+        "APP_ENV=production refuses http together with outbound.headers: they could be read by anybody on the way",
     );
     let sent_openly = |url: &SecretUrl| {
         let has_secret = !config.comfyui.headers.is_empty() || url.expose().contains('@');

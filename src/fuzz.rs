@@ -4,7 +4,7 @@
 //! on how the bytes were cut. One list, two runners: `tests/fuzz` feeds it to cargo-fuzz for hours, the test below to proptest in
 //! seconds, so that a body cannot rot and a finding becomes a seed that is run for ever.
 
-use crate::{comfy, config, http, media};
+use crate::{comfy, config, http, media, outbound};
 
 /// A parser of outside data.
 #[derive(Debug, Clone, Copy)]
@@ -19,7 +19,9 @@ pub struct Target {
 
 /// All of them.
 pub fn targets() -> impl Iterator<Item = &'static Target> {
-    [comfy::fuzz::TARGETS, http::fuzz::TARGETS, media::fuzz::TARGETS, config::fuzz::TARGETS].into_iter().flatten()
+    [comfy::fuzz::TARGETS, http::fuzz::TARGETS, media::fuzz::TARGETS, config::fuzz::TARGETS, outbound::fuzz::TARGETS]
+        .into_iter()
+        .flatten()
 }
 
 /// Runs the target of this name.

@@ -3,6 +3,7 @@
 //! - `app` puts adapters and actors together; `lifecycle` ends them; `cli`, `config` and `telemetry` are what a process needs besides.
 //! - `http` is the API, `comfy` the ComfyUI client, `store` the task store, `media` what outputs go
 //!   through, `storage` the place for them: one adapter per port.
+//! - `outbound` is the one way out to URLs of clients, and `describe` words for what goes wrong on any.
 //! - `pace` and `json` say how slowly somebody may send, and how much may be in it, here and there.
 //! - `workflows` reads the named workflows; `demo` and `healthcheck` are commands. `crash_point` is for tests.
 
@@ -13,6 +14,7 @@ pub mod comfy;
 pub mod config;
 pub mod crash_point;
 pub mod demo;
+pub mod describe;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 pub mod healthcheck;
@@ -21,6 +23,7 @@ pub mod inputs;
 pub mod json;
 pub mod lifecycle;
 pub mod media;
+pub mod outbound;
 pub mod pace;
 pub mod storage;
 pub mod store;

@@ -1,6 +1,6 @@
 //! Questions to one server over HTTP: addresses, time limits, bounded answers. Knows nothing of prompts.
 
-use std::{error::Error as _, time::Duration};
+use std::time::Duration;
 
 use comfyd_actors::{
     domain::{id::BackendId, passthrough::Target},
@@ -15,7 +15,7 @@ use serde::Serialize;
 use url::Url;
 
 use super::{ComfyConfig, ConfigError, json::relaxed};
-use crate::{json::count_values, tls};
+use crate::{describe::describe, json::count_values, tls};
 
 /// Idle connections are dropped after this. Python's server keeps them 75 s or more; staying well below means that a
 /// request is hardly ever written to a connection the server is just closing.
@@ -240,21 +240,4 @@ pub(super) fn fault(error: reqwest::Error) -> Fault {
     let connecting = error.is_connect();
     let why = describe(error);
     if connecting { Fault::NotConnected(why) } else { Fault::Broken(why) }
-}
-
-/// An error with its causes, without the address.
-pub(super) fn describe(error: reqwest::Error) -> String {
-    let timed_out = error.is_timeout();
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let words = inner.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        cause = inner.source();
-    }
-    if timed_out { format!("no answer in time ({text})") } else { text }
 }

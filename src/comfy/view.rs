@@ -7,8 +7,7 @@ use comfyd_actors::ports::{ByteStream, comfy::Download};
 use futures_util::{StreamExt, stream};
 use reqwest::{Response, header::CONTENT_TYPE};
 
-use super::http::describe;
-use crate::pace::Pace;
+use crate::{describe::describe, pace::Pace};
 
 /// Makes a download of an answer whose body is yet to be read. No limit on the whole: files may be large and links slow, and whoever
 /// stores it has one. Each `period` must bring something instead.

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Settings whose values are never shown, and those whose passwords are not.
-const SECRET: &[&str] = &["comfyui.headers"];
+const SECRET: &[&str] = &["comfyui.headers", "outbound.headers"];
 const WITH_PASSWORDS: &[&str] = &["comfyui.urls", "store.database_url", "server.public_url", "server.cors_origins"];
 
 /// Reads settings one by one. A faulty one is noted and read as its default, so that reading goes on.
@@ -122,7 +122,11 @@ impl Reader {
             Value::String(text) => text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(&parse).collect(),
             Value::Array(items) => items
                 .iter()
-                .map(|item| item.as_str().ok_or_else(|| "expected a list of texts".to_owned()).and_then(&parse))
+                .map(|item| match item {
+                    Value::String(text) => parse(text),
+                    Value::Integer(_) => parse(&item.to_string()),
+                    _ => Err("expected a list of texts or whole numbers".to_owned()),
+                })
                 .collect(),
             _ => Err(format!("expected a list of texts, found {}", value.type_str())),
         })
@@ -130,13 +134,24 @@ impl Reader {
 
     /// Headers: a table in TOML, see [`values::headers`] for the environment.
     pub fn headers(&mut self, key: &'static str) -> Vec<(String, Secret)> {
+        self.value(key, header_list)
+    }
+
+    /// Headers by host: a table of tables in TOML, the same as JSON in the environment. `host` reads the name of one.
+    pub fn headers_by_host(
+        &mut self,
+        key: &'static str,
+        host: impl Fn(&str) -> Result<String, String>,
+    ) -> BTreeMap<String, Vec<(String, Secret)>> {
+        let by_host = |table: &toml::Table| {
+            table.iter().map(|(name, headers)| Ok((host(name)?, header_list(headers)?))).collect::<Result<_, String>>()
+        };
         self.value(key, |value| match value {
-            Value::String(text) => values::headers(text),
-            Value::Table(table) => table
-                .iter()
-                .map(|(name, value)| values::header(name, value.as_str().ok_or("a header's value must be text")?))
-                .collect(),
-            _ => Err(format!("expected a table of headers, found {}", value.type_str())),
+            Value::String(text) => by_host(&serde_json::from_str(text).map_err(|error| {
+                format!("expected JSON such as {{\"host\": {{\"Name\": \"value\"}}}} (column {})", error.column())
+            })?),
+            Value::Table(table) => by_host(table),
+            _ => Err(format!("expected a table of hosts, found {}", value.type_str())),
         })
     }
 
@@ -156,6 +171,17 @@ impl Reader {
     fn fault(&self, key: &str, detail: impl Into<String>) -> Fault {
         let Some(given) = self.settings.get(key) else { return Fault::new("default", detail).about(key) };
         Fault::new(&given.source, detail).about(key).with_value(shown(key, &given.value))
+    }
+}
+
+fn header_list(value: &Value) -> Result<Vec<(String, Secret)>, String> {
+    match value {
+        Value::String(text) => values::headers(text),
+        Value::Table(table) => table
+            .iter()
+            .map(|(name, value)| values::header(name, value.as_str().ok_or("a header's value must be text")?))
+            .collect(),
+        _ => Err(format!("expected a table of headers, found {}", value.type_str())),
     }
 }
 

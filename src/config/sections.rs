@@ -18,12 +18,12 @@ use super::{
     values::{self, Secret, SecretUrl},
 };
 
-const fn secs(seconds: u64) -> Duration {
+pub(super) const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
 /// Bounds for intervals: below a millisecond is a busy loop, above thirty days is a typing error.
-const MS: Duration = Duration::from_millis(1);
+pub(super) const MS: Duration = Duration::from_millis(1);
 const DAY: Duration = secs(86_400);
 const MONTH: Duration = secs(30 * 86_400);
 const YEARS: Duration = secs(100 * 365 * 86_400);

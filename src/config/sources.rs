@@ -16,7 +16,7 @@ pub const DEFAULTS: &str = include_str!("../../config/default.toml");
 const FILE: &str = "config/comfyd.toml";
 
 /// Settings with a name of their own in the environment. `COMFYD_<SECTION>__<KEY>` wins over it within the same layer.
-pub const NAMES: [(&str, &str); 11] = [
+pub const NAMES: [(&str, &str); 12] = [
     ("APP_ENV", "app.env"),
     ("LOG_LEVEL", "log.level"),
     ("COMFYUI_URL", "comfyui.urls"),
@@ -28,10 +28,11 @@ pub const NAMES: [(&str, &str); 11] = [
     ("PORT", "server.port"),
     ("DATABASE_URL", "store.database_url"),
     ("CORS_ORIGINS", "server.cors_origins"),
+    ("OUTBOUND_ALLOW_PRIVATE", "outbound.allow_private"),
 ];
 
 /// Names a `.env` shared with other versions and parts may hold. Known, and without effect here.
-const ELSEWHERE: [&str; 26] = [
+const ELSEWHERE: [&str; 25] = [
     "TASK_API_URL",
     "GCS_BUCKET_NAME",
     "GCS_BUCKET_REGION",
@@ -54,7 +55,6 @@ const ELSEWHERE: [&str; 26] = [
     "S3_SECRET_ACCESS_KEY",
     "API_KEYS_REQUIRED",
     "CONSUMER_TOKEN",
-    "OUTBOUND_ALLOW_PRIVATE",
     "COMFYD_CONFIG",
     "RUST_LOG",
     "RUST_BACKTRACE",

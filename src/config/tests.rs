@@ -94,6 +94,11 @@ fn lists_and_headers_come_in_either_form() {
     let loaded = read(Sources { file: Some(("f".into(), file.into())), ..Sources::default() });
     assert_eq!(loaded.faults, []);
     assert_eq!((loaded.config.comfyui.urls.len(), loaded.config.comfyui.headers.len()), (2, 1));
+    let file = "[outbound]\nports = [443, \"8443\"]\nheaders = { \"A.example\" = { X-Key = \"k\" } }";
+    let loaded = read(Sources { file: Some(("f".into(), file.into())), ..Sources::default() });
+    assert_eq!(loaded.faults, []);
+    assert_eq!(loaded.config.outbound.policy.ports, [443, 8443]);
+    assert_eq!(loaded.config.outbound.headers["a.example"].len(), 1);
 }
 
 #[test]
@@ -109,6 +114,19 @@ fn settings_must_agree_with_each_other() {
         (&[("CORS_ORIGINS", "*")], "every web page"),
         (&[("COMFYUI_CLIENT_ID", "a b")], "part of a URL"),
         (&[("LOG_LEVEL", "info,[bad")], "log.level"),
+        (&[("OUTBOUND_ALLOW_PRIVATE", "10.0.0.0/8,my-host")], "outbound.allow_private"),
+        (&[("COMFYD_OUTBOUND__PORTS", "443,0")], "from 1 to 65535"),
+        (&[("COMFYD_OUTBOUND__HOSTS", "https://a.example")], "*.example.org"),
+        (&[("COMFYD_OUTBOUND__HEADERS", r#"{"*.example.org": {"A": "b"}}"#)], "one host"),
+        (&[("COMFYD_OUTBOUND__HEADERS", "A: b")], "expected JSON"),
+        (
+            &[
+                ("APP_ENV", "production"),
+                ("COMFYD_OUTBOUND__HTTP", "true"),
+                ("COMFYD_OUTBOUND__HEADERS", r#"{"a": {"A": "b"}}"#),
+            ],
+            "anybody on the way",
+        ),
     ] {
         let faults = faults(env(pairs));
         assert!(faults.len() == 1 && faults[0].contains(word), "{pairs:?}: {faults:?}");
@@ -129,6 +147,7 @@ fn nothing_printed_holds_a_secret() {
         ("COMFYUI_URL", "http://a,https://u:hunter2@b"),
         ("COMFYUI_HEADERS", "Authorization: hunter2"),
         ("DATABASE_URL", "sqlite://x.db?key=hunter2"),
+        ("COMFYD_OUTBOUND__HEADERS", r#"{"a.example": {"Authorization": "hunter2"}}"#),
     ]);
     sources.dotenv = Some("SECRET=hunter2 hunter2\n".into());
     sources.file = Some(("f".into(), "[comfyui]\nheaders = { A = \"hunter2\n".into()));
