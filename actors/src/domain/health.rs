@@ -327,7 +327,8 @@ impl Breaker {
     }
 
     fn open(&mut self, cause: Cause, why: String, now: Timestamp, draw: f64) -> Option<Turn> {
-        if self.open.as_ref().is_some_and(|open| open.cause == cause) {
+        // What a broken device does to other runs is no other cause: only a test of the device may close it.
+        if self.open.as_ref().is_some_and(|open| open.cause == cause || open.cause == Cause::Fatal) {
             return None;
         }
         let pause = self.longer_pause(draw);

@@ -161,7 +161,8 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    /// Whatever happens: work is given only when closed, a turn is told exactly when it happens, only an execution closes, and a backend
+    /// Whatever happens: work is given only when closed, a turn is told exactly when it happens, only an execution closes (of a test, where the device
+    /// is broken), and a backend
     /// that can be reached is tested within the longest pause.
     #[test]
     fn holds_whatever_happens(events in proptest::collection::vec((event(), 0_u64..100, 0.0..1.0), 0..200)) {
@@ -169,17 +170,20 @@ proptest! {
         let mut now = at(0);
         for (event, pause, draw) in events {
             now = now.after(Duration::from_secs(pause));
-            let was_closed = breaker.is_closed();
+            let (was_closed, cause) = (breaker.is_closed(), breaker.health(now).cause);
             let turn = breaker.on(event.clone(), now, draw);
             match turn {
                 Some(Turn::Closed) => {
                     prop_assert!(!was_closed && breaker.is_closed());
                     prop_assert!(matches!(event, Event::Passed | Event::Ended(Sign::Sound)));
+                    // After a broken device, nothing but a test of it.
+                    prop_assert!(cause != Some(Cause::Fatal) || event == Event::Passed);
                 }
                 Some(Turn::Opened(_)) => prop_assert!(!breaker.is_closed()),
                 None => prop_assert_eq!(was_closed, breaker.is_closed()),
             }
             let health = breaker.health(now);
+            prop_assert!(cause != Some(Cause::Fatal) || matches!(health.cause, None | Some(Cause::Fatal)));
             prop_assert_eq!(health.state == State::Closed, breaker.is_closed());
             if let Some(test_at) = health.test_at {
                 prop_assert!(test_at <= now.after(breaker.limits.pause.cap));
