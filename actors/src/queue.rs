@@ -37,6 +37,7 @@ use crate::{
         id::{BackendId, ClientId, PromptId, TaskId},
         lane::{Lane, Lanes},
         task::{Change, Fence, Task, TaskState},
+        time::Timestamp,
     },
     kit::tasks::{Panicked, Tasks},
     ports::store::{Assignment, Counts, Created, Creation, Depth, Hold, Pausable, Pause, Query, Renewed, StoreError},
@@ -102,6 +103,8 @@ pub enum QueueMsg {
     Amended {
         /// What was wanted.
         wish: Wish,
+        /// When.
+        asked: Timestamp,
         /// Who waits for it.
         reply: RpcReplyPort<Result<Task, RequestError>>,
         /// What came of it.
@@ -264,7 +267,8 @@ pub struct State {
     uploads: Option<ActorId>,
     uploads_open: bool,
     waiting: Waiting,
-    creating: u64,
+    /// Tasks that will wait once their commit is made: new ones, and those asked for again.
+    entering: u64,
     /// Of these lanes nothing was left in the store when it was last asked.
     dry: HashSet<Lanes>,
     routes: Routes,
@@ -317,7 +321,7 @@ impl Actor for QueueActor {
             QueueMsg::Submit { request, reply } => state.submit(&me, *request, reply),
             QueueMsg::Stored { reply, kept, stretch, result } => state.on_stored(&me, reply, kept, stretch, result),
             QueueMsg::Amend { id, wish, reply } => state.amend(&me, id, wish, reply),
-            QueueMsg::Amended { wish, reply, result } => state.on_amended(&me, wish, reply, result),
+            QueueMsg::Amended { wish, asked, reply, result } => state.on_amended(&me, wish, asked, reply, result),
             QueueMsg::SetPaused { what, hold, reply } => state.set_paused(&me, what, hold, reply),
             QueueMsg::PauseStored { reply, result } => state.on_pause_stored(&me, reply, result),
             QueueMsg::PausesRead { changes, result } => state.on_pauses_read(&me, changes, result),
@@ -359,7 +363,7 @@ impl State {
             uploads: None,
             uploads_open: false,
             waiting: Waiting::default(),
-            creating: 0,
+            entering: 0,
             dry: HashSet::new(),
             routes: Routes::default(),
             claiming: false,

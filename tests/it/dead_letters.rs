@@ -114,6 +114,33 @@ async fn a_replay_takes_places_in_the_queue_and_stops_when_there_are_none() {
     }
 }
 
+/// Those that are asked for together take a place each.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_fills_the_queue_stops_halfway_and_says_so() {
+    let world = world().with("COMFYD_QUEUE__MAX_PENDING", "2").start().await;
+    let mut ids = Vec::new();
+    for color in 0..4 {
+        ids.push(world.failing(wrong(), &task(color)).await);
+    }
+    world.client.post(world.url("/api/queue/pause")).send().await.unwrap();
+    let (status, report) = world.replay(json!({"all": true})).await;
+    assert_eq!((status, &report["task_ids"]), (StatusCode::OK, &json!([ids[0], ids[1]])), "{report}");
+    assert_eq!((&report["replayed"], &report["more"]), (&json!(2), &json!(true)), "{report}");
+    assert!(report["stopped"].as_str().unwrap().contains("full"), "{report}");
+    assert_eq!(world.dead("").await, [&*ids[3], &*ids[2]], "the rest is untouched");
+    // What waits again counts as what is new does.
+    assert_eq!(world.post(&task(9)).await.status(), StatusCode::TOO_MANY_REQUESTS);
+    world.client.post(world.url("/api/queue/resume")).send().await.unwrap();
+    for id in &ids[..2] {
+        assert_eq!(world.completed(id).await["generation"], 2);
+    }
+    let (_, report) = world.replay(json!({"all": true})).await;
+    assert_eq!((&report["replayed"], &report["stopped"]), (&json!(2), &Value::Null), "{report}");
+    for id in &ids {
+        assert_eq!((world.completed(id).await["generation"].clone(), world.executions(id)), (json!(2), 2));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_must_say_what_it_wants() {
     let world = world().start().await;

@@ -37,13 +37,13 @@ impl Waiting {
         self.waiting
     }
 
-    /// `Err` with a suggested wait when there is no room for one more beside `creating` on their way. The suggestion is the
+    /// `Err` with a suggested wait when there is no room for one more beside `entering` on their way. The suggestion is the
     /// time one task takes to leave at the rate of the last `window`.
     ///
     /// # Errors
     /// No room.
-    pub fn admit(self, creating: u64, limit: u64, window: Duration) -> Result<(), Duration> {
-        if self.waiting + creating < limit {
+    pub fn admit(self, entering: u64, limit: u64, window: Duration) -> Result<(), Duration> {
+        if self.waiting + entering < limit {
             return Ok(());
         }
         let one = window.checked_div(u32::try_from(self.left).unwrap_or(u32::MAX)).unwrap_or(MAX_RETRY_AFTER);

@@ -63,16 +63,18 @@ impl State {
         };
         // A task that waits again takes a place in the queue, as a new one does.
         let limit = self.system.settings.max_pending;
-        if wish == Wish::Again
-            && let Err(retry_after) = self.waiting.admit(self.creating, limit, COUNT_EVERY)
-        {
-            let full = RequestError::Full { pending: self.waiting.count(), limit, retry_after };
-            _ = reply.send(Err(full));
-            return;
+        if wish == Wish::Again {
+            if let Err(retry_after) = self.waiting.admit(self.entering, limit, COUNT_EVERY) {
+                let full = RequestError::Full { pending: self.waiting.count(), limit, retry_after };
+                _ = reply.send(Err(full));
+                return;
+            }
+            self.entering += 1;
         }
-        let store = self.system.store.clone();
+        let (store, asked) = (self.system.store.clone(), self.system.clock.now());
         self.tasks.run(me, async move { store.amend(id, change).await }, move |result| QueueMsg::Amended {
             wish,
+            asked,
             reply,
             result,
         });
@@ -82,9 +84,13 @@ impl State {
         &mut self,
         me: &ActorRef<QueueMsg>,
         wish: Wish,
+        asked: Timestamp,
         reply: RpcReplyPort<Amended>,
         result: Result<Result<Task, StoreError>, Panicked>,
     ) {
+        if wish == Wish::Again {
+            self.entering = self.entering.saturating_sub(1);
+        }
         let result = result.unwrap_or_else(|panicked| Err(StoreError::Unavailable(panicked.to_string())));
         if let Ok(task) = &result {
             match wish {
@@ -98,7 +104,8 @@ impl State {
                 Wish::UploadsAgain if task.state == TaskState::Uploading => {
                     _ = self.system.slots.janitor.cast(JanitorMsg::Sweep);
                 }
-                // Word of what became pending comes from the store.
+                // One that waited before is counted already. Word of what became pending comes from the store.
+                Wish::Again if task.state == TaskState::Pending && task.queued_at >= asked => self.waiting.entered(),
                 Wish::UploadsAgain | Wish::Again => {}
                 // Among which it was counted before is not known.
                 Wish::Prioritize(_) => self.count(me),

@@ -25,7 +25,7 @@ impl State {
         let limit = self.system.settings.max_pending;
         if self.drain.has_begun() {
             _ = reply.send(Err(RequestError::Draining));
-        } else if let Err(retry_after) = self.waiting.admit(self.creating, limit, COUNT_EVERY) {
+        } else if let Err(retry_after) = self.waiting.admit(self.entering, limit, COUNT_EVERY) {
             _ = reply.send(Err(RequestError::Full { pending: self.waiting.count(), limit, retry_after }));
         } else {
             self.create(me, request, reply);
@@ -46,7 +46,7 @@ impl State {
         let claim = slot.map(|slot| self.keep(vec![slot]));
         let kept = claim.as_ref().and_then(|claim| claim.slots.first()).map(|slot| slot.intent.backend.clone());
         let store = self.system.store.clone();
-        self.creating += 1;
+        self.entering += 1;
         let stretch = self.system.deadline.stretch();
         self.tasks.run(me, async move { store.create(new, claim).await }, move |result| QueueMsg::Stored {
             reply,
@@ -89,7 +89,7 @@ impl State {
         stretch: u64,
         result: Result<Result<Creation, StoreError>, Panicked>,
     ) {
-        self.creating = self.creating.saturating_sub(1);
+        self.entering = self.entering.saturating_sub(1);
         self.doubtful |= kept.is_some() && !matches!(result, Ok(Ok(_)));
         self.release_places(kept);
         let Creation { created, claimed, durable } = match result {
