@@ -270,7 +270,12 @@ impl From<StoreError> for Problem {
             }
             StoreError::Unavailable(reason) => {
                 tracing::warn!(reason, "the task store is unavailable");
-                Self::unavailable("store_unavailable", "the task store cannot be used now; nothing was changed")
+                // A commit that the disk did not confirm may have been made all the same.
+                Self::unavailable(
+                    "store_unavailable",
+                    "the task store cannot be used now. What you asked for may or may not be stored: repeat the request, a new task with \
+                     the same Idempotency-Key",
+                )
             }
             StoreError::Corrupt(reason) => {
                 tracing::error!(reason, "the task store holds something unreadable");

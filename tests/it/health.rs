@@ -1,6 +1,6 @@
 //! Servers that look well and are not, runs that do not move, and servers that somebody wants to switch off.
 
-use fake_comfyui::{Control, EventKind, FakeConfig, Fault};
+use fake_comfyui::{Control, EventKind, FakeConfig, Fault, Outcome};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -159,6 +159,65 @@ async fn a_lone_zombie_keeps_no_task_from_running_once_it_is_restarted() {
     fake.inject(Fault::Restart { down: std::time::Duration::ZERO }).await.unwrap();
     world.ran(&id, 1).await;
     world.assert_nothing_was_repeated();
+}
+
+fn broken_device() -> Fault {
+    let message = "CUDA error: an illegal memory access was encountered".to_owned();
+    Fault::NodeError { exception_type: "torch.AcceleratorError".to_owned(), message }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_device_costs_its_task_nothing_and_its_server_everything() {
+    let world = watchful(2).start().await;
+    let (broken, other) = (world.fakes[0].control(), world.fakes[1].control());
+    // Whatever runs there from now on fails, the tests of the server included.
+    broken.inject(broken_device()).await.unwrap();
+    let id = world.run_on(0, &task_with(1, &json!({"max_attempts": 1}))).await;
+    let done = world.ran(&id, 2).await;
+    assert_eq!((broken.executions_of_task(&id), other.executions_of_task(&id)), (1, 1), "{done}");
+    world.open(0, "fatal").await;
+    let tested = |status: &Value| {
+        let reason = &world.backend_in(status, 0)["health"]["reason"];
+        reason.as_str().is_some_and(|reason| reason.contains("test prompt failed") && reason.contains("CUDA"))
+    };
+    world.until_status(tested).await;
+    let more = world.create(&task(2)).await;
+    world.ran(&more, 1).await;
+    assert_eq!(tasks_posted(&broken, &[&more]), 0);
+    broken.clear();
+    broken.inject(Fault::Restart { down: std::time::Duration::ZERO }).await.unwrap();
+    world.closed(0).await;
+    world.assert_nothing_was_repeated();
+}
+
+/// The one that waited behind it began before anybody knew, and needs no device.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_device_is_trusted_after_a_test_of_it_and_not_after_a_task() {
+    let world = watchful(1).start().await;
+    let fake = world.fake();
+    fake.pause_execution();
+    fake.inject_times(broken_device(), 1).await.unwrap();
+    fake.inject_times(Fault::LateHistory { delay: std::time::Duration::from_secs(1) }, 1).await.unwrap();
+    let [broke, sound] = [world.create(&task_with(1, &json!({"max_attempts": 1}))).await, world.create(&task(2)).await];
+    until(&fake, posted(&sound)).await;
+    fake.step();
+    until(&fake, started(&sound)).await;
+    world.open(0, "fatal").await;
+    fake.step();
+    world.ran(&sound, 1).await;
+    world.open(0, "fatal").await;
+    assert_eq!((tasks_posted(&fake, &[&broke]), world.now(&broke).await["stage"].clone()), (1, json!("queued")));
+    fake.resume();
+    world.ran(&broke, 2).await;
+    let log = fake.log();
+    let again = log.iter().rposition(|event| posted(&broke)(&event.kind)).unwrap();
+    let ours = [prompts(&fake, &broke), prompts(&fake, &sound)].concat();
+    let tested = log[..again].iter().any(|event| match &event.kind {
+        EventKind::Finished { prompt_id, outcome: Outcome::Success } => !ours.contains(prompt_id),
+        _ => false,
+    });
+    assert!(tested, "nothing was tried before: {log:#?}");
+    world.closed(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -50,6 +50,10 @@ impl Api {
         let answer = request.send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
         let problem: Value = answer.json().await.unwrap();
+        // Nobody is told that nothing was done: it may have been.
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("may or may not") || detail.contains("not known"), "{problem}");
+        assert!(detail.contains("same Idempotency-Key"), "{problem}");
         problem["code"].clone()
     }
 }

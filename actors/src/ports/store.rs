@@ -398,7 +398,7 @@ pub trait TaskStore: Send + Sync + 'static {
     /// With an idempotency key it is idempotent; without one a caller that did not see the answer cannot know.
     ///
     /// # Errors
-    /// `Unavailable`: nothing was written.
+    /// `Unavailable`: it may have been written, when the disk did not confirm it or the writer died.
     async fn create(&self, new: NewTask, claim: Option<Claim>) -> Result<Creation, StoreError>;
 
     /// Makes a client's change to a task and returns it as it is then. A task that fulfils the wish already ([`Task::fulfils`]) comes back
