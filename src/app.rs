@@ -29,8 +29,10 @@ use crate::{
     clock::SystemClock,
     comfy::{ComfyConfig, HttpComfy},
     config::{self, Config},
+    fetch::UrlFetcher,
     http::{AxumEdge, HttpConfig},
     media::Studio,
+    outbound::Outbound,
     storage::local::LocalStorage,
     store::{
         node_lock::NodeLock,
@@ -73,6 +75,9 @@ pub enum AppError {
     /// A backend's address or headers make no sense.
     #[error("failed to set up a ComfyUI backend")]
     Backend(#[from] crate::comfy::ConfigError),
+    /// The client for URLs of clients cannot be made.
+    #[error("failed to set up the client that fetches URLs: {0}")]
+    Outbound(String),
     /// What is published cannot be read.
     #[error("failed to read the published workflows")]
     Workflows(#[from] StoreError),
@@ -131,6 +136,8 @@ impl App {
         let catalogues = Catalogues::new(backends.keys().cloned());
         let metrics = Metrics::new().map_err(AppError::Metrics)?;
         store.observe(metrics.clone());
+        let outbound = Outbound::new(&config.outbound).map_err(AppError::Outbound)?;
+        let fetcher = UrlFetcher::new(outbound, store.clone(), objects.clone(), config.inputs);
         let bridge = Bridge::new(bridge::Parts {
             queue: slots.queue.clone(),
             store: store.clone(),
@@ -154,6 +161,7 @@ impl App {
             source: store.clone(),
             inputs: store.clone(),
             objects,
+            fetcher: Arc::new(fetcher),
             media: Arc::new(Studio::default()),
             backends,
             edge: Arc::new(edge),

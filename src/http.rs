@@ -50,6 +50,8 @@ use self::{docs::Intro, health::Checks, metrics::Memory};
 pub use self::{docs::document, server::AxumEdge};
 use crate::{
     config::{self, Config},
+    inputs::Shelves,
+    outbound::Policy,
     workflows::Workflows,
 };
 
@@ -68,6 +70,8 @@ pub struct HttpConfig {
     pub input_limit: u64,
     /// How long a file is kept after its last use.
     pub input_keep: Duration,
+    /// Which URLs may be fetched.
+    pub outbound: Arc<Policy>,
     /// Web origins that may call us.
     pub cors_origins: Vec<String>,
     /// What goes through to ComfyUI as it is.
@@ -101,6 +105,7 @@ impl From<&Config> for HttpConfig {
             public_url: server.public_url.clone(),
             input_limit: config.inputs.max_size,
             input_keep: config.inputs.keep,
+            outbound: Arc::new(config.outbound.policy.clone()),
             cors_origins: server.cors_origins.clone(),
             passthrough: config.passthrough.clone(),
             events: config.events,
@@ -126,6 +131,17 @@ impl Service {
     /// Whether clients should go elsewhere: sooner than nothing is taken any more.
     fn is_leaving(&self) -> bool {
         self.stop.is_cancelled() || self.bridge.is_leaving()
+    }
+
+    /// Where the files of clients go.
+    fn shelves(&self) -> Shelves<'_> {
+        let (inputs, objects) = (self.bridge.inputs().as_ref(), self.bridge.objects().as_ref());
+        Shelves { inputs, objects, keep: self.config.input_keep }
+    }
+
+    /// What decides about the files of a request, now.
+    fn file_terms(&self) -> files::Terms {
+        files::Terms { policy: self.config.outbound.clone(), fleet: self.bridge.fleet() }
     }
 
     fn is_draining(&self) -> bool {

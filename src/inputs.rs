@@ -4,13 +4,17 @@ use std::{io, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use comfyd_actors::{
-    bridge::Bridge,
     domain::{
         artifact::{extension, media_of},
         input::{About, Input, InputId, plain_name},
         workflow::Kind,
     },
-    ports::{ByteStream, object_store::ObjectError, store::StoreError},
+    ports::{
+        ByteStream,
+        input_store::InputStore,
+        object_store::{ObjectError, ObjectStore},
+        store::StoreError,
+    },
 };
 use futures_util::{StreamExt, stream};
 use uuid::Uuid;
@@ -39,12 +43,24 @@ pub enum IntakeError {
     Store(#[from] StoreError),
 }
 
-/// Stores a file and keeps it at least for `keep`. The same bytes are stored once. Whatever ends this early leaves nothing that is not
+/// Where files are kept, and for how long at least.
+#[derive(Clone, Copy)]
+pub struct Shelves<'a> {
+    /// What is known of them.
+    pub inputs: &'a dyn InputStore,
+    /// Their bytes.
+    pub objects: &'a dyn ObjectStore,
+    /// From their last use on.
+    pub keep: Duration,
+}
+
+/// Stores a file. The same bytes are stored once. Whatever ends this early leaves nothing that is not
 /// tidied up.
 ///
 /// # Errors
 /// [`IntakeError`].
-pub async fn take_in(bridge: &Bridge, keep: Duration, name: &str, body: ByteStream) -> Result<Input, IntakeError> {
+pub async fn take_in(shelves: Shelves<'_>, name: &str, body: ByteStream) -> Result<Input, IntakeError> {
+    let Shelves { inputs, objects, keep } = shelves;
     let (head, body) = peek(body).await.map_err(|error| IntakeError::Body(error.to_string()))?;
     if head.is_empty() {
         return Err(IntakeError::Empty);
@@ -52,15 +68,15 @@ pub async fn take_in(bridge: &Bridge, keep: Duration, name: &str, body: ByteStre
     let name = plain_name(name);
     let (content_type, extension) = sniff(&head, &name);
     let key = fresh_key();
-    bridge.inputs().reserve(&key, PATIENCE).await?;
-    let stored = bridge.objects().put(&key, &content_type, None, body).await.map_err(|error| match error {
+    inputs.reserve(&key, PATIENCE).await?;
+    let stored = objects.put(&key, &content_type, None, body).await.map_err(|error| match error {
         ObjectError::Source(why) => IntakeError::Body(why),
         other => IntakeError::Storage(other),
     })?;
     let id =
         InputId::parse(&stored.sha256).ok_or_else(|| StoreError::Corrupt("the storage's hash is not one".into()))?;
     let about = About { name, content_type, extension, bytes: stored.bytes };
-    Ok(bridge.inputs().keep(&key, &id, &about, keep).await?)
+    Ok(inputs.keep(&key, &id, &about, keep).await?)
 }
 
 /// Never the same twice, spread over as many folders as there are pairs of hexadecimal digits.
@@ -70,7 +86,10 @@ fn fresh_key() -> String {
 }
 
 /// The first bytes, and all of them.
-async fn peek(body: ByteStream) -> io::Result<(Bytes, ByteStream)> {
+///
+/// # Errors
+/// The bytes stopped coming.
+pub async fn peek(body: ByteStream) -> io::Result<(Bytes, ByteStream)> {
     // A short one ends here and is read on there.
     let mut body = body.fuse();
     let mut head = BytesMut::new();
@@ -92,6 +111,12 @@ pub fn sniff(head: &[u8], name: &str) -> (String, Option<String>) {
         return (kind.mime_type().to_owned(), Some(kind.extension().to_owned()));
     }
     (media_of(name).1.to_owned(), extension(name))
+}
+
+/// What a file is by its first bytes and nothing else.
+#[must_use]
+pub fn recognise(head: &[u8]) -> Option<&'static str> {
+    infer::get(head).map(|kind| kind.mime_type())
 }
 
 /// What is wrong with a file of this type for an input of that kind. Of what is not recognised nothing is said: the nodes know better.

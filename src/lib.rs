@@ -3,7 +3,8 @@
 //! - `app` puts adapters and actors together; `lifecycle` ends them; `cli`, `config` and `telemetry` are what a process needs besides.
 //! - `http` is the API, `comfy` the ComfyUI client, `store` the task store, `media` what outputs go
 //!   through, `storage` the place for them: one adapter per port.
-//! - `outbound` is the one way out to URLs of clients, and `describe` words for what goes wrong on any.
+//! - `inputs` takes files in, and `fetch` those that lie at URLs; `outbound` is the one way out to what clients name, and `describe`
+//!   puts the client's errors into words.
 //! - `pace` and `json` say how slowly somebody may send, and how much may be in it, here and there.
 //! - `workflows` reads the named workflows; `demo` and `healthcheck` are commands. `crash_point` is for tests.
 
@@ -15,6 +16,7 @@ pub mod config;
 pub mod crash_point;
 pub mod demo;
 pub mod describe;
+pub mod fetch;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 pub mod healthcheck;

@@ -34,10 +34,8 @@ use tokio::{
     task::spawn_blocking,
 };
 
-use self::{
-    probe::{Format, MAGIC, Probe},
-    strip::Strip,
-};
+pub(crate) use self::probe::{Format, Probe};
+use self::{probe::MAGIC, strip::Strip};
 
 /// Pictures held whole at a time.
 const WHOLE: usize = 4;

@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod comfy;
 pub mod edge;
+pub mod fetcher;
 pub mod input_store;
 pub mod media;
 pub mod object_store;

@@ -35,6 +35,7 @@ use crate::{
         clock::Clock,
         comfy::ComfyTransport,
         edge::HttpEdge,
+        fetcher::Fetcher,
         input_store::InputStore,
         media::Media,
         object_store::ObjectStore,
@@ -62,6 +63,8 @@ pub struct Parts {
     pub inputs: Arc<dyn InputStore>,
     /// Where outputs and inputs are kept.
     pub objects: Arc<dyn ObjectStore>,
+    /// What brings files from elsewhere.
+    pub fetcher: Arc<dyn Fetcher>,
     /// What is done to outputs on their way there.
     pub media: Arc<dyn Media>,
     /// The ComfyUI servers.

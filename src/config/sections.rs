@@ -210,6 +210,12 @@ pub struct Inputs {
     pub max_size: u64,
     /// How long a file is kept after its last use.
     pub keep: Duration,
+    /// How many are fetched from URLs at the same time.
+    pub fetch_parallel: usize,
+    /// Longest time for one of them.
+    pub fetch_timeout: Duration,
+    /// Most pixels of a fetched picture.
+    pub fetch_max_pixels: u64,
 }
 
 /// `[store]`
@@ -443,7 +449,13 @@ pub(super) fn retention(r: &mut Reader) -> Retention {
 }
 
 pub(super) fn inputs(r: &mut Reader) -> Inputs {
-    Inputs { max_size: r.size("inputs.max_size", 1 << 10..=1 << 40), keep: r.duration("inputs.keep", secs(60)..=YEARS) }
+    Inputs {
+        max_size: r.size("inputs.max_size", 1 << 10..=1 << 40),
+        keep: r.duration("inputs.keep", secs(60)..=YEARS),
+        fetch_parallel: r.number("inputs.fetch_parallel", 1..=1_000),
+        fetch_timeout: r.duration("inputs.fetch_timeout", MS..=DAY),
+        fetch_max_pixels: r.number("inputs.fetch_max_pixels", 1..=1 << 40),
+    }
 }
 
 pub(super) fn store(r: &mut Reader) -> Store {

@@ -28,7 +28,7 @@ use utoipa::ToSchema;
 use super::{
     Service, base_url,
     body::{self, Fields},
-    files::Files,
+    files::{Files, Terms},
     inline,
     output_options::{self, OutputOptionsBody},
     problem::{FieldFault, MAX_FAULTS, Problem, ProblemBody},
@@ -74,7 +74,9 @@ pub struct CreateTask {
     /// The name of a workflow (`name@3` is exactly that version), or a graph in ComfyUI's API format.
     #[schema(value_type = WorkflowOrGraph)]
     workflow: Value,
-    /// Of a named workflow: its inputs by name. Of a graph: values by `"<node id>.<field>"`.
+    /// Of a named workflow: its inputs by name. Of a graph: values by `"<node id>.<field>"`. A file is a `ref` of `POST /api/inputs`, a URL, a
+    /// data URI or `{"base64": "..."}`; the same stands in a graph's own fields. A URL is fetched when the task is about to run, from public
+    /// addresses only. In a field of which no server says that it loads a file, write `comfyd://url/<URL>`.
     #[schema(value_type = Option<Object>)]
     inputs: Option<Value>,
     /// From -100 (last) to 100 (first), or `low` (-10), `normal` (0), `high` (10).
@@ -187,8 +189,8 @@ pub async fn submit(
 ) -> Result<Response, Problem> {
     crash_point::reach("create/received");
     let key = headers.get("idempotency-key").cloned();
-    let workflow = subject.workflow();
-    let (request, files) = aside(&body, move |body| parse(body, key.as_ref(), subject)).await?;
+    let (workflow, terms) = (subject.workflow(), service.file_terms());
+    let (request, files) = aside(&body, move |body| parse(body, key.as_ref(), subject, terms)).await?;
     let request = validate(service, request, workflow.as_deref()).await?;
     files.settle(service).await?;
     let (task, replayed) = match service.bridge.submit(request).await? {
@@ -298,9 +300,14 @@ struct Reading<'a> {
 ///
 /// # Errors
 /// 400 or 422 with every fault; what was said of the workflow's name, when that is the only one.
-pub fn parse(body: &[u8], key: Option<&HeaderValue>, subject: Subject) -> Result<(TaskRequest, Files), Problem> {
-    let mut reading =
-        Reading { fields: Fields::parse(body)?.0, faults: Vec::new(), alone: None, files: Files::default() };
+pub fn parse(
+    body: &[u8],
+    key: Option<&HeaderValue>,
+    subject: Subject,
+    terms: Terms,
+) -> Result<(TaskRequest, Files), Problem> {
+    let files = Files::new(terms);
+    let mut reading = Reading { fields: Fields::parse(body)?.0, faults: Vec::new(), alone: None, files };
     reading.check_names(matches!(subject, Subject::Path(_)));
     let key = key.and_then(|key| reading.key(key));
     let metadata = reading.metadata();
@@ -323,6 +330,7 @@ pub fn parse(body: &[u8], key: Option<&HeaderValue>, subject: Subject) -> Result
         reading.faults.extend(output_options::unknown_nodes(&options.output, graph));
     }
     options.files = reading.files.ids().cloned().collect();
+    options.urls = reading.files.urls().clone();
     match (run, reading.faults.is_empty()) {
         (Some((workflow, graph, inputs)), true) => Ok((
             TaskRequest {
@@ -470,13 +478,18 @@ impl<'a> Reading<'a> {
 
     fn named(&mut self, found: Found, mut inputs: Map<String, Value>) -> Option<Run> {
         let Found { name, workflow, .. } = found;
-        let takes = |name: &str| workflow.inputs().iter().find(|input| input.name == name).map(|input| input.kind);
-        if !self.take_files(&mut inputs, takes) {
+        let kind = |is_it: &dyn Fn(&workflow::Input) -> bool| {
+            let input = workflow.inputs().iter().find(|input| is_it(input));
+            input.map(|input| input.kind).filter(|kind| kind.is_file())
+        };
+        if !self.take_files(&mut inputs, |name| kind(&|input| input.name == name)) {
             return None;
         }
         match workflow.apply(inputs, rand::random) {
             Ok(mut applied) => {
-                self.take_graph(&mut applied.graph);
+                self.take_graph(&mut applied.graph, |node, field| {
+                    kind(&|input| input.node == node && input.field == field)
+                });
                 Some((Some(name), applied.graph.to_string(), Value::Object(applied.inputs).to_string()))
             }
             Err(faults) => {
@@ -494,11 +507,13 @@ impl<'a> Reading<'a> {
             self.faults.extend(faults.into_iter().map(at));
             return None;
         }
-        if !self.take_files(&mut inputs, |name| workflow::kind_at(&graph, name)) {
+        let terms = self.files.terms.clone();
+        let takes = |name: &str| workflow::field_at(&graph, name).and_then(|(node, field)| terms.kind_of(node, field));
+        if !self.take_files(&mut inputs, takes) {
             return None;
         }
         let applied = workflow::apply_raw(&mut graph, &inputs);
-        let brought = self.take_graph(&mut graph);
+        let brought = self.take_graph(&mut graph, |_, _| None);
         if inputs.is_empty() && !brought {
             return Some((None, raw.get().to_owned(), "{}".to_owned()));
         }
@@ -515,8 +530,8 @@ impl<'a> Reading<'a> {
     fn take_files(&mut self, inputs: &mut Map<String, Value>, takes: impl Fn(&str) -> Option<Kind>) -> bool {
         let before = self.faults.len();
         for (name, value) in inputs {
-            let loads = takes(name).filter(|kind| kind.is_file());
-            if let Err(fault) = self.files.take(value, &format!("/inputs/{}", escape(name)), loads) {
+            let loads = takes(name);
+            if let Err(fault) = self.files.take_input(name, value, loads) {
                 self.faults.push(fault);
             }
         }
@@ -524,8 +539,8 @@ impl<'a> Reading<'a> {
     }
 
     /// So do fields of the graph itself; tells whether there were any.
-    fn take_graph(&mut self, graph: &mut Value) -> bool {
-        self.files.take_graph(graph).map_err(|faults| self.faults.extend(faults)).unwrap_or_default()
+    fn take_graph(&mut self, graph: &mut Value, takes: impl Fn(&str, &str) -> Option<Kind>) -> bool {
+        self.files.take_graph(graph, takes).map_err(|faults| self.faults.extend(faults)).unwrap_or_default()
     }
 
     fn input_faults(&mut self, faults: Vec<InputFault>, known: &[&str]) {

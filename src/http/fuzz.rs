@@ -1,11 +1,13 @@
 //! What clients send.
 
+use std::collections::BTreeSet;
+
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use comfyd_actors::domain::{
     artifact::{Artifact, FileRef, Kind, Source, extension},
     graph,
-    input::{InputId, places, plain_name, put_names, references},
+    input::{self, InputId, Source as Place, places, plain_name, put_names, references},
     passthrough::{Gate, Rule, Target as Path},
     workflow::Workflow,
 };
@@ -13,7 +15,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
 use url::Url;
 
-use super::{body, create, form::Form, serve, tasks};
+use super::{body, create, files::Terms, form::Form, serve, tasks};
 use crate::{
     fuzz::{Target, text},
     inputs::sniff,
@@ -27,6 +29,7 @@ pub const TARGETS: &[Target] = &[
         run: create,
         seeds: &[
             br#"{"workflow": {"1": {"class_type": "LoadImage", "inputs": {"image": "data:image/png;base64,iVBORw0KGgo="}}, "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}}}, "inputs": {"2.filename_prefix": "x"}, "priority": "high", "run_at": "2030-01-01T00:00:00Z", "timeout": "5m", "max_attempts": 2, "metadata": {"a": [1, 2]}, "output_options": {"format": "webp", "quality": 80, "nodes": ["2"], "inline": true}}"#,
+            br#"{"workflow": {"1": {"class_type": "LoadImage", "inputs": {"image": "https://example.org/a b.png#c", "mask": "comfyd://url/https://a.example"}}, "2": {"class_type": "LoadAudio", "inputs": {"audio": {"url": "HTTPS://A.example:443/?x"}}}}, "inputs": {"1.image": "https://u:p@a.example"}}"#,
             br#"{"workflow": {"1": {"class_type": "A", "inputs": {"a": {"base64": "aGFsbG8", "filename": "../x"}, "b": {"ref": "comfyd://inputs/x"}, "c": ["1", 0]}}}, "delay": 5, "workflow": 7}"#,
             br#"{"workflow": {"nodes": [], "links": []}, "priorty": 1e999}"#,
         ],
@@ -74,10 +77,14 @@ fn create(data: &[u8]) {
         assert!(values(&value) <= count_values(data) + 1, "a text is never larger than it was taken for");
     }
     let key = HeaderValue::from_bytes(data.get(..40).unwrap_or(data)).ok();
-    let Ok((request, files)) = create::parse(data, key.as_ref(), create::Subject::Body) else { return };
+    let Ok((request, files)) = create::parse(data, key.as_ref(), create::Subject::Body, Terms::default()) else {
+        return;
+    };
     let graph: Value = serde_json::from_str(&request.payload.graph).unwrap_or_default();
     assert!(graph::check(&graph).is_ok(), "what is taken is a graph");
-    assert!(files.ids().all(|id| references(&graph).contains(id)), "a file that was brought is referred to");
+    let referred: BTreeSet<_> = places(&graph).into_iter().map(|place| place.source).collect();
+    let files = files.ids().cloned().map(Place::Stored).chain(files.urls().keys().cloned().map(Place::Url));
+    assert_eq!(referred, files.collect(), "a graph refers to the files of its task, and to no others");
     assert!(!request.payload.graph.contains("base64,"), "and its bytes are not in the row");
 }
 
@@ -92,7 +99,11 @@ fn values(value: &Value) -> usize {
 fn read_graph(data: &[u8]) {
     let Ok(mut value) = serde_json::from_slice::<Value>(data) else { return };
     let before = references(&value);
-    assert_eq!(places(&value).into_iter().map(|place| place.input).collect::<std::collections::BTreeSet<_>>(), before);
+    let stored = |place: input::Place| match place.source {
+        Place::Stored(id) => Some(id),
+        Place::Url(_) => None,
+    };
+    assert_eq!(places(&value).into_iter().filter_map(stored).collect::<BTreeSet<_>>(), before);
     if let Ok(nodes) = graph::check(&value) {
         assert!(nodes.len() <= graph::MAX_NODES && graph::is_shallow(&value, graph::MAX_DEPTH));
     }
@@ -106,8 +117,8 @@ fn read_graph(data: &[u8]) {
             }
         }
     }
-    put_names(&mut value, &before.into_iter().map(|id| (id.clone(), format!("comfyd/{id}"))).collect());
-    assert!(references(&value).is_empty(), "none is left");
+    put_names(&mut value, |_| Some("comfyd/x"));
+    assert!(places(&value).is_empty(), "none is left");
 }
 
 fn headers(data: &[u8]) {

@@ -121,7 +121,7 @@ pub async fn upload_inputs(
         take_all(&service, form).await.map_err(cause)?
     } else if is_file(kind) {
         let name = headers.get("x-filename").map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
-        let taken = take_in(&service.bridge, service.config.input_keep, &name.unwrap_or_default(), stream).await;
+        let taken = take_in(service.shelves(), &name.unwrap_or_default(), stream).await;
         vec![taken.map_err(|error| cause(refused(error, "")))?]
     } else {
         let detail = "send a form (multipart/form-data) with files, or one file with its own content type, such as image/png or \
@@ -152,7 +152,7 @@ async fn take_all(service: &Service, mut form: Form) -> Result<Vec<Input>, Probl
             return Err(Problem::invalid(vec![FieldFault::at(pointer, detail)]));
         }
         let bytes = field.map_err(std::io::Error::other);
-        let taken = take_in(&service.bridge, service.config.input_keep, &name, Box::pin(bytes)).await;
+        let taken = take_in(service.shelves(), &name, Box::pin(bytes)).await;
         inputs.push(taken.map_err(|error| refused(error, &pointer))?);
     }
     if inputs.is_empty() {

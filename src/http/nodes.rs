@@ -322,7 +322,7 @@ impl NodeInput {
             maximum,
             options,
             multiple,
-            upload: spec.uploads,
+            upload: spec.uploads.is_some(),
         }
     }
 }

@@ -9,6 +9,7 @@
 //! but take turns writing; the node's lock (`store::node_lock`) is what tells them apart.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -44,8 +45,8 @@ use self::{
     fault::store_error,
     flush::Flusher,
     ops::{
-        AdoptExpired, Amend, Apply, Check, ClaimHeads, Create, Forget, GiveUp, Held, Keep, NoteRun, Promote, Prune,
-        Refresh, Renew, Reserve, SetPaused, TakeOver,
+        AdoptExpired, Amend, Apply, Check, ClaimHeads, Create, Forget, GiveUp, Held, Keep, NoteFetched, NoteRun,
+        Promote, Prune, Refresh, Renew, Reserve, SetPaused, TakeOver,
     },
     place::Files,
     reads::Readers,
@@ -302,6 +303,14 @@ impl InputStore for SqliteStore {
 
     async fn find(&self, id: &InputId) -> Result<Input, StoreError> {
         self.readers.input(id).await
+    }
+
+    async fn note_fetched(&self, task: TaskId, url: &str, id: &InputId) -> Result<(), StoreError> {
+        self.write(NoteFetched { task, url: url.to_owned(), id: id.clone() }).await
+    }
+
+    async fn fetched(&self, task: TaskId) -> Result<BTreeMap<String, Input>, StoreError> {
+        self.readers.fetched(task).await
     }
 
     async fn give_up(&self, limit: u32) -> Result<Vec<String>, StoreError> {

@@ -39,6 +39,7 @@ mod stores;
 mod support;
 mod tools;
 mod uploads;
+mod urls;
 mod validation;
 mod witness;
 mod workflows;

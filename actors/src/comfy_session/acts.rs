@@ -38,7 +38,9 @@ impl State {
                 let preparation = Preparation {
                     system: self.system.clone(),
                     comfy,
+                    task: id,
                     graph: graph.clone(),
+                    options: flight.options.clone(),
                     known: self.uploaded.known(&flight.options.files),
                     report: move |sent, total| feed.handing_over(&prompt, sent, total),
                 };

@@ -179,7 +179,7 @@ impl Flight {
         let stop = task.is_cancelling().then_some(Stop::Client);
         Self {
             stop_asked_at: stop.as_ref().map(|_| now),
-            files: Files::of(&options.files),
+            files: Files::of(&options),
             room: Room::of(task.ooms),
             task,
             options,

@@ -1,5 +1,5 @@
 //! Hands the files a graph needs to a server, several at a time and straight from the storage, and writes the server's names into the
-//! graph.
+//! graph. Those that lie elsewhere are fetched before.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,9 +14,14 @@ use serde_json::Value;
 
 use super::flight::{Prepared, Trouble, Unprepared};
 use crate::{
-    domain::input::{self, Input, InputId, Place},
+    domain::{
+        id::TaskId,
+        input::{self, Input, InputId, Place, Source},
+        options::{TaskOptions, UrlInput},
+    },
     ports::{
         comfy::{ComfyTransport, Upload, UploadError},
+        fetcher::FetchError,
         object_store::ObjectError,
         store::StoreError,
     },
@@ -30,8 +35,10 @@ const AT_ONCE: usize = 4;
 pub(super) struct Preparation<R> {
     pub(super) system: System,
     pub(super) comfy: Arc<dyn ComfyTransport>,
+    pub(super) task: TaskId,
     /// The graph as the task has it.
     pub(super) graph: Arc<str>,
+    pub(super) options: Arc<TaskOptions>,
     /// Names of files the server has already.
     pub(super) known: BTreeMap<InputId, String>,
     /// Told how many bytes are sent, of how many.
@@ -44,19 +51,28 @@ impl<R: Fn(u64, u64) + Send + Sync + 'static> Preparation<R> {
         // What is no JSON is the server's to refuse.
         let mut graph: Value = serde_json::from_str(&self.graph).unwrap_or_default();
         let places = input::places(&graph);
-        let wanted: BTreeMap<&InputId, &Place> =
-            places.iter().filter(|place| !self.known.contains_key(&place.input)).map(|p| (&p.input, p)).collect();
-        let mut files = Vec::with_capacity(wanted.len());
-        for (id, place) in wanted {
-            let found = self.system.inputs.find(id).await.map_err(|error| trouble(place, unknown(error)))?;
-            files.push((found, place.clone()));
+        let fetched = self.fetch(&places).await?;
+        let mut files = BTreeMap::new();
+        let mut reusing = BTreeSet::new();
+        for place in &places {
+            let Some(id) = content(&place.source, &fetched) else { continue };
+            if self.known.contains_key(id) {
+                reusing.insert(place.node.clone());
+            } else if !files.contains_key(id) {
+                let file = match &place.source {
+                    Source::Url(url) => fetched.get(url).cloned().ok_or(StoreError::NotFound),
+                    Source::Stored(id) => self.system.inputs.find(id).await,
+                };
+                let file = file.map_err(|error| trouble(place, unknown(error)))?;
+                files.insert(id.clone(), (file, place.clone()));
+            }
         }
-        let total = files.iter().map(|(file, _)| file.about.bytes).sum();
+        let total = files.values().map(|(file, _)| file.about.bytes).sum();
         (self.report)(0, total);
         let (report, sent) = (Arc::new(self.report), Arc::new(AtomicU64::new(0)));
         let progress = Arc::new(move |bytes: u64| report(sent.fetch_add(bytes, Ordering::Relaxed) + bytes, total));
         let (system, comfy) = (self.system, self.comfy);
-        let uploads = files.into_iter().map(move |(file, place)| {
+        let uploads = files.into_values().map(move |(file, place)| {
             let (system, comfy, progress) = (system.clone(), comfy.clone(), Arc::clone(&progress));
             async move {
                 let name = hand_over(&system, comfy.as_ref(), &file, move |bytes| progress(bytes)).await;
@@ -65,16 +81,59 @@ impl<R: Fn(u64, u64) + Send + Sync + 'static> Preparation<R> {
             .boxed()
         });
         let names: BTreeMap<_, _> = stream::iter(uploads).buffer_unordered(AT_ONCE).try_collect().await?;
-        let reusing: BTreeSet<_> = places
-            .iter()
-            .filter(|place| self.known.contains_key(&place.input))
-            .map(|place| place.node.clone())
-            .collect();
         let mut all = self.known;
         all.extend(names.clone());
-        input::put_names(&mut graph, &all);
+        input::put_names(&mut graph, |source| all.get(content(source, &fetched)?).map(String::as_str));
         Ok(Prepared { graph: graph.to_string().into(), names, reusing })
     }
+
+    /// What lies at the URLs of the graph, by URL. What an earlier attempt fetched is not fetched again.
+    async fn fetch(&self, places: &[Place]) -> Result<BTreeMap<String, Input>, Unprepared> {
+        let mut missing = BTreeMap::new();
+        for place in places {
+            if let Source::Url(url) = &place.source {
+                missing.entry(url.clone()).or_insert_with(|| place.clone());
+            }
+        }
+        let Some(first) = missing.values().next() else { return Ok(BTreeMap::new()) };
+        let there = self.system.inputs.fetched(self.task).await.map_err(|error| trouble(first, unknown(error)))?;
+        missing.retain(|url, _| !there.contains_key(url));
+        let fetches = missing.into_iter().map(|(url, place)| {
+            let (system, task, wanted) = (self.system.clone(), self.task, self.options.urls.get(&url).cloned());
+            async move {
+                let fetched = fetch_one(&system, task, &url, wanted, &place).await;
+                fetched.map(|file| (url, file)).map_err(|error| trouble(&place, error))
+            }
+            .boxed()
+        });
+        let fetches: Vec<_> = fetches.collect();
+        let fetched: Vec<_> = stream::iter(fetches).buffer_unordered(AT_ONCE).try_collect().await?;
+        Ok(there.into_iter().chain(fetched).collect())
+    }
+}
+
+/// The name of a file's content, known once it is fetched.
+fn content<'a>(source: &'a Source, fetched: &'a BTreeMap<String, Input>) -> Option<&'a InputId> {
+    match source {
+        Source::Stored(id) => Some(id),
+        Source::Url(url) => fetched.get(url).map(|file| &file.id),
+    }
+}
+
+async fn fetch_one(
+    system: &System,
+    task: TaskId,
+    url: &str,
+    wanted: Option<UrlInput>,
+    place: &Place,
+) -> Result<Input, Trouble> {
+    let (name, kind) = match wanted {
+        Some(UrlInput { name, kind }) => (name, kind),
+        None => (format!("{}.{}", place.node, place.field), None),
+    };
+    let file = system.fetcher.fetch(url, kind).await.map_err(|error| not_fetched(&name, error))?;
+    system.inputs.note_fetched(task, url, &file.id).await.map_err(unknown)?;
+    Ok(file)
 }
 
 async fn hand_over(
@@ -100,6 +159,15 @@ fn unknown(error: StoreError) -> Trouble {
     match error {
         StoreError::NotFound => Trouble::Missing,
         other => Trouble::Storage(other.to_string()),
+    }
+}
+
+fn not_fetched(name: &str, error: FetchError) -> Trouble {
+    let words = |why| format!("the file for {name} could not be fetched: {why}");
+    match error {
+        FetchError::Refused(why) => Trouble::NotThere(words(why)),
+        FetchError::Failed(why) => Trouble::NotNow(words(why)),
+        FetchError::Storage(why) => Trouble::Storage(why),
     }
 }
 

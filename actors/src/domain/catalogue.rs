@@ -13,7 +13,10 @@ use std::{
 use serde_json::{Number, Value};
 use uuid::Uuid;
 
-use super::lane::{ListValue, Needs};
+use super::{
+    lane::{ListValue, Needs},
+    workflow::Kind,
+};
 
 /// The node classes of one server.
 #[derive(Debug, Clone, Default)]
@@ -59,8 +62,8 @@ pub struct InputSpec {
     pub takes: Takes,
     /// What editors start with; the server itself fills in nothing.
     pub default: Option<Value>,
-    /// It names a file in the server's input folder, and a new one may be uploaded.
-    pub uploads: bool,
+    /// It names a file in the server's input folder, and a new one of this kind may be uploaded.
+    pub uploads: Option<Kind>,
 }
 
 /// What an input takes.

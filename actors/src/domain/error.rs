@@ -41,6 +41,10 @@ pub enum ErrorCode {
     InputMissing,
     /// The server did not take a file the graph refers to: it is too large, for one.
     InputRefused,
+    /// What a URL leads to is not there, not allowed or not what is wanted.
+    InputNotFetched,
+    /// The host of a URL did not answer, or not well.
+    HostUnavailable,
 }
 
 impl ErrorCode {
@@ -63,6 +67,8 @@ impl ErrorCode {
             Self::ConversionFailed => "conversion_failed",
             Self::InputMissing => "input_missing",
             Self::InputRefused => "input_refused",
+            Self::InputNotFetched => "input_not_fetched",
+            Self::HostUnavailable => "host_unavailable",
             Self::NoOutputs => "no_outputs",
         }
     }
@@ -71,13 +77,18 @@ impl ErrorCode {
     #[must_use]
     pub fn class(self) -> Class {
         match self {
-            Self::InvalidPrompt | Self::PartiallyAccepted | Self::InputMissing | Self::InputRefused => {
-                Class::Validation
-            }
+            Self::InvalidPrompt
+            | Self::PartiallyAccepted
+            | Self::InputMissing
+            | Self::InputRefused
+            | Self::InputNotFetched => Class::Validation,
             Self::NoOutputs | Self::ConversionFailed => Class::Permanent,
-            Self::NodeFailed | Self::BackendError | Self::Interrupted | Self::Stuck | Self::OutputMissing => {
-                Class::Transient
-            }
+            Self::NodeFailed
+            | Self::BackendError
+            | Self::Interrupted
+            | Self::Stuck
+            | Self::OutputMissing
+            | Self::HostUnavailable => Class::Transient,
             Self::OutOfMemory => Class::OutOfMemory,
             Self::BackendFault => Class::BackendFault,
             Self::Poison => Class::Poison,

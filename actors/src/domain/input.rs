@@ -1,21 +1,21 @@
 //! Files that clients give: named by their content, referred to in graphs, and put under the server's own name just before a graph is
 //! sent.
 //!
-//! In every text we keep, a file is [`InputId::uri`], `comfyd://inputs/<sha256>`. The bytes are never part of a graph or of the inputs
-//! as shown; [`references`] finds what a graph needs, [`put_names`] replaces it.
+//! In every graph we keep, a file is a [`Source`]: `comfyd://inputs/<sha256>` when it is stored, `comfyd://url/<URL>` when it is to be
+//! fetched for the task. The bytes are never part of a graph or of the inputs as shown; [`places`] finds what a graph needs,
+//! [`put_names`] replaces it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::time::Timestamp;
 
-/// What every reference begins with.
+/// What every reference to a stored file begins with.
 pub const SCHEME: &str = "comfyd://inputs/";
+/// What every reference to a file that is to be fetched begins with; its URL follows.
+pub const URL_SCHEME: &str = "comfyd://url/";
 
 /// The name of a file's content: SHA-256, 64 lowercase hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -52,6 +52,33 @@ impl InputId {
 impl fmt::Display for InputId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// Where a file comes from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// It is stored.
+    Stored(InputId),
+    /// It lies at this URL, and is fetched when the task that needs it is about to run.
+    Url(String),
+}
+
+impl Source {
+    /// From a reference.
+    #[must_use]
+    pub fn from_uri(text: &str) -> Option<Self> {
+        let url = || text.strip_prefix(URL_SCHEME).map(|url| Self::Url(url.to_owned()));
+        InputId::from_uri(text).map(Self::Stored).or_else(url)
+    }
+
+    /// The reference.
+    #[must_use]
+    pub fn uri(&self) -> String {
+        match self {
+            Self::Stored(id) => id.uri(),
+            Self::Url(url) => format!("{URL_SCHEME}{url}"),
+        }
     }
 }
 
@@ -101,7 +128,7 @@ pub struct Place {
     /// Its field.
     pub field: String,
     /// The file.
-    pub input: InputId,
+    pub source: Source,
 }
 
 /// Every field of a graph that refers to a file, in the graph's order.
@@ -109,13 +136,13 @@ pub struct Place {
 pub fn places(graph: &Value) -> Vec<Place> {
     fields(graph)
         .filter_map(|(node, field, value)| {
-            let input = InputId::from_uri(value.as_str()?)?;
-            Some(Place { node: node.to_owned(), field: field.to_owned(), input })
+            let source = Source::from_uri(value.as_str()?)?;
+            Some(Place { node: node.to_owned(), field: field.to_owned(), source })
         })
         .collect()
 }
 
-/// The files a graph refers to.
+/// The stored files a graph refers to.
 #[must_use]
 pub fn references(graph: &Value) -> BTreeSet<InputId> {
     fields(graph).filter_map(|(_, _, value)| InputId::from_uri(value.as_str()?)).collect()
@@ -130,13 +157,12 @@ fn fields(graph: &Value) -> impl Iterator<Item = (&str, &str, &Value)> {
 }
 
 /// Puts the names under which a server has the files in the place of the references.
-pub fn put_names(graph: &mut Value, names: &BTreeMap<InputId, String>) {
+pub fn put_names<'a>(graph: &mut Value, name: impl Fn(&Source) -> Option<&'a str>) {
     let nodes = graph.as_object_mut().into_iter().flat_map(|nodes| nodes.values_mut());
     for inputs in nodes.filter_map(|node| node.get_mut("inputs")?.as_object_mut()) {
         for value in inputs.values_mut() {
-            let name = value.as_str().and_then(InputId::from_uri).and_then(|input| names.get(&input));
-            if let Some(name) = name {
-                *value = Value::from(name.as_str());
+            if let Some(name) = value.as_str().and_then(Source::from_uri).and_then(|source| name(&source)) {
+                *value = Value::from(name);
             }
         }
     }
@@ -170,9 +196,12 @@ mod tests {
     fn a_reference_is_read_as_it_was_written() {
         let id = id('a');
         assert_eq!(InputId::from_uri(&id.uri()), Some(id.clone()));
-        assert_eq!(InputId::parse(&"A".repeat(64)), Some(id));
+        assert_eq!(InputId::parse(&"A".repeat(64)).as_ref(), Some(&id));
         for bad in ["", "comfyd://inputs/", "comfyd://inputs/ab", &format!("comfyd://inputs/{}", "g".repeat(64))] {
-            assert_eq!(InputId::from_uri(bad), None, "{bad}");
+            assert_eq!(Source::from_uri(bad), None, "{bad}");
+        }
+        for source in [Source::Stored(id.clone()), Source::Url("https://example.org/a?b#c".to_owned())] {
+            assert_eq!(Source::from_uri(&source.uri()), Some(source));
         }
     }
 
@@ -181,14 +210,21 @@ mod tests {
         let mut graph = json!({
             "1": {"class_type": "LoadImage", "inputs": {"image": id('a').uri(), "text": format!("{} ", id('a').uri())}},
             "2": {"class_type": "X", "inputs": {"b": id('b').uri(), "c": id('c').uri(), "link": ["1", 0]}},
-            "3": 7,
+            "3": {"class_type": "X", "inputs": {"d": "comfyd://url/https://d", "e": "https://d"}},
+            "4": 7,
         });
         let found: Vec<_> = places(&graph).into_iter().map(|place| format!("{}.{}", place.node, place.field)).collect();
-        assert_eq!(found, ["1.image", "2.b", "2.c"]);
+        assert_eq!(found, ["1.image", "2.b", "2.c", "3.d"]);
         assert_eq!(references(&graph).len(), 3);
-        put_names(&mut graph, &BTreeMap::from([(id('a'), "comfyd/a.png".to_owned()), (id('b'), "b.png".to_owned())]));
+        put_names(&mut graph, |source| match source {
+            Source::Stored(input) if *input == id('a') => Some("comfyd/a.png"),
+            Source::Stored(input) if *input == id('b') => Some("b.png"),
+            Source::Url(url) if url == "https://d" => Some("d.png"),
+            _ => None,
+        });
         assert_eq!(graph["1"]["inputs"], json!({"image": "comfyd/a.png", "text": format!("{} ", id('a').uri())}));
         assert_eq!(graph["2"]["inputs"], json!({"b": "b.png", "c": id('c').uri(), "link": ["1", 0]}));
+        assert_eq!(graph["3"]["inputs"], json!({"d": "d.png", "e": "https://d"}), "a text that is a URL stays one");
     }
 
     #[test]

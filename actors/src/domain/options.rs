@@ -1,11 +1,14 @@
 //! What a client wants done differently for one task. Stored with its payload as JSON; a field that is missing there has its default, so
 //! rows of older versions stay readable.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::input::InputId;
+use super::{input::InputId, workflow::Kind};
 
 /// The options of a task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +32,18 @@ pub struct TaskOptions {
     /// The files its graph refers to.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub files: BTreeSet<InputId>,
+    /// The URLs its graph refers to.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub urls: BTreeMap<String, UrlInput>,
+}
+
+/// What is to be found at a URL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UrlInput {
+    /// What the client calls the input that it is for: its name, or `<node id>.<field>`.
+    pub name: String,
+    /// The kind of file that is wanted there; `None` = any.
+    pub kind: Option<Kind>,
 }
 
 /// Which outputs of a task are kept, and as what.

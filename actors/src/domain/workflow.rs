@@ -143,12 +143,12 @@ pub fn addresses(nodes: &Map<String, Value>) -> impl Iterator<Item = String> {
     })
 }
 
-/// The kind of the field that an input of a raw graph addresses.
+/// The node, and the name of its field, that an input of a raw graph addresses.
 #[must_use]
-pub fn kind_at(graph: &Value, name: &str) -> Option<Kind> {
+pub fn field_at<'a>(graph: &'a Value, name: &'a str) -> Option<(&'a Value, &'a str)> {
     let nodes = graph.as_object()?;
     let (node, field) = address(nodes, name)?;
-    Kind::of_field(nodes.get(node)?, field)
+    Some((nodes.get(node)?, field))
 }
 
 /// Fields may have dots of their own (`images.image0`), and so may node ids: whatever split names something that is there.

@@ -3,12 +3,15 @@
 //! An object has a row before its first byte and loses it after its last, so that whatever crashes in between, nothing lies in storage
 //! that nobody knows of. A key is never used twice, so deleting what is given up cannot hit the same file given again meanwhile.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
 
 use super::store::StoreError;
-use crate::domain::input::{About, Input, InputId};
+use crate::domain::{
+    id::TaskId,
+    input::{About, Input, InputId},
+};
 
 /// The files clients gave.
 #[async_trait]
@@ -37,6 +40,19 @@ pub trait InputStore: Send + Sync + 'static {
     /// # Errors
     /// `NotFound`, `Unavailable`.
     async fn find(&self, id: &InputId) -> Result<Input, StoreError>;
+
+    /// A file was fetched for a task from this URL. The task needs it until it is over, and finds it again with [`Self::fetched`]. Harmless to
+    /// repeat; a later one for the same URL counts.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn note_fetched(&self, task: TaskId, url: &str, id: &InputId) -> Result<(), StoreError>;
+
+    /// What was fetched for a task and is still there, by URL.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn fetched(&self, task: TaskId) -> Result<BTreeMap<String, Input>, StoreError>;
 
     /// Gives up those past their time that no unfinished task needs: nobody finds them any more. Returns the keys of objects to be deleted,
     /// at most `limit`, those longest past their time first; the same ones again until they are [forgotten](Self::forget).

@@ -69,6 +69,8 @@ struct Row {
     task: Task,
     payload: Payload,
     artifacts: Vec<Artifact>,
+    /// By URL.
+    fetched: BTreeMap<String, InputId>,
     /// Of which dispatch.
     nodes: (i64, Vec<NodeTiming>),
 }
@@ -193,7 +195,7 @@ impl Shelf {
     /// The files that tasks need which are not over.
     fn needed(&self) -> BTreeSet<InputId> {
         let unfinished = self.tasks.values().filter(|row| !row.task.state.is_final());
-        unfinished.flat_map(|row| row.payload.options.files.iter().cloned()).collect()
+        unfinished.flat_map(|row| row.payload.options.files.iter().chain(row.fetched.values()).cloned()).collect()
     }
 
     /// The ids of the tasks that fit, in the order of their keys.
@@ -260,7 +262,8 @@ impl Shelf {
         if task.lane != ANYBODY {
             self.lanes.entry(task.lane).or_insert(new.lane.needs);
         }
-        let row = Row { task: task.clone(), payload: new.payload, artifacts: Vec::new(), nodes: (0, Vec::new()) };
+        let (payload, artifacts, fetched) = (new.payload, Vec::new(), BTreeMap::new());
+        let row = Row { task: task.clone(), payload, artifacts, fetched, nodes: (0, Vec::new()) };
         self.tasks.insert(task.id, row);
         self.write_down(&task, now, facts(None, &task, &ArtifactEdit::Keep));
         Ok(task)

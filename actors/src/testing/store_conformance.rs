@@ -155,6 +155,7 @@ macro_rules! store_conformance {
             the_same_file_is_kept_once
             files_are_given_up_in_two_steps
             a_file_outlives_its_time_while_a_task_needs_it
+            what_was_fetched_for_a_task_is_found_again
         );
     };
     (@checks $open:path, $suite:ident: $($check:ident)*) => {

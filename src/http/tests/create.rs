@@ -9,7 +9,10 @@ use serde_json::{Value, json};
 
 use super::fakes::{Answer, App, full};
 use crate::{
-    http::create::{Subject, parse},
+    http::{
+        create::{Subject, parse},
+        files::Terms,
+    },
     workflows::Found,
 };
 
@@ -238,10 +241,10 @@ proptest! {
     ) {
         let text = include_str!("../../../config/workflows/text-to-image.json");
         let found = || Found { name: "a".into(), version: 1, workflow: Workflow::parse(text).unwrap().into() };
-        let _ = parse(&bytes, None, Subject::Body);
-        let _ = parse(workflow.as_bytes(), None, Subject::Path(found()));
+        let _ = parse(&bytes, None, Subject::Body, Terms::default());
+        let _ = parse(workflow.as_bytes(), None, Subject::Path(found()), Terms::default());
         let body = format!("{{\"workflow\": \"text-to-image\", \"{field}\": {value}}}");
-        if let Err(problem) = parse(body.as_bytes(), None, Subject::Named(Ok(found()))) {
+        if let Err(problem) = parse(body.as_bytes(), None, Subject::Named(Ok(found())), Terms::default()) {
             prop_assert!(problem.body().status == 400 || !problem.body().errors.is_empty());
         }
     }

@@ -13,7 +13,7 @@ mod workflows;
 pub(super) use control::{Amend, NoteRun, PAUSES, SetPaused, pause};
 pub(super) use create::{ClaimHeads, Create};
 pub(super) use hold::{AdoptExpired, Apply, Held, Renew, TakeOver};
-pub(super) use inputs::{Forget, GiveUp, Keep, Refresh, Reserve};
+pub(super) use inputs::{Forget, GiveUp, Keep, NoteFetched, Refresh, Reserve};
 pub(super) use upkeep::{Check, Promote, Prune, set_back};
 pub(super) use workflows::{Content, Publish, Record, Withdraw};
 

@@ -1,5 +1,7 @@
 //! What needs no write goes past the writer, on read-only connections of its own: a reader sees the newest commit and blocks nobody.
 
+use std::collections::BTreeMap;
+
 use comfyd_actors::{
     domain::{
         event::Event,
@@ -44,6 +46,12 @@ const WAITING: &str = "SELECT l.id, l.needs, count(*) AS tasks
      WHERE t.lane = l.id AND t.lane <> 0 AND t.state = 'pending' GROUP BY l.id ORDER BY l.id";
 
 const INPUT: &str = concat!("SELECT ", input_columns!(), " FROM inputs WHERE sha256 = ?");
+
+const FETCHED: &str = concat!(
+    "SELECT f.url, ",
+    input_columns!(),
+    " FROM task_fetches f JOIN inputs i USING (sha256) WHERE f.task_id = ?"
+);
 
 const COUNTS: &str = "SELECT
     (SELECT count(*) FROM tasks WHERE state = 'scheduled') AS scheduled,
@@ -96,6 +104,12 @@ impl Readers {
         let find = sqlx::query(INPUT).bind(id.as_str());
         let row = find.fetch_optional(&self.0).await.map_err(|error| store_error(&error))?;
         rows::input(&row.ok_or(StoreError::NotFound)?)
+    }
+
+    pub(super) async fn fetched(&self, task: TaskId) -> Result<BTreeMap<String, Input>, StoreError> {
+        let find = sqlx::query(FETCHED).bind(key(task));
+        let rows = find.fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
+        rows.iter().map(|row| Ok((get(row, "url")?, rows::input(row)?))).collect()
     }
 
     pub(super) async fn list(&self, query: &Query) -> Result<Vec<Task>, StoreError> {

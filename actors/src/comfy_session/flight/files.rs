@@ -14,7 +14,8 @@ use serde_json::Value;
 use crate::{
     domain::{
         error::{ErrorCode, TaskError},
-        input::{InputId, Place},
+        input::{InputId, Place, Source},
+        options::TaskOptions,
         time::Timestamp,
     },
     system::UploadSettings,
@@ -64,6 +65,10 @@ pub enum Trouble {
     Server(String),
     /// Storage, or the store, cannot be read now.
     Storage(String),
+    /// It cannot be fetched from where it was said to be. In whole words.
+    NotThere(String),
+    /// It cannot be fetched now. In whole words.
+    NotNow(String),
 }
 
 /// What follows from a failure.
@@ -75,8 +80,9 @@ pub(super) enum Next {
 }
 
 impl Files {
-    pub(super) fn of(files: &BTreeSet<InputId>) -> Self {
-        if files.is_empty() { Self::None } else { Self::Wanted { failures: 0, failing_since: None } }
+    pub(super) fn of(options: &TaskOptions) -> Self {
+        let none = options.files.is_empty() && options.urls.is_empty();
+        if none { Self::None } else { Self::Wanted { failures: 0, failing_since: None } }
     }
 
     pub(super) fn begin(&mut self) {
@@ -109,22 +115,30 @@ impl Files {
         let Self::UnderWay { failures, failing_since } = *self else { return Next::Again(Duration::ZERO) };
         let (failures, since) = (failures + 1, failing_since.unwrap_or(now));
         *self = Self::Wanted { failures, failing_since: Some(since) };
-        let Unprepared { place: Place { node, field, input }, trouble } = unprepared;
+        let Unprepared { place: Place { node, field, source }, trouble } = unprepared;
         let failed = |code, message: String| {
             Next::Failed(TaskError { node_id: Some(node.clone()), ..TaskError::new(code, message) })
         };
         match trouble {
             Trouble::Missing => failed(
                 ErrorCode::InputMissing,
-                format!(
-                    "the file for {node}.{field} ({}) is not stored any more: give it again with POST /api/inputs and create the task again",
-                    input.uri()
-                ),
+                match source {
+                    Source::Stored(id) => format!(
+                        "the file for {node}.{field} ({}) is not stored any more: give it again with POST /api/inputs and create the task again",
+                        id.uri()
+                    ),
+                    Source::Url(_) => {
+                        format!("the file fetched for {node}.{field} is not stored any more: retry the task")
+                    }
+                },
             ),
             Trouble::Refused(why) => failed(
                 ErrorCode::InputRefused,
                 format!("the ComfyUI server refused the file for {node}.{field}: {why}"),
             ),
+            Trouble::NotThere(why) => failed(ErrorCode::InputNotFetched, why),
+            // Trying again here would keep the server from others: the task makes room and comes back.
+            Trouble::NotNow(why) => failed(ErrorCode::HostUnavailable, why),
             Trouble::Server(why) if failures >= settings.attempts => failed(
                 ErrorCode::BackendError,
                 format!("the file for {node}.{field} could not be handed to the ComfyUI server: {why}"),

@@ -9,6 +9,17 @@ use serde_json::{Map, Value, value::RawValue};
 use uuid::Uuid;
 
 use super::{Catalogue, Choice, Class, InputSpec, List, OutputKind, OutputSpec, Range, Takes};
+use crate::domain::workflow::Kind;
+
+/// The kind of file an option such as `image_upload` is about, by what comes before its last word.
+fn uploaded(what: &str) -> Kind {
+    match what {
+        "audio_" => Kind::Audio,
+        "video_" => Kind::Video,
+        "image_" | "animated_image_" => Kind::Image,
+        _ => Kind::File,
+    }
+}
 
 /// Lists and type names that occur again and again, kept once.
 #[derive(Default)]
@@ -86,8 +97,9 @@ impl Pool {
             },
             _ => Takes::Anything(self.name("?")),
         };
-        let uploads = options.is_some_and(|options| {
-            options.iter().any(|(name, value)| name.ends_with("upload") && value == &Value::Bool(true))
+        let uploads = options.and_then(|options| {
+            let on = options.iter().filter(|(_, value)| **value == Value::Bool(true));
+            on.filter_map(|(name, _)| name.strip_suffix("upload").map(uploaded)).next()
         });
         InputSpec { name: self.name(name), required, takes, default: option("default").cloned(), uploads }
     }

@@ -33,7 +33,8 @@ fn inputs_keep_their_order_and_flags() {
     assert_eq!(names[..4], ["model", "seed", "steps", "cfg"]);
     assert_eq!(takes("KSampler", "seed"), Takes::Whole(Range { least: Some(0.into()), most: Some(u64::MAX.into()) }));
     let upload = |class: &str, input: &str| catalogue.class(class).unwrap().input(input).unwrap().uploads;
-    assert!(upload("LoadImage", "image") && upload("LoadVideo", "file") && !upload("KSampler", "seed"));
+    let uploads = [("LoadImage", "image"), ("LoadVideo", "file"), ("KSampler", "seed")];
+    assert_eq!(uploads.map(|(class, input)| upload(class, input)), [Some(Kind::Image), Some(Kind::Video), None]);
     assert_eq!(catalogue.class("SaveImage").unwrap().inputs.len(), 2, "hidden inputs are the server's own");
     assert!(catalogue.class("SaveImage").unwrap().is_output);
     assert!(!catalogue.class("StringOrNumber").unwrap().input("level").unwrap().required);

@@ -41,7 +41,7 @@ pub(super) fn check(spec: &InputSpec, value: &Value) -> Result<(), Refused> {
 pub(super) fn chosen<'a>(spec: &InputSpec, value: &'a Value) -> Vec<&'a str> {
     let Takes::Choice(Choice { list: Some(_), many, .. }) = &spec.takes else { return Vec::new() };
     let texts = picked(unwrapped(value), *many).into_iter().filter_map(Value::as_str);
-    texts.filter(|text| !spec.uploads || is_plain(text)).collect()
+    texts.filter(|text| spec.uploads.is_none() || is_plain(text)).collect()
 }
 
 /// `{"__value__": [...]}` is how a list is written, since a bare one is a link.
@@ -66,7 +66,7 @@ fn chosen_well(spec: &InputSpec, choice: &Choice, value: &Value) -> Result<(), R
     let missing = picked(value, choice.many).into_iter().find(|value| !list.has(value));
     match missing {
         None => Ok(()),
-        Some(Value::String(file)) if spec.uploads && !is_plain(file) => Ok(()),
+        Some(Value::String(file)) if spec.uploads.is_some() && !is_plain(file) => Ok(()),
         Some(Value::String(text)) => Err(Refused {
             detail: format!("`{}` is not in the list of {}{}", shorten(text), spec.name, listed(list)),
             missing: Some(text.clone()),

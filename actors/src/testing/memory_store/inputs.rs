@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use super::{MemoryStore, Shelf, up_to};
 use crate::{
     domain::{
+        id::TaskId,
         input::{About, Input, InputId},
         time::Timestamp,
     },
@@ -84,6 +85,19 @@ impl InputStore for MemoryStore {
 
     async fn find(&self, id: &InputId) -> Result<Input, StoreError> {
         self.open()?.input(id).ok_or(StoreError::NotFound)
+    }
+
+    async fn note_fetched(&self, task: TaskId, url: &str, id: &InputId) -> Result<(), StoreError> {
+        if let Some(row) = self.open()?.tasks.get_mut(&task) {
+            row.fetched.insert(url.to_owned(), id.clone());
+        }
+        Ok(())
+    }
+
+    async fn fetched(&self, task: TaskId) -> Result<BTreeMap<String, Input>, StoreError> {
+        let shelf = self.open()?;
+        let fetched = shelf.tasks.get(&task).into_iter().flat_map(|row| &row.fetched);
+        Ok(fetched.filter_map(|(url, id)| Some((url.clone(), shelf.input(id)?))).collect())
     }
 
     async fn give_up(&self, limit: u32) -> Result<Vec<String>, StoreError> {

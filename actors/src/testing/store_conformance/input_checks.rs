@@ -1,6 +1,10 @@
 //! The promises about the files clients give.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     Subject,
@@ -112,4 +116,31 @@ pub async fn a_file_outlives_its_time_while_a_task_needs_it<F: Future<Output = S
     let (task, fence) = (held.task.id, held.task.fence);
     store.work.apply(task, fence, Change::Release(Release::Cancelled)).await.unwrap();
     assert_eq!(store.inputs.give_up(9).await.unwrap(), ["k1"]);
+}
+
+/// A file from a URL is as good as one that was given: its task finds it again and keeps it. Afterwards it may be gone.
+pub async fn what_was_fetched_for_a_task_is_found_again<F: Future<Output = Subject>>(
+    open: &impl Fn(Arc<dyn Clock>) -> F,
+) {
+    let (store, clock) = fresh(open).await;
+    let tasks = [new_task(0), new_task(0)];
+    let ids = [tasks[0].id, tasks[1].id];
+    for new in tasks {
+        store.tasks.create(new, None).await.unwrap();
+    }
+    let fetched = async |task| store.inputs.fetched(task).await.unwrap();
+    assert_eq!(fetched(ids[0]).await, BTreeMap::new());
+    let (one, other) = (store.give("k1", 'a', "a").await, store.give("k2", 'b', "b").await);
+    for (url, input) in [("https://x/a", &one), ("https://x/a2", &one), ("https://x/b", &one), ("https://x/b", &other)]
+    {
+        store.inputs.note_fetched(ids[0], url, &input.id).await.unwrap();
+    }
+    let found = [("https://x/a", &one), ("https://x/a2", &one), ("https://x/b", &other)];
+    assert_eq!(fetched(ids[0]).await, found.map(|(url, input)| (url.to_owned(), input.clone())).into());
+    assert_eq!(fetched(ids[1]).await, BTreeMap::new(), "another task's are its own");
+    clock.advance(DAY);
+    assert_eq!(store.inputs.give_up(9).await.unwrap(), Vec::<String>::new());
+    store.tasks.cancel(ids[0]).await.unwrap();
+    assert_eq!(store.inputs.give_up(9).await.unwrap(), ["k1", "k2"]);
+    assert_eq!(fetched(ids[0]).await, BTreeMap::new(), "what is given up is not found");
 }

@@ -158,7 +158,7 @@ fn insert(tx: &mut Tx<'_>, new: NewTask) -> Result<Task, Fault> {
     }
     tx.write(insert);
     if !new.payload.options.files.is_empty() {
-        inputs::need(tx, &task, new.payload.options.files.iter())?;
+        inputs::need(tx, task.id, new.payload.options.files.iter())?;
     }
     tx.write_down(&task, None, &ArtifactEdit::Keep);
     tx.tell(&task, None);

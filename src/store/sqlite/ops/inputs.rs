@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use comfyd_actors::{
     domain::{
+        id::TaskId,
         input::{About, Input, InputId},
-        task::Task,
     },
     ports::store::StoreError,
 };
@@ -44,12 +44,15 @@ const GIVE_UP: &str = "UPDATE inputs SET sha256 = NULL WHERE object_key IN (SELE
 
 const FORGET: &str = "DELETE FROM inputs WHERE sha256 IS NULL AND object_key IN (SELECT value FROM json_each(?))";
 
-const NEED: &str = "INSERT INTO task_inputs (sha256, task_id) SELECT value, ? FROM json_each(?)";
+const NEED: &str = "INSERT OR IGNORE INTO task_inputs (sha256, task_id) SELECT value, ? FROM json_each(?)";
 
-/// Notes which files a new task needs.
-pub(super) fn need<'a>(tx: &mut Tx<'_>, task: &Task, files: impl Iterator<Item = &'a InputId>) -> Result<(), Fault> {
+const NOTE_FETCHED: &str = "INSERT INTO task_fetches (task_id, url, sha256) VALUES (?, ?, ?)
+     ON CONFLICT (task_id, url) DO UPDATE SET sha256 = excluded.sha256";
+
+/// Notes which files a task needs.
+pub(super) fn need<'a>(tx: &mut Tx<'_>, task: TaskId, files: impl Iterator<Item = &'a InputId>) -> Result<(), Fault> {
     let files = list(files.map(InputId::as_str))?;
-    tx.write(query(NEED).bind(key(task.id)).bind(files));
+    tx.write(query(NEED).bind(key(task)).bind(files));
     Ok(())
 }
 
@@ -136,6 +139,24 @@ async fn refresh(tx: &mut Tx<'_>, ids: &[InputId], keep: Duration) -> Result<Vec
     let (until, ids) = (tx.now.after(keep).0, list(ids.iter().map(InputId::as_str))?);
     let found = tx.fetch(query(REFRESH).bind(until).bind(ids)).await?;
     Ok(found.iter().map(rows::input).collect::<Result<_, _>>()?)
+}
+
+/// `InputStore::note_fetched`.
+pub(in crate::store::sqlite) struct NoteFetched {
+    pub(in crate::store::sqlite) task: TaskId,
+    pub(in crate::store::sqlite) url: String,
+    pub(in crate::store::sqlite) id: InputId,
+}
+
+impl Operation for NoteFetched {
+    type Answer = ();
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
+        let Self { task, url, id } = self;
+        need(tx, task, std::iter::once(&id))?;
+        tx.write(query(NOTE_FETCHED).bind(key(task)).bind(url).bind(id.as_str().to_owned()));
+        Ok(())
+    }
 }
 
 /// `InputStore::give_up`.
