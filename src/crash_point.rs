@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn changes_have_names() {
         let of = |was, state, cancelling| {
-            kind(&Changed { id: TaskId::new(), was, state, priority: Priority::default(), cancelling })
+            kind(&Changed { id: TaskId::new(), was, state, priority: Priority::default(), cancelling, hooked: false })
         };
         let (pending, dispatching) = (TaskState::Pending, TaskState::Dispatching);
         assert_eq!(of(None, pending, false), "created");

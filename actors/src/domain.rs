@@ -29,4 +29,5 @@ pub mod resolve;
 pub mod retry;
 pub mod task;
 pub mod time;
+pub mod webhook;
 pub mod workflow;

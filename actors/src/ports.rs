@@ -5,6 +5,8 @@ pub mod clock;
 pub mod comfy;
 pub mod edge;
 pub mod fetcher;
+pub mod hook_sender;
+pub mod hook_store;
 pub mod input_store;
 pub mod media;
 pub mod object_store;

@@ -252,7 +252,7 @@ impl Default for Settings {
             retry: Backoff { base: seconds(1), cap: seconds(60) },
             session: SessionSettings::default(),
             uploads: UploadSettings::default(),
-            retention: Retention { completed: days(7), failed: days(30), idempotency: days(1) },
+            retention: Retention { completed: days(7), failed: days(30), idempotency: days(1), webhooks: days(4) },
             restarts: Limits::default(),
             quarantine: seconds(300),
             drain: seconds(10),

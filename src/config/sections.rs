@@ -445,6 +445,7 @@ pub(super) fn retention(r: &mut Reader) -> Retention {
         completed: r.duration("retention.completed", secs(1)..=YEARS),
         failed: r.duration("retention.failed", secs(1)..=YEARS),
         idempotency: r.duration("retention.idempotency", secs(1)..=YEARS),
+        webhooks: r.duration("retention.webhooks", Duration::ZERO..=YEARS),
     }
 }
 

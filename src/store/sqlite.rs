@@ -24,10 +24,12 @@ use comfyd_actors::{
         progress::NodeTiming,
         task::{Change, Fence, Task},
         time::Timestamp,
+        webhook::{Delivery, Endpoint, EndpointId, Policy, Report},
     },
     metrics::Metrics,
     ports::{
         clock::Clock,
+        hook_store::{DeliveryQuery, HookLevels, HookStore},
         input_store::InputStore,
         store::{
             Assignment, Changed, Claim, Counts, Creation, Depth, FailedQuery, Hold, NewTask, Pausable, Pause, Query,
@@ -45,8 +47,8 @@ use self::{
     fault::store_error,
     flush::Flusher,
     ops::{
-        AdoptExpired, Amend, Apply, Check, ClaimHeads, Create, Forget, GiveUp, Held, Keep, NoteFetched, NoteRun,
-        Promote, Prune, Refresh, Renew, Reserve, SetPaused, TakeOver,
+        AdoptExpired, Amend, Apply, Check, ClaimHeads, Create, Enable, Forget, GiveUp, Held, Keep, NoteFetched, NoteRun,
+        Promote, Prune, Redeliver, Refresh, Renew, Reserve, SetPaused, Settle, Take, TakeOver,
     },
     place::Files,
     reads::Readers,
@@ -56,6 +58,8 @@ use self::{
 // First, for its macros: the lists of columns.
 #[macro_use]
 mod rows;
+#[macro_use]
+mod outbox;
 
 mod fault;
 mod flush;
@@ -319,6 +323,47 @@ impl InputStore for SqliteStore {
 
     async fn forget(&self, keys: &[String]) -> Result<(), StoreError> {
         self.write(Forget(keys.to_vec())).await
+    }
+}
+
+#[async_trait]
+impl HookStore for SqliteStore {
+    async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
+        self.readers.next_due().await
+    }
+
+    async fn take(&self, limit: u32, policy: &Policy) -> Result<Vec<Delivery>, StoreError> {
+        self.write(Take { limit, policy: policy.clone() }).await
+    }
+
+    async fn settle(
+        &self,
+        id: i64,
+        turn: i64,
+        report: Report,
+        policy: &Policy,
+    ) -> Result<Option<Delivery>, StoreError> {
+        self.write(Settle { id, turn, report, policy: policy.clone() }).await
+    }
+
+    async fn deliveries(&self, query: DeliveryQuery) -> Result<Vec<(Delivery, Endpoint)>, StoreError> {
+        self.readers.deliveries(&query).await
+    }
+
+    async fn redeliver(&self, id: i64) -> Result<(Delivery, Endpoint), StoreError> {
+        self.write(Redeliver(id)).await
+    }
+
+    async fn endpoints(&self, after: Option<EndpointId>, limit: u32) -> Result<Vec<Endpoint>, StoreError> {
+        self.readers.endpoints(after, limit).await
+    }
+
+    async fn enable(&self, id: EndpointId) -> Result<Endpoint, StoreError> {
+        self.write(Enable(id)).await
+    }
+
+    async fn levels(&self) -> Result<HookLevels, StoreError> {
+        self.readers.hook_levels().await
     }
 }
 

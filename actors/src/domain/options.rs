@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{input::InputId, workflow::Kind};
+use super::{input::InputId, webhook::Webhook, workflow::Kind};
 
 /// The options of a task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub struct TaskOptions {
     /// The URLs its graph refers to.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub urls: BTreeMap<String, UrlInput>,
+    /// Who is told of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<Webhook>,
 }
 
 /// What is to be found at a URL.

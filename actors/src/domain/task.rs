@@ -31,6 +31,7 @@ use super::{
     lane::Lane,
     order::{Ordering, Priority},
     time::Timestamp,
+    webhook::Hook,
 };
 
 /// Where a task stands. Clients see `processing` for the three in the middle.
@@ -193,6 +194,8 @@ pub struct Task {
     pub finished_at: Option<Timestamp>,
     /// Why it failed, or why its newest attempt did.
     pub error: Option<TaskError>,
+    /// Who is told of it.
+    pub hook: Option<Hook>,
 }
 
 /// A prompt about to be submitted.

@@ -21,7 +21,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use crate::domain::{
     artifact::Artifact,
-    event::Event,
+    event::{Event, Stage},
     failure::Class,
     id::{BackendId, TaskId, WorkerId},
     lane::{Lane, Lanes, Needs},
@@ -30,6 +30,7 @@ use crate::domain::{
     progress::NodeTiming,
     task::{Change, Fence, Intent, Refusal, Task, TaskState},
     time::Timestamp,
+    webhook::Webhook,
 };
 
 /// A task to be created. Its first state is pending, or scheduled when its time is yet to come.
@@ -100,6 +101,7 @@ impl NewTask {
             uploading_at: None,
             finished_at: None,
             error: None,
+            hook: self.payload.options.webhook.as_ref().map(Webhook::hook),
         }
     }
 }
@@ -345,6 +347,8 @@ pub struct Retention {
     pub failed: Duration,
     /// Idempotency keys, from the creation of their task.
     pub idempotency: Duration,
+    /// Tasks of which something is still to be told to a webhook stay longer than that, until it has been due for so long.
+    pub webhooks: Duration,
 }
 
 /// A committed change, told to whoever listens. A hint: a listener that lags reads the store instead.
@@ -360,6 +364,8 @@ pub struct Changed {
     pub priority: Priority,
     /// Its cancellation is asked for and not done.
     pub cancelling: bool,
+    /// A webhook is told of where it stands now.
+    pub hooked: bool,
 }
 
 impl Changed {
@@ -367,7 +373,8 @@ impl Changed {
     #[must_use]
     pub fn of(task: &Task, was: Option<TaskState>) -> Self {
         let Task { id, state, priority, .. } = *task;
-        Self { id, was, state, priority, cancelling: task.is_cancelling() }
+        let hooked = task.hook.is_some_and(|hook| hook.events.contains(Stage::of(task)));
+        Self { id, was, state, priority, cancelling: task.is_cancelling(), hooked }
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::broadcast;
 
-use self::inputs::Rows;
+use self::{hooks::Outbox, inputs::Rows};
 use crate::{
     domain::{
         artifact::Artifact,
@@ -36,6 +36,7 @@ use crate::{
     },
 };
 
+mod hooks;
 mod inputs;
 mod workflows;
 
@@ -63,6 +64,7 @@ struct Shelf {
     /// Without their artifacts, which are looked up when they are read.
     events: Vec<Event>,
     newest_event: i64,
+    outbox: Outbox,
 }
 
 struct Row {
@@ -184,6 +186,7 @@ impl Shelf {
         let step;
         (self.moment, step) = self.watch.look(clock.now(), clock.steady());
         let Some(back) = step.filter(|step| *step < 0) else { return };
+        self.outbox.set_back(back);
         for Row { task, .. } in self.tasks.values_mut() {
             let waits_for_a_retry = task.error.is_some();
             let until = task.lease.as_mut().map(|lease| &mut lease.until);
@@ -236,6 +239,7 @@ impl Shelf {
             if matches!(fact, Fact::Output { .. }) && self.events.iter().any(told) {
                 continue;
             }
+            self.outbox.tell(task, &fact, at);
             self.newest_event += 1;
             let (seq, task, workflow) = (self.newest_event, task.id, task.workflow.clone());
             self.events.push(Event { seq, task, workflow, at, fact, artifact: None });
@@ -261,6 +265,9 @@ impl Shelf {
         let task = new.first_state();
         if task.lane != ANYBODY {
             self.lanes.entry(task.lane).or_insert(new.lane.needs);
+        }
+        if let Some(webhook) = &new.payload.options.webhook {
+            self.outbox.introduce(webhook);
         }
         let (payload, artifacts, fetched) = (new.payload, Vec::new(), BTreeMap::new());
         let row = Row { task: task.clone(), payload, artifacts, fetched, nodes: (0, Vec::new()) };
@@ -532,7 +539,8 @@ impl WorkSource for MemoryStore {
         let past = |since: Timestamp, kept: Duration| since <= now.before(kept);
         let due = |task: &Task| {
             let kept = if task.state == TaskState::Failed { retention.failed } else { retention.completed };
-            task.finished_at.is_some_and(|at| past(at, kept))
+            let untold = shelf.outbox.needs(task.id, now.before(retention.webhooks));
+            task.finished_at.is_some_and(|at| past(at, kept)) && !untold
         };
         let mut gone = shelf.sorted(due, |task| (task.finished_at, task.id));
         gone.truncate(up_to(limit));
@@ -541,6 +549,9 @@ impl WorkSource for MemoryStore {
             shelf.events.retain(|event| event.task != *id);
             shelf.keys.retain(|_, key| key.task != *id);
         }
+        let hooked = shelf.tasks.values().filter_map(|row| row.task.hook).map(|hook| hook.endpoint);
+        let hooked: Vec<_> = hooked.collect();
+        shelf.outbox.forget(&gone, hooked.into_iter());
         let inhabited: BTreeSet<i64> = shelf.tasks.values().map(|row| row.task.lane).collect();
         shelf.lanes.retain(|id, _| inhabited.contains(id));
         let old = shelf.keys.iter().filter(|(_, key)| past(key.created_at, retention.idempotency));

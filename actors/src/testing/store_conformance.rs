@@ -17,6 +17,7 @@ use tokio::{runtime::Runtime, sync::broadcast};
 use super::{MemoryStore, TestClock};
 use crate::ports::{
     clock::Clock,
+    hook_store::HookStore,
     input_store::InputStore,
     store::{Changed, TaskStore, WorkSource},
     workflow_store::WorkflowStore,
@@ -26,6 +27,7 @@ pub mod checks;
 pub mod clock_checks;
 pub mod failure_checks;
 pub mod fixtures;
+pub mod hook_checks;
 pub mod input_checks;
 mod steps;
 pub mod workflow_checks;
@@ -42,18 +44,24 @@ pub struct Subject {
     pub workflows: Arc<dyn WorkflowStore>,
     /// The files clients gave.
     pub inputs: Arc<dyn InputStore>,
+    /// Its messages to webhooks.
+    pub hooks: Arc<dyn HookStore>,
     /// Whatever must live as long as the store: its folder, its writer.
     pub guard: Box<dyn Any + Send>,
 }
 
 impl Subject {
     /// All sides of one store.
-    pub fn new<S: TaskStore + WorkSource + WorkflowStore + InputStore>(store: Arc<S>, guard: impl Any + Send) -> Self {
+    pub fn new<S: TaskStore + WorkSource + WorkflowStore + InputStore + HookStore>(
+        store: Arc<S>,
+        guard: impl Any + Send,
+    ) -> Self {
         Self {
             tasks: Arc::<S>::clone(&store),
             work: Arc::<S>::clone(&store),
             workflows: Arc::<S>::clone(&store),
-            inputs: store,
+            inputs: Arc::<S>::clone(&store),
+            hooks: store,
             guard: Box::new(guard),
         }
     }
@@ -156,6 +164,15 @@ macro_rules! store_conformance {
             files_are_given_up_in_two_steps
             a_file_outlives_its_time_while_a_task_needs_it
             what_was_fetched_for_a_task_is_found_again
+        );
+        $crate::store_conformance!(@checks $open, hook_checks:
+            what_is_told_is_told_in_order
+            a_lost_message_is_sent_again
+            no_endpoint_keeps_another_waiting
+            messages_are_taken_by_age
+            what_is_held_back_is_not_lost
+            a_message_can_be_asked_for_again
+            a_task_stays_until_it_has_told_its_end
         );
     };
     (@checks $open:path, $suite:ident: $($check:ident)*) => {

@@ -164,6 +164,7 @@ impl App {
             state,
             priority: Priority::default(),
             cancelling: false,
+            hooked: false,
         });
     }
 }
@@ -235,6 +236,7 @@ fn new_task(request: &TaskRequest) -> Task {
         uploading_at: None,
         finished_at: None,
         error: None,
+        hook: None,
     }
 }
 

@@ -6,6 +6,7 @@
 mod control;
 mod create;
 mod hold;
+mod hooks;
 mod inputs;
 mod upkeep;
 mod workflows;
@@ -13,13 +14,14 @@ mod workflows;
 pub(super) use control::{Amend, NoteRun, PAUSES, SetPaused, pause};
 pub(super) use create::{ClaimHeads, Create};
 pub(super) use hold::{AdoptExpired, Apply, Held, Renew, TakeOver};
+pub(super) use hooks::{Enable, Redeliver, Settle, Take};
 pub(super) use inputs::{Forget, GiveUp, Keep, NoteFetched, Refresh, Reserve};
 pub(super) use upkeep::{Check, Promote, Prune, set_back};
 pub(super) use workflows::{Content, Publish, Record, Withdraw};
 
 /// The statements whose cost must not grow with the number of tasks, for the test that looks at their plans.
 #[cfg(test)]
-pub(super) const SEEKING: [(&str, &str); 8] = [
+pub(super) const SEEKING: [(&str, &str); 11] = [
     ("claim", create::HEADS),
     ("claim for slots that differ", create::NAMES),
     ("adopt_expired", hold::EXPIRED),
@@ -28,4 +30,7 @@ pub(super) const SEEKING: [(&str, &str); 8] = [
     ("prune keys", upkeep::DELETE_KEYS),
     ("prune lanes", upkeep::DELETE_LANES),
     ("give up inputs", inputs::DUE),
+    ("take messages: endpoints", hooks::CALLED),
+    ("take messages", hooks::RIPE),
+    ("look at an endpoint again", hooks::REFRESH),
 ];

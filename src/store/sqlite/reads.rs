@@ -16,9 +16,10 @@ use comfyd_actors::{
 use sqlx::{QueryBuilder, Row, Sqlite, SqlitePool};
 
 mod failed;
+mod hooks;
 
 #[cfg(test)]
-pub(super) use failed::page as failed_page;
+pub(super) use {failed::page as failed_page, hooks::page as deliveries_page};
 
 use super::{
     fault::store_error,

@@ -18,7 +18,10 @@ use comfyd_actors::{
 use sqlx::{Decode, Row, Sqlite, Type, sqlite::SqliteRow};
 use uuid::Uuid;
 
-use super::statement::{Statement, query};
+use super::{
+    outbox,
+    statement::{Statement, query},
+};
 
 /// The columns [`task`] reads, of the table called `t`.
 macro_rules! task_columns {
@@ -26,7 +29,8 @@ macro_rules! task_columns {
         "t.id, t.tenant, t.lane, t.workflow, t.priority, t.sort_key, t.queued_at, t.state, t.generation, t.uploads_only, t.fence, \
          t.dispatch, t.attempt, \
          t.max_attempts, t.poison, t.ooms, t.timeout_ms, t.worker, t.lease_until, t.prompt_id, t.backend, t.client, t.accepted, t.run_at, \
-         t.cancel_requested_at, t.created_at, t.started_at, t.executing_at, t.uploading_at, t.finished_at, t.error"
+         t.cancel_requested_at, t.created_at, t.started_at, t.executing_at, t.uploading_at, t.finished_at, t.error, \
+         t.hook_endpoint, t.hook_events"
     };
 }
 
@@ -129,6 +133,8 @@ pub(super) fn bind_new(insert: Statement, task: &Task) -> Statement {
         .bind(task.timeout.map(millis))
         .bind(task.run_at.map(|at| at.0))
         .bind(task.created_at.0)
+        .bind(task.hook.map(|hook| hook.endpoint.0))
+        .bind(task.hook.map_or(0, |hook| hook.events.bits()))
 }
 
 /// What a lane stands for, for those who only know its id. Lane 0 needs nothing and has no row.
@@ -198,6 +204,7 @@ pub(super) fn task(row: &SqliteRow) -> Result<Task, StoreError> {
         uploading_at: time(row, "uploading_at")?,
         finished_at: time(row, "finished_at")?,
         error: error.map(serde_json::from_str).transpose().map_err(corrupt)?,
+        hook: outbox::hook(row)?,
     })
 }
 

@@ -6,8 +6,16 @@ use std::sync::{
 };
 
 use comfyd_actors::{
-    domain::{failure::Class, id::TaskId, task::TaskState},
-    ports::store::{FailedQuery, Query, StoreError, TaskStore},
+    domain::{
+        failure::Class,
+        id::TaskId,
+        task::TaskState,
+        webhook::{DeliveryState, EndpointId},
+    },
+    ports::{
+        hook_store::DeliveryQuery,
+        store::{FailedQuery, Query, StoreError, TaskStore},
+    },
     testing::{
         TestClock,
         store_conformance::fixtures::{claim, new_task, worker},
@@ -22,7 +30,7 @@ use super::{
     fault::Fault,
     open::OpenError,
     ops::{ClaimHeads, Create, SEEKING},
-    reads,
+    outbox, reads,
     rows::corrupt,
     statement::query,
     tx::Tx,
@@ -333,11 +341,21 @@ async fn queries_seek_and_never_scan() {
     let alike = reads::failed_page(&alike).into_sql();
     let others = others.into_iter().chain([("failed", all.as_str()), ("failed alike", alike.as_str())]);
     let others = others.chain([("events", reads::EVENTS), ("events of", reads::EVENTS_OF), ("ahead", reads::AHEAD)]);
+    let others = others.chain([("open messages", outbox::OPEN), ("call endpoints", outbox::CALL)]);
+    let (task, endpoint, state) = (Some(TaskId::new()), Some(EndpointId(1)), Some(DeliveryState::Failed));
+    let pages = [
+        DeliveryQuery { task, state, limit: 9, ..DeliveryQuery::default() },
+        DeliveryQuery { endpoint, limit: 9, ..DeliveryQuery::default() },
+        DeliveryQuery { state, before: Some(9), limit: 9, ..DeliveryQuery::default() },
+    ]
+    .map(|query| reads::deliveries_page(&query).into_sql());
+    let others = others.chain(pages.iter().map(|page| ("deliveries", page.as_str())));
     for (name, sql) in SEEKING.into_iter().chain(others) {
         assert!(!sql.contains("LIMIT ?"), "{name} would be planned anew for each call");
         for detail in plan(&mut conn, sql).await {
             let walks_a_table = detail.starts_with("SCAN ") && !detail.contains("INDEX") && !is_small(&detail);
             assert!(!walks_a_table, "{name}: {detail}");
+            assert!(name != "deliveries" || !detail.contains("TEMP B-TREE"), "{name}: {detail}");
         }
     }
     let classes = plan(&mut conn, alike.as_str()).await;

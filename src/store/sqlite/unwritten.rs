@@ -11,6 +11,7 @@ use comfyd_actors::{
 use serde::Serialize;
 
 use super::{
+    outbox::{self, DeliveryRow},
     rows::{self, corrupt},
     statement::{Statement, query},
 };
@@ -57,6 +58,9 @@ pub(super) struct Unwritten {
     artifacts: Vec<(TaskId, Vec<Artifact>)>,
     events: Vec<EventRow>,
     runs: Vec<RunRow>,
+    deliveries: Vec<DeliveryRow>,
+    /// When the newest of these came into being.
+    posted_at: Timestamp,
 }
 
 impl Unwritten {
@@ -76,6 +80,10 @@ impl Unwritten {
 
     /// Something happened to a task that people may want to hear of.
     pub(super) fn tell(&mut self, task: &Task, fact: Fact, at: Timestamp) {
+        if let Some(delivery) = DeliveryRow::of(task, &fact, at) {
+            self.deliveries.push(delivery);
+            self.posted_at = at;
+        }
         let (stage, error, output) = match fact {
             Fact::Output { index, .. } => (None, None, Some(index)),
             Fact::Stage { stage, error, .. } => (Some(stage.as_str()), error, None),
@@ -94,6 +102,8 @@ impl Unwritten {
         later.artifacts.drain(..).for_each(|(id, artifacts)| self.replace_artifacts(id, artifacts));
         self.events.append(&mut later.events);
         self.runs.append(&mut later.runs);
+        self.deliveries.append(&mut later.deliveries);
+        self.posted_at = self.posted_at.max(later.posted_at);
     }
 
     /// Leaves nothing to write.
@@ -106,7 +116,7 @@ impl Unwritten {
     /// # Errors
     /// `Corrupt` when something cannot be made into JSON.
     pub(super) fn take(&mut self) -> Result<Vec<Vec<Statement>>, StoreError> {
-        let Self { tasks, artifacts, events, runs } = std::mem::take(self);
+        let Self { tasks, artifacts, events, runs, deliveries, posted_at } = std::mem::take(self);
         let saves = tasks.iter().map(rows::save).collect::<Result<Vec<_>, _>>()?;
         let mut groups: Vec<Vec<_>> = saves.chunks(SAVES_PER_TRIP).map(<[_]>::to_vec).collect();
         let mut bulk = groups.pop().unwrap_or_default();
@@ -121,6 +131,9 @@ impl Unwritten {
         }
         if !runs.is_empty() {
             bulk.push(query(NOTE_RUNS).bind(json(&runs)?));
+        }
+        if !deliveries.is_empty() {
+            bulk.extend(outbox::post(&deliveries, posted_at)?);
         }
         groups.push(bulk);
         groups.retain(|group| !group.is_empty());

@@ -46,6 +46,7 @@ fn claimed() -> Task {
         uploading_at: None,
         finished_at: None,
         error: None,
+        hook: None,
     };
     let intent = Intent { backend: BackendId::new("http://b"), client: ClientId::new("c") };
     let claim = Change::Claim { worker: WorkerId::new("n:1"), until: Timestamp(30_000), intent };

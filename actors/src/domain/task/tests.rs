@@ -37,6 +37,7 @@ pub(crate) fn new_task() -> Task {
         uploading_at: None,
         finished_at: None,
         error: None,
+        hook: None,
     }
 }
 

@@ -113,7 +113,7 @@ pub async fn a_slot_takes_what_it_serves<F: Future<Output = Subject>>(open: &imp
 pub async fn a_lane_goes_with_its_last_task<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
     let (store, clock) = fresh(open).await;
     let hour = Duration::from_secs(3600);
-    let retention = Retention { completed: hour, failed: hour, idempotency: hour };
+    let retention = Retention { completed: hour, failed: hour, idempotency: hour, webhooks: hour };
     let id = store.add(NewTask { lane: lane(7), ..new_task(1) }).await;
     store.tasks.cancel(id).await.unwrap();
     assert!(store.work.lanes().await.unwrap().is_empty(), "of tasks that are not over");
@@ -234,7 +234,7 @@ pub async fn a_repeated_request_finds_its_task<F: Future<Output = Subject>>(open
 pub async fn pruning_forgets_keys<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
     let (store, clock) = fresh(open).await;
     let hours = |hours: u64| Duration::from_secs(hours * 3600);
-    let retention = Retention { completed: hours(2), failed: hours(4), idempotency: hours(3) };
+    let retention = Retention { completed: hours(2), failed: hours(4), idempotency: hours(3), webhooks: hours(1) };
     let ended = store.add(keyed_task("ended", 1)).await;
     let alive = store.add(keyed_task("alive", 1)).await;
     store.tasks.cancel(ended).await.unwrap();
@@ -266,7 +266,8 @@ pub async fn changes_are_told<F: Future<Output = Subject>>(open: &impl Fn(Arc<dy
     store.change(&claimed[0].task, Change::Fail { error }).await;
     store.tasks.cancel(id).await.unwrap();
     let told: Vec<Changed> = std::iter::from_fn(|| changes.try_recv().ok()).collect();
-    let changed = |was, state, cancelling| Changed { id, was, state, priority: Priority::default(), cancelling };
+    let changed =
+        |was, state, cancelling| Changed { id, was, state, priority: Priority::default(), cancelling, hooked: false };
     let expected = [
         changed(None, TaskState::Pending, false),
         changed(Some(TaskState::Pending), TaskState::Dispatching, false),
@@ -342,7 +343,7 @@ pub async fn event_numbers_are_never_given_twice<F: Future<Output = Subject>>(op
     store.tasks.cancel(gone).await.unwrap();
     let newest = store.facts(gone, 0).await[1].0;
     let none = Duration::ZERO;
-    store.work.prune(Retention { completed: none, failed: none, idempotency: none }, 9).await.unwrap();
+    store.work.prune(Retention { completed: none, failed: none, idempotency: none, webhooks: none }, 9).await.unwrap();
     assert!(store.tasks.events(None, 0, 9).await.unwrap().is_empty());
     assert_eq!(store.tasks.newest_event().await.unwrap(), newest);
     let next = store.add(new_task(0)).await;

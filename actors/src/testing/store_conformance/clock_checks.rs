@@ -72,7 +72,7 @@ pub async fn a_clock_set_back_keeps_nobody_waiting<F: Future<Output = Subject>>(
 pub async fn a_wrong_date_deletes_nothing<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
     let (store, clock) = fresh(open).await;
     let day = Duration::from_secs(24 * 3600);
-    let retention = Retention { completed: day, failed: day, idempotency: day };
+    let retention = Retention { completed: day, failed: day, idempotency: day, webhooks: day };
     store.tasks.create(new_task(0), Some(claim(&worker("node", 1), 1))).await.unwrap();
     let held = store.work.held(&worker("node", 1)).await.unwrap().remove(0).task;
     for change in [

@@ -10,6 +10,7 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 use super::{
     Subject,
     fixtures::{self, artifacts, claim, claim_of, error, intent, worker},
+    hook_checks::{HookCall, hook_call, some_webhook},
     workflow_checks::{WorkflowCall, workflow_call},
 };
 use crate::{
@@ -22,6 +23,7 @@ use crate::{
         order::{Ordering, Priority},
         task::{Change, Fence, Release, Task, TaskState},
         time::Timestamp,
+        webhook::Webhook,
     },
     ports::{
         clock::Clock,
@@ -93,6 +95,7 @@ pub(super) enum Step {
     },
     Counts,
     Workflow(WorkflowCall),
+    Hook(HookCall),
     Lanes,
     Depths,
     Events {
@@ -138,6 +141,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (query(), option::of(task())).prop_map(|(query, before)| Step::List { query, before }),
         1 => Just(Step::Counts),
         4 => workflow_call().prop_map(Step::Workflow),
+        8 => hook_call().prop_map(Step::Hook),
         1 => Just(Step::Lanes),
         1 => Just(Step::Depths),
         2 => (option::of(task()), 0_u32..8).prop_map(|(task, limit)| Step::Events { task, limit }),
@@ -156,7 +160,8 @@ fn new_task() -> impl Strategy<Value = NewTask> {
     let rest =
         (option::of(select(vec!["txt2img", "o'clock"])), -100_i64..=100, 1..4_i32, option::of(1..9_u64), 0..5_i64);
     let run_after = option::weighted(0.2, -1_000..30_000_i64);
-    (place, rest, run_after, option::weighted(0.3, idempotency)).prop_map(|(place, rest, run_after, idempotency)| {
+    let idempotency = option::weighted(0.3, idempotency);
+    (place, rest, run_after, idempotency, some_webhook()).prop_map(|(place, rest, run_after, idempotency, webhook)| {
         let (id, tenant, lane, sort_key) = place;
         let (workflow, priority, max_attempts, timeout, created) = rest;
         let created_at = Timestamp(1_700_000_000_000 + created);
@@ -171,13 +176,13 @@ fn new_task() -> impl Strategy<Value = NewTask> {
             timeout: timeout.map(Duration::from_secs),
             created_at,
             run_at: run_after.map(|ms| Timestamp(created_at.0 + ms)),
-            payload: payload(id),
+            payload: payload(id, webhook),
             idempotency,
         }
     })
 }
 
-fn payload(id: u128) -> Payload {
+fn payload(id: u128, webhook: Option<Webhook>) -> Payload {
     Payload {
         graph: format!("{{\"1\":{id}}}").into(),
         inputs: "{\"é\":1}".into(),
@@ -185,6 +190,7 @@ fn payload(id: u128) -> Payload {
         options: TaskOptions {
             allow_partial: id.is_multiple_of(2),
             workflow_version: (id > 9).then_some(3),
+            webhook,
             ..TaskOptions::default()
         }
         .into(),
@@ -215,7 +221,12 @@ fn stale_by() -> impl Strategy<Value = i64> {
 
 fn retention() -> impl Strategy<Value = Retention> {
     let long = || seconds(60);
-    (long(), long(), long()).prop_map(|(completed, failed, idempotency)| Retention { completed, failed, idempotency })
+    (long(), long(), long(), long()).prop_map(|(completed, failed, idempotency, webhooks)| Retention {
+        completed,
+        failed,
+        idempotency,
+        webhooks,
+    })
 }
 
 fn query() -> impl Strategy<Value = Query> {
@@ -311,6 +322,7 @@ pub(super) enum Call {
     Failed(FailedQuery),
     Counts,
     Workflow(WorkflowCall),
+    Hook(HookCall),
     Waiting,
     Lanes,
     Depths,
@@ -364,6 +376,7 @@ impl World {
             }
             Step::Counts => Call::Counts,
             Step::Workflow(call) => Call::Workflow(call),
+            Step::Hook(call) => Call::Hook(call),
             Step::Lanes => Call::Lanes,
             Step::Depths => Call::Depths,
             Step::Events { task, limit } => Call::Events { of: task.and_then(|task| self.pick(task)), limit },
@@ -394,6 +407,7 @@ impl World {
             Call::NextScheduled,
             Call::Pauses,
             Call::Workflow(WorkflowCall::Published),
+            Call::Hook(HookCall::Show),
             Call::Events { of: None, limit: 1000 },
         ];
         let each = |id: &TaskId| [Call::Get(*id), Call::Events { of: Some(*id), limit: 1000 }];
@@ -445,7 +459,7 @@ async fn current(reference: &Subject, id: TaskId) -> Option<Task> {
 
 impl Call {
     /// Makes the call; the answer as text, which is how all kinds of them are compared.
-    pub(super) async fn make(&self, Subject { tasks, work, workflows, .. }: &Subject) -> Answer {
+    pub(super) async fn make(&self, Subject { tasks, work, workflows, hooks, .. }: &Subject) -> Answer {
         match self.clone() {
             Self::Create { new, claim } => answer(create_durably(&**tasks, new, claim).await),
             Self::Claim(claim) => answer(work.claim(claim).await),
@@ -467,6 +481,7 @@ impl Call {
             Self::Failed(query) => answer(tasks.failed(query).await),
             Self::Counts => answer(tasks.counts().await),
             Self::Workflow(call) => call.make(&**workflows).await,
+            Self::Hook(call) => call.make(&**hooks).await,
             Self::Waiting => answer(tasks.waiting().await),
             Self::Lanes => answer(work.lanes().await),
             Self::Depths => answer(tasks.depths().await),

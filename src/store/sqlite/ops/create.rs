@@ -14,6 +14,7 @@ use comfyd_actors::{
 use super::inputs;
 use crate::store::sqlite::{
     fault::Fault,
+    outbox::introduce,
     rows::{self, corrupt, get, key, keys},
     statement::{Statement, query},
     tx::Tx,
@@ -26,7 +27,8 @@ const FIND_KEY: &str = "SELECT body_sha256, task_id FROM idempotency WHERE tenan
 macro_rules! insert {
     () => {
         "INSERT INTO tasks (id, tenant, lane, workflow, priority, sort_key, queued_at, state, generation, fence, dispatch, attempt,
-             max_attempts, poison, timeout_ms, run_at, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+             max_attempts, poison, timeout_ms, run_at, created_at, hook_endpoint, hook_events)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
          INSERT INTO task_payloads (task_id, graph, inputs, metadata, options) VALUES (?, ?, ?, ?, ?)"
     };
 }
@@ -159,6 +161,9 @@ fn insert(tx: &mut Tx<'_>, new: NewTask) -> Result<Task, Fault> {
     tx.write(insert);
     if !new.payload.options.files.is_empty() {
         inputs::need(tx, task.id, new.payload.options.files.iter())?;
+    }
+    if let Some(webhook) = &new.payload.options.webhook {
+        tx.write(introduce(webhook));
     }
     tx.write_down(&task, None, &ArtifactEdit::Keep);
     tx.tell(&task, None);

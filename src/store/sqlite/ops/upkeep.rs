@@ -5,6 +5,7 @@ use comfyd_actors::{
     ports::store::{Retention, StoreError},
 };
 
+use super::hooks;
 use crate::store::sqlite::{
     fault::Fault,
     rows::{self, keys},
@@ -20,18 +21,31 @@ pub(super) const DUE: &str = concat!(
      WHERE t.state = 'scheduled' AND t.run_at <= ? ORDER BY t.run_at, t.id LIMIT 0 + ?"
 );
 
+/// Tasks of one state that finished so long ago, and have told what they had to tell, or had the time for it.
+macro_rules! finished_of {
+    ($state:literal) => {
+        concat!(
+            "SELECT * FROM (SELECT t.id, t.hook_endpoint, t.finished_at FROM tasks t INDEXED BY tasks_finished
+             WHERE t.state = '",
+            $state,
+            "' AND t.finished_at <= ? AND (t.hook_endpoint IS NULL OR NOT EXISTS (
+                 SELECT 1 FROM webhook_deliveries p INDEXED BY webhook_deliveries_pending
+                 WHERE p.task_id = t.id AND p.state = 'pending' AND p.at > ?))
+             ORDER BY t.finished_at, t.id LIMIT 0 + ?)"
+        )
+    };
+}
+
 /// Finished tasks past their time, oldest first. One seek per state: failed ones stay longer, and must not be walked over meanwhile.
-pub(super) const FINISHED: &str = "
-    SELECT id FROM (
-        SELECT * FROM (SELECT id, finished_at FROM tasks INDEXED BY tasks_finished
-            WHERE state = 'completed' AND finished_at <= ? ORDER BY finished_at, id LIMIT 0 + ?)
-        UNION ALL
-        SELECT * FROM (SELECT id, finished_at FROM tasks INDEXED BY tasks_finished
-            WHERE state = 'cancelled' AND finished_at <= ? ORDER BY finished_at, id LIMIT 0 + ?)
-        UNION ALL
-        SELECT * FROM (SELECT id, finished_at FROM tasks INDEXED BY tasks_finished
-            WHERE state = 'failed' AND finished_at <= ? ORDER BY finished_at, id LIMIT 0 + ?)
-    ) ORDER BY finished_at, id LIMIT 0 + ?";
+pub(super) const FINISHED: &str = concat!(
+    "SELECT id, hook_endpoint FROM (",
+    finished_of!("completed"),
+    " UNION ALL ",
+    finished_of!("cancelled"),
+    " UNION ALL ",
+    finished_of!("failed"),
+    ") ORDER BY finished_at, id LIMIT 0 + ?"
+);
 
 /// Payload, artifacts and idempotency key go with the task.
 const DELETE_TASKS: &str = "DELETE FROM tasks WHERE id IN (SELECT unhex(value) FROM json_each(?))";
@@ -51,12 +65,14 @@ const CHECK: &str =
 /// The clock was set back: what shall happen after a time is brought back with it. What a client wants at a time of day is not, and what
 /// is over is history.
 const SET_BACK: &str = "UPDATE tasks SET lease_until = lease_until + ? WHERE lease_until IS NOT NULL;
-     UPDATE tasks SET run_at = run_at + ? WHERE state = 'scheduled' AND error IS NOT NULL";
+     UPDATE tasks SET run_at = run_at + ? WHERE state = 'scheduled' AND error IS NOT NULL;
+     UPDATE webhook_deliveries SET due_at = due_at + ? WHERE due_at IS NOT NULL;
+     UPDATE webhook_endpoints SET due_at = due_at + ?, not_before = not_before + ? WHERE due_at IS NOT NULL OR not_before IS NOT NULL";
 
 /// Takes note that the clock was set by so many milliseconds, as an operation of its own.
 pub(in crate::store::sqlite) async fn set_back(tx: &mut Tx<'_>, step: i64) -> Result<(), StoreError> {
     if step < 0 {
-        tx.write(query(SET_BACK).bind(step).bind(step));
+        tx.write((0..5).fold(query(SET_BACK), |statement, _| statement.bind(step)));
         tx.keep_operation().await.map_err(Fault::into_inner)?;
     }
     Ok(())
@@ -96,19 +112,25 @@ impl Operation for Prune {
         if !tx.moment.is_settled(DATE_TRUSTED_AFTER) {
             return Ok(0);
         }
-        let [completed, failed, idempotency] =
-            [retention.completed, retention.failed, retention.idempotency].map(|kept| tx.now.before(kept).0);
+        let Retention { completed, failed, idempotency, webhooks } = retention;
+        let [completed, failed, idempotency, untold] =
+            [completed, failed, idempotency, webhooks].map(|kept| tx.now.before(kept).0);
         let mut finished = query(FINISHED);
         for before in [completed, completed, failed] {
-            finished = finished.bind(before).bind(limit);
+            finished = finished.bind(before).bind(untold).bind(limit);
         }
         let due = tx.fetch(finished.bind(limit)).await?;
+        let hooked = due.iter().filter_map(|row| rows::get(row, "hook_endpoint").transpose());
+        let hooked = hooked.collect::<Result<Vec<i64>, _>>()?;
         let due = due.iter().map(|row| rows::id(row, "id")).collect::<Result<Vec<_>, _>>()?;
         let mut gone = 0;
         if !due.is_empty() {
             gone = tx.execute(query(DELETE_TASKS).bind(keys(due.iter().copied()))).await?;
             tx.gone(&due);
             tx.write(query(DELETE_LANES));
+        }
+        if !hooked.is_empty() {
+            tx.write(hooks::forget(&hooked)?);
         }
         let gone = u32::try_from(gone).unwrap_or(limit);
         let keys = tx.execute(query(DELETE_KEYS).bind(idempotency).bind(limit.saturating_sub(gone))).await?;
