@@ -38,6 +38,7 @@ use crate::{
         node_lock::NodeLock,
         sqlite::{OpenError, SqliteConfig, SqliteStore},
     },
+    webhooks::Receivers,
     workflows::Workflows,
 };
 
@@ -76,7 +77,7 @@ pub enum AppError {
     #[error("failed to set up a ComfyUI backend")]
     Backend(#[from] crate::comfy::ConfigError),
     /// The client for URLs of clients cannot be made.
-    #[error("failed to set up the client that fetches URLs: {0}")]
+    #[error("failed to set up the client for URL inputs and webhooks: {0}")]
     Outbound(String),
     /// What is published cannot be read.
     #[error("failed to read the published workflows")]
@@ -137,11 +138,13 @@ impl App {
         let metrics = Metrics::new().map_err(AppError::Metrics)?;
         store.observe(metrics.clone());
         let outbound = Outbound::new(&config.outbound).map_err(AppError::Outbound)?;
-        let fetcher = UrlFetcher::new(outbound, store.clone(), objects.clone(), config.inputs);
+        let fetcher = UrlFetcher::new(outbound.clone(), store.clone(), objects.clone(), config.inputs);
         let bridge = Bridge::new(bridge::Parts {
             queue: slots.queue.clone(),
             store: store.clone(),
             inputs: store.clone(),
+            hooks: store.clone(),
+            webhooks: slots.webhooks.clone(),
             objects: objects.clone(),
             backends: in_order,
             board: board.clone(),
@@ -151,6 +154,8 @@ impl App {
             metrics: metrics.clone(),
             clock: clock.clone(),
         });
+        let public_url = config.server.public_url.as_deref();
+        let receivers = Receivers::new(outbound, &config.webhooks, public_url, clock.clone());
         let settings = settings(config, !store.was_clean());
         let (writer, log, watched) = (store.clone(), store.clone(), board.clone());
         let pulse = board.pulse().clone();
@@ -160,6 +165,8 @@ impl App {
             store: store.clone(),
             source: store.clone(),
             inputs: store.clone(),
+            hooks: store.clone(),
+            hook_sender: Arc::new(receivers),
             objects,
             fetcher: Arc::new(fetcher),
             media: Arc::new(Studio::default()),
@@ -328,6 +335,7 @@ fn settings(config: &Config, unclean_start: bool) -> Settings {
             backoff: tasks.upload_retry,
             patience: tasks.upload_patience,
         },
+        webhooks: config.webhooks.settings.clone(),
         retention: config.retention,
         restarts: config.supervision.limits,
         quarantine: config.supervision.quarantine,

@@ -12,6 +12,7 @@ mod reader;
 mod sections;
 mod sources;
 pub mod values;
+mod webhooks;
 
 use comfyd_actors::ports::store::Retention;
 
@@ -26,6 +27,7 @@ pub use self::{
         Store, Supervision, Tasks, WorkflowFiles,
     },
     sources::{Layers, Sources},
+    webhooks::{SigningKey, Webhooks, event},
 };
 
 /// Every setting, by section.
@@ -51,6 +53,8 @@ pub struct Config {
     pub tasks: Tasks,
     /// What clients have us ask for.
     pub outbound: Outbound,
+    /// Who is told of tasks.
+    pub webhooks: Webhooks,
     /// How long finished things are kept.
     pub retention: Retention,
     /// Files for tasks.
@@ -115,6 +119,7 @@ fn read_sections(r: &mut Reader) -> Config {
         queue: sections::queue(r),
         tasks: sections::tasks(r),
         outbound: outbound::outbound(r),
+        webhooks: webhooks::webhooks(r),
         retention: sections::retention(r),
         inputs: sections::inputs(r),
         store: sections::store(r),
@@ -138,6 +143,10 @@ fn demand_agreement(r: &mut Reader, config: &Config) {
         &["inputs.keep", "retention.idempotency"],
         "must not be shorter than retention.idempotency: a repeated request would not find its files any more",
     );
+    if let Some(url) = &config.webhooks.url {
+        let read = config.outbound.policy.read(url.expose());
+        r.demand(read.is_ok(), &["webhooks.url"], read.map_or_else(|refusal| refusal.to_string(), |_| String::new()));
+    }
     r.demand(!config.comfyui.urls.is_empty(), &["comfyui.urls"], "name at least one ComfyUI server");
     let mut names: Vec<String> = config.comfyui.urls.iter().map(ToString::to_string).collect();
     names.sort_unstable();
@@ -169,6 +178,11 @@ fn demand_safety(r: &mut Reader, config: &Config) {
         !config.outbound.policy.http || config.outbound.headers.is_empty(),
         &["outbound.http", "outbound.headers"],
         "APP_ENV=production refuses http together with outbound.headers: they could be read by anybody on the way",
+    );
+    r.demand(
+        config.webhooks.url.is_none() || !config.webhooks.secrets.is_empty(),
+        &["webhooks.secrets", "webhooks.url"],
+        "APP_ENV=production refuses webhooks without a secret: whoever receives them could not tell them from forged ones",
     );
     let sent_openly = |url: &SecretUrl| {
         let has_secret = !config.comfyui.headers.is_empty() || url.expose().contains('@');

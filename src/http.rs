@@ -29,7 +29,9 @@ mod serve;
 mod server;
 mod tasks;
 mod validate;
-mod view;
+pub(crate) mod view;
+mod webhook_url;
+mod webhooks;
 mod workflows;
 
 use std::{sync::Arc, time::Duration};
@@ -39,7 +41,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware,
 };
-use comfyd_actors::bridge::Bridge;
+use comfyd_actors::{bridge::Bridge, domain::webhook::Webhook};
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -78,6 +80,8 @@ pub struct HttpConfig {
     pub passthrough: config::Passthrough,
     /// How many may watch, and what they hear when nothing happens.
     pub events: config::Events,
+    /// Who is told of tasks that name nobody.
+    pub webhook: Option<Webhook>,
     /// What the names of our own connections to ComfyUI begin with.
     pub client_prefix: String,
 }
@@ -109,6 +113,7 @@ impl From<&Config> for HttpConfig {
             cors_origins: server.cors_origins.clone(),
             passthrough: config.passthrough.clone(),
             events: config.events,
+            webhook: config.webhooks.webhook(&config.outbound.policy),
             client_prefix: config.comfyui.client_id.clone(),
         }
     }
@@ -192,6 +197,10 @@ fn routes() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(events::of_all))
         .routes(routes!(outputs::download))
         .routes(routes!(inputs::download_input))
+        .routes(routes!(webhooks::deliveries))
+        .routes(routes!(webhooks::redeliver))
+        .routes(routes!(webhooks::endpoints))
+        .routes(routes!(webhooks::enable))
         .routes(routes!(workflows::list))
         .routes(routes!(workflows::get, workflows::put, workflows::delete))
         .routes(routes!(workflows::schema))

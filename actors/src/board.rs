@@ -20,7 +20,7 @@ use crate::{
         task::Task,
     },
     kit::pulse::Pulse,
-    ports::store::Pause,
+    ports::{hook_store::HookLevels, store::Pause},
     watch::{FAR, Place, Watch},
 };
 
@@ -41,6 +41,7 @@ struct Contents {
     backends: BTreeMap<BackendId, BackendStatus>,
     restarts: BTreeMap<String, u64>,
     pauses: Vec<Pause>,
+    webhooks: HookLevels,
     durations: Durations,
     ending: Ending,
 }
@@ -208,6 +209,17 @@ impl Board {
     /// Notes what takes nothing new.
     pub fn set_pauses(&self, pauses: &[Pause]) {
         pauses.clone_into(&mut self.lock().pauses);
+    }
+
+    /// What waits for webhooks, as it was counted last.
+    #[must_use]
+    pub fn webhooks(&self) -> HookLevels {
+        self.lock().webhooks
+    }
+
+    /// Notes what waits for webhooks.
+    pub fn set_webhooks(&self, levels: HookLevels) {
+        self.lock().webhooks = levels;
     }
 
     /// Whether the process is about to stop: whoever can go elsewhere should.

@@ -19,12 +19,14 @@ use crate::{
         progress::Progress,
         task::{Task, TaskState},
         time::Timestamp,
+        webhook::{Delivery, Endpoint, EndpointId},
     },
     kit::slot::{AskError, Slot},
     metrics::{DeviceMemory, MetricFamily, Metrics, Picture},
     ports::{
         clock::Clock,
         comfy::ComfyTransport,
+        hook_store::{DeliveryQuery, HookLevels, HookStore},
         input_store::InputStore,
         object_store::ObjectStore,
         store::{
@@ -33,6 +35,7 @@ use crate::{
     },
     queue::QueueMsg,
     watch::{FAR, Place, View, Watching},
+    webhooks::WebhookMsg,
 };
 
 /// How long a handler waits for an actor. Above a slow commit, below the patience of most clients.
@@ -134,6 +137,10 @@ pub struct Parts {
     pub store: Arc<dyn TaskStore>,
     /// The files clients gave.
     pub inputs: Arc<dyn InputStore>,
+    /// The messages to webhooks.
+    pub hooks: Arc<dyn HookStore>,
+    /// Who sends them.
+    pub webhooks: Slot<WebhookMsg>,
     /// The bytes of outputs and inputs.
     pub objects: Arc<dyn ObjectStore>,
     /// All backends, in the order of the configuration.
@@ -373,6 +380,48 @@ impl Bridge {
         &self.0.objects
     }
 
+    /// A page of messages to webhooks, newest first, each with its receiver.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn deliveries(&self, query: DeliveryQuery) -> Result<Vec<(Delivery, Endpoint)>, StoreError> {
+        self.0.hooks.deliveries(query).await
+    }
+
+    /// Has a message sent, whatever became of it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    pub async fn redeliver(&self, id: i64) -> Result<(Delivery, Endpoint), StoreError> {
+        let asked = self.0.hooks.redeliver(id).await?;
+        self.0.webhooks.cast(WebhookMsg::Look);
+        Ok(asked)
+    }
+
+    /// A page of receivers of messages, by id.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn hook_endpoints(&self, after: Option<EndpointId>, limit: u32) -> Result<Vec<Endpoint>, StoreError> {
+        self.0.hooks.endpoints(after, limit).await
+    }
+
+    /// Has a receiver given what is held back for it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    pub async fn enable_endpoint(&self, id: EndpointId) -> Result<Endpoint, StoreError> {
+        let endpoint = self.0.hooks.enable(id).await?;
+        self.0.webhooks.cast(WebhookMsg::Look);
+        Ok(endpoint)
+    }
+
+    /// What waits for webhooks, as it was counted last.
+    #[must_use]
+    pub fn hook_levels(&self) -> HookLevels {
+        self.0.board.webhooks()
+    }
+
     /// All backends.
     #[must_use]
     pub fn backends(&self) -> &[Arc<dyn ComfyTransport>] {
@@ -386,6 +435,7 @@ impl Bridge {
             now: self.0.clock.now(),
             backends: self.0.board.backends(),
             pauses: self.0.board.pauses(),
+            webhooks: self.0.board.webhooks(),
             memory,
         })
     }

@@ -21,3 +21,4 @@ pub mod system;
 pub mod testing;
 pub mod uploads;
 pub mod watch;
+pub mod webhooks;

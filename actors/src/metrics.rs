@@ -30,7 +30,10 @@ use crate::{
         task::{Task, TaskState},
         time::Timestamp,
     },
-    ports::store::{Changed, Counts, Depth, Pausable, Pause},
+    ports::{
+        hook_store::HookLevels,
+        store::{Changed, Counts, Depth, Pausable, Pause},
+    },
 };
 
 /// Workflows counted by their names; those that come after them share one.
@@ -91,6 +94,8 @@ pub struct Picture {
     pub backends: BTreeMap<BackendId, BackendStatus>,
     /// What takes nothing new.
     pub pauses: Vec<Pause>,
+    /// What waits for webhooks.
+    pub webhooks: HookLevels,
     /// The memory of the servers that told it.
     pub memory: Vec<DeviceMemory>,
 }
@@ -226,6 +231,14 @@ impl Metrics {
         count(&self.0.instruments.uploads_failed, &[reason]);
     }
 
+    /// A message to a webhook was sent, so long after what it tells of; `result` in a word.
+    pub fn hook_tried(&self, result: &str, since: Duration) {
+        count(&self.0.instruments.hooks, &[result]);
+        if result == "delivered" {
+            self.0.instruments.hook_age.observe(since.as_secs_f64());
+        }
+    }
+
     /// An actor died and is started again.
     pub fn restarted(&self, actor: &str) {
         count(&self.0.instruments.restarts, &[actor]);
@@ -249,6 +262,7 @@ impl Metrics {
         let _one = self.0.reading.lock().unwrap_or_else(PoisonError::into_inner);
         self.write_levels(picture.now);
         self.write_backends(picture);
+        self.write_webhooks(picture);
         self.0.instruments.registry.gather()
     }
 
@@ -291,6 +305,13 @@ impl Metrics {
             set(&instruments.memory_total, &[backend.as_str(), &device], whole(*total));
             set(&instruments.memory_free, &[backend.as_str(), &device], whole(*free));
         }
+    }
+
+    fn write_webhooks(&self, picture: &Picture) {
+        let (instruments, levels) = (&self.0.instruments, picture.webhooks);
+        instruments.hooks_pending.set(whole(levels.pending));
+        instruments.hooks_oldest.set(levels.oldest.map_or(0.0, |oldest| picture.now.since(oldest).as_secs_f64()));
+        instruments.hooks_disabled.set(whole(levels.disabled));
     }
 
     fn levels(&self) -> MutexGuard<'_, Levels> {

@@ -27,6 +27,7 @@ use crate::{
     queue::{QueueActor, QueueMsg},
     system::System,
     uploads::UploadSupervisor,
+    webhooks::{WebhookActor, WebhookArgs, WebhookMsg},
 };
 
 /// Beyond a drain's own patience, how long its answer may take before the process stops without it.
@@ -125,12 +126,13 @@ fn start_order(args: &RootArgs) -> Vec<Child> {
         let (slot, factory) = (slots.services.get(name)?, factory.clone());
         Some(child(name, slot, || ServiceActor, move || factory.clone()))
     });
-    let (http_system, bridge) = (system.clone(), args.bridge.clone());
+    let (hooked, http_system, bridge) = (system.clone(), system.clone(), args.bridge.clone());
     services
         .chain([
             child("queue", &slots.queue, || QueueActor, shared()),
             child("uploads", &slots.uploads, || UploadSupervisor, shared()),
             child("backends", &slots.backends, || BackendSupervisor, shared()),
+            child("webhooks", &slots.webhooks, || WebhookActor, move || WebhookArgs::from(&*hooked)),
             child("janitor", &slots.janitor, || JanitorActor, shared()),
             child(
                 "http",
@@ -212,6 +214,8 @@ impl State {
             let patience = system.settings.drain + DRAIN_SLACK;
             // An actor that cannot answer is skipped: leases expire, and the store has all that was promised.
             let _ = system.slots.queue.ask(|reply| QueueMsg::Drain { reply }, patience).await;
+            // How those ended that were nearly done is told as well.
+            let _ = system.slots.webhooks.ask(|reply| WebhookMsg::Drain { reply }, patience).await;
             let _ = system.slots.http.ask(|reply| HttpMsg::Drain { reply }, patience).await;
         };
         self.tasks.run(me, work, RootMsg::Drained);

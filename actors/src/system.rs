@@ -36,6 +36,8 @@ use crate::{
         comfy::ComfyTransport,
         edge::HttpEdge,
         fetcher::Fetcher,
+        hook_sender::HookSender,
+        hook_store::HookStore,
         input_store::InputStore,
         media::Media,
         object_store::ObjectStore,
@@ -44,6 +46,7 @@ use crate::{
     posts::Posts,
     queue::QueueMsg,
     uploads::{UploadsMsg, transfer::Keeper},
+    webhooks::{HookSettings, WebhookMsg},
 };
 
 /// One comfyd. Clones share everything.
@@ -61,6 +64,10 @@ pub struct Parts {
     pub source: Arc<dyn WorkSource>,
     /// The files clients gave.
     pub inputs: Arc<dyn InputStore>,
+    /// The messages to webhooks.
+    pub hooks: Arc<dyn HookStore>,
+    /// The way to their receivers.
+    pub hook_sender: Arc<dyn HookSender>,
     /// Where outputs and inputs are kept.
     pub objects: Arc<dyn ObjectStore>,
     /// What brings files from elsewhere.
@@ -124,6 +131,8 @@ pub struct Slots {
     pub queue: Slot<QueueMsg>,
     /// The supervisor of the uploads.
     pub uploads: Slot<UploadsMsg>,
+    /// Who speaks to webhooks.
+    pub webhooks: Slot<WebhookMsg>,
     /// The janitor.
     pub janitor: Slot<JanitorMsg>,
     /// The HTTP server's owner.
@@ -173,6 +182,8 @@ pub struct Settings {
     pub session: SessionSettings,
     /// How uploads behave.
     pub uploads: UploadSettings,
+    /// How webhooks are told.
+    pub webhooks: HookSettings,
     /// How long finished tasks are kept.
     pub retention: Retention,
     /// Restart budget of every child of the root, and of every session.
@@ -252,6 +263,7 @@ impl Default for Settings {
             retry: Backoff { base: seconds(1), cap: seconds(60) },
             session: SessionSettings::default(),
             uploads: UploadSettings::default(),
+            webhooks: HookSettings { parallel: 32, ..HookSettings::default() },
             retention: Retention { completed: days(7), failed: days(30), idempotency: days(1), webhooks: days(4) },
             restarts: Limits::default(),
             quarantine: seconds(300),

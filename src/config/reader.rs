@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Settings whose values are never shown, and those whose passwords are not.
-const SECRET: &[&str] = &["comfyui.headers", "outbound.headers"];
+const SECRET: &[&str] = &["comfyui.headers", "outbound.headers", "webhooks.url", "webhooks.secrets"];
 const WITH_PASSWORDS: &[&str] = &["comfyui.urls", "store.database_url", "server.public_url", "server.cors_origins"];
 
 /// Reads settings one by one. A faulty one is noted and read as its default, so that reading goes on.
@@ -188,7 +188,12 @@ fn header_list(value: &Value) -> Result<Vec<(String, Secret)>, String> {
 /// A value as it may be printed.
 #[must_use]
 pub fn shown(key: &str, value: &Value) -> String {
-    let empty = value.as_table().is_some_and(toml::Table::is_empty);
+    let empty = match value {
+        Value::Table(table) => table.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    };
     if SECRET.contains(&key) && !empty {
         return "***".to_owned();
     }

@@ -364,7 +364,7 @@ fn client_id(text: &str) -> Result<String, String> {
     }
 }
 
-fn backoff(r: &mut Reader, base: &'static str, cap: &'static str) -> Backoff {
+pub(super) fn backoff(r: &mut Reader, base: &'static str, cap: &'static str) -> Backoff {
     let backoff = Backoff { base: r.duration(base, MS..=DAY), cap: r.duration(cap, MS..=DAY) };
     r.demand(backoff.cap >= backoff.base, &[cap, base], format!("must not be shorter than {base}"));
     backoff

@@ -16,7 +16,7 @@ pub const DEFAULTS: &str = include_str!("../../config/default.toml");
 const FILE: &str = "config/comfyd.toml";
 
 /// Settings with a name of their own in the environment. `COMFYD_<SECTION>__<KEY>` wins over it within the same layer.
-pub const NAMES: [(&str, &str); 12] = [
+pub const NAMES: [(&str, &str); 14] = [
     ("APP_ENV", "app.env"),
     ("LOG_LEVEL", "log.level"),
     ("COMFYUI_URL", "comfyui.urls"),
@@ -28,6 +28,8 @@ pub const NAMES: [(&str, &str); 12] = [
     ("PORT", "server.port"),
     ("DATABASE_URL", "store.database_url"),
     ("CORS_ORIGINS", "server.cors_origins"),
+    ("WEBHOOK_URL", "webhooks.url"),
+    ("WEBHOOK_SECRETS", "webhooks.secrets"),
     ("OUTBOUND_ALLOW_PRIVATE", "outbound.allow_private"),
 ];
 

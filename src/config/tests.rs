@@ -127,6 +127,11 @@ fn settings_must_agree_with_each_other() {
             ],
             "anybody on the way",
         ),
+        (&[("WEBHOOK_URL", "http://hooks.example/x")], "only https"),
+        (&[("WEBHOOK_SECRETS", "whsec_c2hvcnQ=")], "openssl rand"),
+        (&[("COMFYD_WEBHOOKS__EVENTS", "task.complete")], "did you mean `task.completed`"),
+        (&[("COMFYD_WEBHOOKS__SCHEDULE", "5s,31d")], "at most 30 days"),
+        (&[("APP_ENV", "production"), ("WEBHOOK_URL", "https://hooks.example/x")], "forged"),
     ] {
         let faults = faults(env(pairs));
         assert!(faults.len() == 1 && faults[0].contains(word), "{pairs:?}: {faults:?}");
@@ -148,6 +153,8 @@ fn nothing_printed_holds_a_secret() {
         ("COMFYUI_HEADERS", "Authorization: hunter2"),
         ("DATABASE_URL", "sqlite://x.db?key=hunter2"),
         ("COMFYD_OUTBOUND__HEADERS", r#"{"a.example": {"Authorization": "hunter2"}}"#),
+        ("WEBHOOK_URL", "https://hooks.example/hunter2?token=hunter2"),
+        ("WEBHOOK_SECRETS", "whsec_hunter2"),
     ]);
     sources.dotenv = Some("SECRET=hunter2 hunter2\n".into());
     sources.file = Some(("f".into(), "[comfyui]\nheaders = { A = \"hunter2\n".into()));

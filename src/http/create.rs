@@ -35,12 +35,13 @@ use super::{
     tasks::{self, patience},
     validate::validate,
     view::TaskSummary,
+    webhook_url::{self, WebhookUrl},
     workflows::not_found,
 };
 use crate::{config::nearest, crash_point, workflows::Found};
 
 /// `workflow` is the first: where the path names it, the others are what is left.
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "workflow",
     "inputs",
     "priority",
@@ -53,6 +54,7 @@ const FIELDS: [&str; 12] = [
     "allow_partial",
     "previews",
     "output_options",
+    "webhook_url",
 ];
 /// Metadata is for labels, not for files.
 const MAX_METADATA: usize = 64 << 10;
@@ -104,6 +106,8 @@ pub struct CreateTask {
     previews: Option<bool>,
     /// Which outputs are kept, and as what.
     output_options: Option<OutputOptionsBody>,
+    /// Who is told when it is over, or of what happens to it.
+    webhook_url: Option<WebhookUrl>,
     /// Your own data, at most 64 KiB; comes back with the task.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Value>,
@@ -191,6 +195,7 @@ pub async fn submit(
     let key = headers.get("idempotency-key").cloned();
     let (workflow, terms) = (subject.workflow(), service.file_terms());
     let (request, files) = aside(&body, move |body| parse(body, key.as_ref(), subject, terms)).await?;
+    let request = webhook_url::or_default(&service.config, request);
     let request = validate(service, request, workflow.as_deref()).await?;
     files.settle(service).await?;
     let (task, replayed) = match service.bridge.submit(request).await? {
@@ -414,11 +419,13 @@ impl<'a> Reading<'a> {
     }
 
     fn options(&mut self) -> TaskOptions {
+        let policy = self.files.terms.policy.clone();
         TaskOptions {
             allow_partial: self.field("allow_partial", truth).unwrap_or_default(),
             previews: self.field("previews", truth).unwrap_or_default(),
             no_progress_timeout: self.field("no_progress_timeout", timeout),
             output: self.output_options(),
+            webhook: self.field("webhook_url", |value| webhook_url::read(value, &policy)),
             ..TaskOptions::default()
         }
     }

@@ -19,7 +19,7 @@ use super::{
     Service,
     problem::{MEDIA_TYPE, ProblemBody},
 };
-use crate::workflows::Listed;
+use crate::{webhooks::Message, workflows::Listed};
 
 /// What the document says beside the handlers.
 #[derive(OpenApi)]
@@ -33,13 +33,14 @@ use crate::workflows::Listed;
     tags(
         (name = "tasks", description = "Create tasks, follow them, get their outputs"),
         (name = "events", description = "Watch tasks while they run"),
+        (name = "webhooks", description = "Messages to receivers that `webhook_url` names (`WebhookMessage`, signed as Standard Webhooks has it): the log, and sending again"),
         (name = "inputs", description = "Files for tasks: store them once, refer to them often"),
         (name = "workflows", description = "Named workflows: what there is, publishing, and one typed operation for each"),
         (name = "comfyui", description = "The ComfyUI servers behind the queue"),
         (name = "service", description = "Health and status of this service"),
         (name = "passthrough", description = "ComfyUI's own API, for clients that are written for it"),
     ),
-    components(schemas(ProblemBody)),
+    components(schemas(ProblemBody, Message)),
 )]
 pub struct Intro;
 

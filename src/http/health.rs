@@ -14,6 +14,7 @@ use super::{
     control::QueueState,
     problem::{FieldFault, Problem, ProblemBody},
     view::NeedsView,
+    webhooks::WebhooksView,
 };
 
 /// A check is repeated at most this often, however many probes ask.
@@ -121,6 +122,8 @@ pub struct Status {
     pub storage: Part,
     /// Each ComfyUI server.
     pub backends: Vec<BackendView>,
+    /// What waits for webhooks; a few seconds old.
+    pub webhooks: WebhooksView,
     /// Restarts of each actor since the start of the process.
     pub restarts: BTreeMap<String, u64>,
     /// The named workflows.
@@ -236,6 +239,7 @@ pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
         store: part(store),
         storage: part(storage),
         backends,
+        webhooks: WebhooksView::of(bridge.hook_levels()),
         restarts: bridge.restarts(),
         workflows: service.workflows.names(),
     })

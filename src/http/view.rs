@@ -9,6 +9,7 @@ use comfyd_actors::domain::{
     progress::{NodeTiming, Progress},
     task::{Stages, Task, TaskState},
     time::{Timestamp, millis},
+    webhook::{Webhook, event_type},
 };
 use comfyd_actors::{
     bridge::Standing,
@@ -75,6 +76,8 @@ pub struct TaskView {
     pub metadata: Box<RawValue>,
     /// How far it is; null when it did not complete.
     pub progress: Option<ProgressView>,
+    /// Who is told of it. Null: nobody.
+    pub webhook: Option<WebhookView>,
     /// What no ComfyUI server that is online has: it waits until one does. Null when it waits for nothing but its turn.
     pub waiting_for: Option<NeedsView>,
     /// What is stored, in the order of node and index.
@@ -82,6 +85,16 @@ pub struct TaskView {
     /// What its newest run spent on each node, in the order in which they ran, once that run is over. As far as the server told: empty
     /// when the connection was away.
     pub nodes: Vec<NodeView>,
+}
+
+/// Who is told of a task.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct WebhookView {
+    /// Where messages are sent, without what is behind the `?`.
+    pub url: String,
+    /// What they tell.
+    #[schema(value_type = Vec<String>, example = json!(["task.completed", "task.failed"]))]
+    pub events: Vec<&'static str>,
 }
 
 /// What a task needs of a ComfyUI server.
@@ -252,6 +265,18 @@ pub fn status(state: TaskState) -> &'static str {
     }
 }
 
+/// The word for clients, of a task at a stage.
+#[must_use]
+pub fn stage_status(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Scheduled | Stage::Queued => "pending",
+        Stage::Preparing | Stage::Executing | Stage::Uploading | Stage::Cancelling => "processing",
+        Stage::Completed => "completed",
+        Stage::Failed => "failed",
+        Stage::Cancelled => "cancelled",
+    }
+}
+
 /// The states a client's word means; empty when it is none.
 #[must_use]
 pub fn states(status_word: &str) -> Vec<TaskState> {
@@ -289,6 +314,7 @@ impl TaskView {
         let url = format!("{base}/api/tasks/{}/outputs", task.id);
         Self {
             progress: ProgressView::of(task.state, standing),
+            webhook: options.webhook.as_ref().map(WebhookView::of),
             waiting_for: NeedsView::of(&needs),
             outputs: artifacts.into_iter().filter_map(|artifact| OutputView::of(artifact, &url)).collect(),
             nodes: nodes.into_iter().map(NodeView::of).collect(),
@@ -297,6 +323,13 @@ impl TaskView {
             metadata: raw(&metadata),
             summary: TaskSummary::of(task),
         }
+    }
+}
+
+impl WebhookView {
+    fn of(webhook: &Webhook) -> Self {
+        let events = Vec::from(webhook.events).into_iter().map(event_type);
+        Self { url: webhook.endpoint_url().to_owned(), events: events.collect() }
     }
 }
 
@@ -328,7 +361,8 @@ impl TaskView {
 }
 
 /// JSON text as it is; what a store damaged is shown as null, so that the rest can still be seen.
-fn raw(text: &str) -> Box<RawValue> {
+#[must_use]
+pub fn raw(text: &str) -> Box<RawValue> {
     RawValue::from_string(text.to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
@@ -373,7 +407,9 @@ impl ProgressView {
 }
 
 impl Timings {
-    fn of(task: &Task) -> Self {
+    /// Of a task.
+    #[must_use]
+    pub fn of(task: &Task) -> Self {
         let Stages { queued, prepare, execute, upload, total } = task.stages();
         Self {
             queued_ms: queued.map(millis),

@@ -47,8 +47,8 @@ use self::{
     fault::store_error,
     flush::Flusher,
     ops::{
-        AdoptExpired, Amend, Apply, Check, ClaimHeads, Create, Enable, Forget, GiveUp, Held, Keep, NoteFetched, NoteRun,
-        Promote, Prune, Redeliver, Refresh, Renew, Reserve, SetPaused, Settle, Take, TakeOver,
+        AdoptExpired, Amend, Apply, Check, ClaimHeads, Create, Enable, Forget, GiveUp, Held, Keep, NoteFetched,
+        NoteRun, Promote, Prune, Redeliver, Refresh, Renew, Reserve, SetPaused, Settle, Take, TakeOver,
     },
     place::Files,
     reads::Readers,

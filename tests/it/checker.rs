@@ -13,7 +13,7 @@ mod executions;
 mod forged;
 mod history;
 
-pub use history::{Fact, History, Object, Output, Row, Stored, Told, View, Word};
+pub use history::{Fact, History, Message, Object, Output, Row, Stored, Told, View, Word};
 
 use self::{executions::Execution, history::is_final};
 
@@ -54,6 +54,12 @@ pub enum Rule {
     NeverHeard,
     /// P6: an event came twice, or out of order.
     HeardTwice,
+    /// P6: what a webhook is to be told is not in the outbox, or something else is.
+    NotPosted,
+    /// P6: a message of the outbox never reached its receiver.
+    NeverTold,
+    /// P6: the messages of a task came out of order, or told something else.
+    ToldUntrue,
     /// P6: the events do not tell how the task ended.
     StoryUntrue,
     /// P7: after its cancellation was taken, it completed or failed.
@@ -89,6 +95,7 @@ pub fn check(history: &History) -> Vec<Violation> {
     checker.manifests();
     checker.cancellations();
     checker.events();
+    checker.messages();
     if history.integrity != "ok" {
         checker.report(Rule::Damaged, history.integrity.clone());
     }
@@ -329,6 +336,30 @@ impl<'a> Checker<'a> {
         for row in &self.history.rows {
             for fact in row.facts.iter().filter(|fact| !heard.contains(&fact.seq)) {
                 self.report(Rule::NeverHeard, format!("{} of {}: {:?}", fact.seq, row.id, fact.stage));
+            }
+        }
+    }
+
+    /// P6, as far as webhooks are concerned. A message may come more than once.
+    fn messages(&mut self) {
+        for row in self.history.rows.iter().filter(|row| !row.told_of.is_empty()) {
+            let stages = row.facts.iter().filter_map(|fact| fact.stage.as_ref());
+            let wanted: Vec<_> = stages.filter(|stage| row.told_of.contains(stage)).collect();
+            let posted: Vec<_> = row.posted.iter().map(|(_, stage)| stage).collect();
+            if wanted != posted {
+                self.report(Rule::NotPosted, format!("{}: {posted:?} instead of {wanted:?}", row.id));
+            }
+            let mut heard: Vec<(i64, String)> = Vec::new();
+            for message in self.history.messages.iter().filter(|message| message.task == row.id) {
+                if heard.iter().all(|(number, _)| *number != message.number) {
+                    heard.push((message.number, message.stage.clone()));
+                }
+            }
+            let missing: Vec<_> = row.posted.iter().filter(|posted| !heard.contains(posted)).collect();
+            if !missing.is_empty() {
+                self.report(Rule::NeverTold, format!("{}: {missing:?}", row.id));
+            } else if heard != row.posted {
+                self.report(Rule::ToldUntrue, format!("{}: {heard:?} instead of {:?}", row.id, row.posted));
             }
         }
     }

@@ -140,6 +140,19 @@ async fn c15_before_anybody_is_told_of_the_end() {
     survives(Case::points(["committed/completed", "flushed/completed"], Errand::Picture)).await;
 }
 
+/// The state says so, and the message is in the outbox: one commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn c15_before_a_webhook_is_told_of_it() {
+    let cases = Case::points(["commit/completed", "flushed/completed", "webhook/sending"], Errand::Picture);
+    survives(cases.into_iter().map(Case::told)).await;
+}
+
+/// It is told again, under the same id.
+#[tokio::test(flavor = "multi_thread")]
+async fn c16_between_a_webhooks_answer_and_the_record_of_it() {
+    survives(Case::points(["webhook/sent"], Errand::Picture).into_iter().map(Case::told)).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn c17_before_the_server_forgets_what_is_done() {
     survives(Case::points(["forget"], Errand::Picture)).await;

@@ -69,7 +69,7 @@ async fn a_client_of_comfyuis_with_one_address_changed() {
 /// An example nobody runs is one that does not work.
 #[test]
 fn no_example_is_left_out() {
-    let tests = concat!(include_str!("examples.rs"), include_str!("events.rs"));
+    let tests = concat!(include_str!("examples.rs"), include_str!("events.rs"), include_str!("webhooks.rs"));
     for entry in fs::read_dir(root().join("examples")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         // Pages are opened where comfyd serves them.

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use comfyd_actors::domain::webhook::Events;
 use fake_comfyui::FakeComfy;
 use futures_util::StreamExt;
 use reqwest::{RequestBuilder, Response, StatusCode};
@@ -171,6 +172,17 @@ impl Recorder {
         }
     }
 
+    /// Waits until every message to a webhook is delivered.
+    pub async fn nothing_left_to_tell(&self) {
+        let url = self.api.url("/api/webhooks/deliveries?status=pending&limit=1");
+        let telling = async {
+            while self.ask(|| self.api.client.get(&url), || {}).await.1["deliveries"] != serde_json::json!([]) {
+                sleep(AGAIN).await;
+            }
+        };
+        timeout(PATIENCE, telling).await.expect("a message is never delivered");
+    }
+
     /// Waits until somebody who listens has heard of event number `seq`.
     pub async fn heard(&self, seq: i64) {
         let is_it = |told: &Told| matches!(told.word, Word::Heard { seq: heard, .. } if heard >= seq);
@@ -245,12 +257,13 @@ pub async fn gather(recorder: &Recorder, fakes: &[FakeComfy], dir: &Path) -> His
         rows: rows(&mut conn).await,
         objects,
         integrity,
+        messages: Vec::new(),
         pardons: BTreeMap::new(),
     }
 }
 
 async fn rows(conn: &mut SqliteConnection) -> Vec<Row> {
-    let tasks = "SELECT lower(hex(id)) AS id, state, generation, attempt, dispatch FROM tasks ORDER BY created_at, id";
+    let tasks = "SELECT lower(hex(id)) AS id, state, generation, attempt, dispatch, hook_events FROM tasks ORDER BY created_at, id";
     let mut rows: Vec<Row> = Vec::new();
     for row in sqlx::query(tasks).fetch_all(&mut *conn).await.unwrap() {
         rows.push(Row {
@@ -259,6 +272,7 @@ async fn rows(conn: &mut SqliteConnection) -> Vec<Row> {
             generation: row.get("generation"),
             attempt: row.get("attempt"),
             dispatch: row.get("dispatch"),
+            told_of: Vec::from(Events::of_bits(row.get("hook_events"))).iter().map(ToString::to_string).collect(),
             ..Row::default()
         });
     }
@@ -287,6 +301,12 @@ async fn rows(conn: &mut SqliteConnection) -> Vec<Row> {
     for row in sqlx::query(facts).fetch_all(&mut *conn).await.unwrap() {
         if let Some(at) = at(row.get("id")) {
             rows[at].facts.push(Fact { seq: row.get("seq"), stage: row.get("stage") });
+        }
+    }
+    let deliveries = "SELECT lower(hex(task_id)) AS id, id AS number, stage FROM webhook_deliveries ORDER BY id";
+    for row in sqlx::query(deliveries).fetch_all(&mut *conn).await.unwrap() {
+        if let Some(at) = at(row.get("id")) {
+            rows[at].posted.push((row.get("number"), row.get("stage")));
         }
     }
     rows

@@ -2,10 +2,13 @@
 //! a failure.
 
 use std::{
+    io::{BufRead, BufReader},
     path::PathBuf,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::Duration,
 };
+
+use tokio::sync::mpsc;
 
 /// The program a variable names, or the usual one.
 fn program(variable: &str, usual: &str) -> Command {
@@ -35,6 +38,29 @@ pub fn sh() -> Command {
 pub fn root() -> PathBuf {
     // Tests run in their package's folder. Its path is not compiled in: one built in a clone may be run in another.
     std::env::current_dir().unwrap()
+}
+
+/// A program that runs until it is dropped.
+pub struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a program, and passes on what it writes, line by line.
+pub fn running(mut command: Command) -> (Running, mpsc::Receiver<String>) {
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let (lines, written) = mpsc::channel(16);
+    let output = BufReader::new(child.stdout.take().unwrap());
+    // Ends with the program, which ends with the test.
+    tokio::task::spawn_blocking(move || {
+        output.lines().map_while(Result::ok).try_for_each(|line| lines.blocking_send(line))
+    });
+    (Running(child), written)
 }
 
 /// Runs a program to its end.

@@ -190,10 +190,13 @@ async fn parts(backends: Vec<Arc<dyn ComfyTransport>>) -> (Bridge, Arc<World>, S
     let (queue, _) = Actor::spawn(None, FakeQueue(world.clone()), ()).await.unwrap();
     let slot = Slot::default();
     slot.fill(queue);
+    let memory = Arc::new(MemoryStore::new(Arc::new(TestClock::default())));
     let bridge = Bridge::new(Parts {
         queue: slot.clone(),
         store: Arc::new(FakeStore(world.clone())),
-        inputs: Arc::new(MemoryStore::new(Arc::new(TestClock::default()))),
+        inputs: memory.clone(),
+        hooks: memory,
+        webhooks: Slot::default(),
         objects: Arc::new(FakeObjects(world.clone())),
         backends,
         board: world.board.clone(),

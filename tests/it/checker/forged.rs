@@ -2,7 +2,7 @@
 
 use fake_comfyui::{Event, EventKind, Outcome};
 
-use super::{Fact, History, Object, Output, Row, Rule, Stored, Told, View, Word, check};
+use super::{Fact, History, Message, Object, Output, Row, Rule, Stored, Told, View, Word, check};
 
 const TASK: &str = "01900000-0000-7000-8000-000000000001";
 const OTHER: &str = "01900000-0000-7000-8000-000000000002";
@@ -71,6 +71,7 @@ fn row(state: &str) -> Row {
         keys: vec!["key".to_owned()],
         outputs: if state == "completed" { manifest } else { Vec::new() },
         facts: facts(&["queued", "preparing", "executing", "uploading", state]),
+        ..Row::default()
     }
 }
 
@@ -88,6 +89,7 @@ fn sound() -> History {
         rows: vec![row("completed")],
         objects: [(OBJECT.to_owned(), object)].into(),
         integrity: "ok".to_owned(),
+        messages: Vec::new(),
         pardons: [].into(),
     }
 }
@@ -353,6 +355,37 @@ fn one_key_for_two_tasks() {
         it.told.push(told(60, Word::Heard { seq: 6, task: OTHER.to_owned() }));
     };
     assert_eq!(broken(two), [Rule::KeyMadeTwo]);
+}
+
+/// One of which a webhook is told; of its end twice.
+fn hooked() -> History {
+    let mut history = sound();
+    history.rows[0].told_of = ["queued", "completed"].map(str::to_owned).into();
+    history.rows[0].posted = vec![(7, "queued".to_owned()), (9, "completed".to_owned())];
+    history.messages = vec![message(7, "queued"), message(9, "completed"), message(9, "completed")];
+    history
+}
+
+fn message(number: i64, stage: &str) -> Message {
+    Message { task: TASK.to_owned(), number, stage: stage.to_owned() }
+}
+
+#[test]
+fn an_end_that_no_webhook_hears_of() {
+    assert_eq!(check(&hooked()), [], "twice is as good as once");
+    assert_eq!(broken_of(hooked(), |it| it.messages.truncate(1)), [Rule::NeverTold]);
+    let not_posted = |it: &mut History| {
+        it.rows[0].posted.pop();
+        it.messages.truncate(1);
+    };
+    assert_eq!(broken_of(hooked(), not_posted), [Rule::NotPosted]);
+}
+
+#[test]
+fn a_webhook_that_hears_something_else() {
+    assert_eq!(broken_of(hooked(), |it| it.messages.swap(0, 1)), [Rule::ToldUntrue]);
+    assert_eq!(broken_of(hooked(), |it| it.messages.push(message(10, "failed"))), [Rule::ToldUntrue]);
+    assert_eq!(broken_of(hooked(), |it| it.messages[0] = message(7, "failed")), [Rule::NeverTold]);
 }
 
 #[test]

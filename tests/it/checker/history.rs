@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use fake_comfyui::Event;
 
+use crate::receiver::Heard;
+
 /// Everything a run left behind.
 #[derive(Debug, Clone, Default)]
 pub struct History {
@@ -17,6 +19,8 @@ pub struct History {
     pub objects: BTreeMap<String, Object>,
     /// What SQLite says about its file.
     pub integrity: String,
+    /// What the receiver of webhooks heard, in order; again when it was sent again.
+    pub messages: Vec<Message>,
     /// Executions that what was done to the processes explains, beyond what the logs show: by task.
     pub pardons: BTreeMap<String, usize>,
 }
@@ -101,6 +105,25 @@ pub struct Row {
     pub outputs: Vec<Stored>,
     /// Its story, in order.
     pub facts: Vec<Fact>,
+    /// Stages that a webhook is told of.
+    pub told_of: Vec<String>,
+    /// The messages of its outbox: their numbers and stages.
+    pub posted: Vec<(i64, String)>,
+}
+
+/// A message to a webhook, as it came.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    pub task: String,
+    pub number: i64,
+    pub stage: String,
+}
+
+impl Message {
+    pub fn of(heard: Heard) -> Self {
+        let stage = heard.kind().trim_start_matches("task.").to_owned();
+        Self { task: heard.task().to_owned(), number: heard.number(), stage }
+    }
 }
 
 /// A line of a manifest.

@@ -16,8 +16,9 @@ use tokio::time::timeout;
 use super::errands::{Crowd, Errand};
 use crate::{
     chaos::seed,
-    checker::{History, check},
+    checker::{History, Message, check},
     place::{Place, Process},
+    receiver::Receiver,
     recorder::{Recorder, gather, newest_event},
     support::PATIENCE,
 };
@@ -49,11 +50,12 @@ pub struct Case {
     errand: Errand,
     generation: Generation,
     settings: &'static [(&'static str, &'static str)],
+    told: bool,
 }
 
 impl Case {
     pub fn new(moment: Moment, errand: Errand) -> Self {
-        Self { moment, errand, generation: Generation::Current, settings: &[] }
+        Self { moment, errand, generation: Generation::Current, settings: &[], told: false }
     }
 
     /// Points, one case each.
@@ -64,6 +66,11 @@ impl Case {
     /// With settings of its own.
     pub fn with(self, settings: &'static [(&'static str, &'static str)]) -> Self {
         Self { settings, ..self }
+    }
+
+    /// Somebody is told of every task.
+    pub fn told(self) -> Self {
+        Self { told: true, ..self }
     }
 
     /// The same on all three generations of servers.
@@ -111,6 +118,10 @@ async fn chain(case: &Case, seed: u64, links: u32) -> Vec<String> {
     for (name, value) in case.settings {
         place = place.with(name, value);
     }
+    let receiver = if case.told { Some(Receiver::start().await) } else { None };
+    for (name, value) in receiver.iter().flat_map(told_settings) {
+        place = place.with(name, &value);
+    }
     let recorder = Recorder::new(place.api.clone());
     let listener = recorder.clone();
     let listening = tokio::spawn(async move { listener.listen().await });
@@ -146,11 +157,27 @@ async fn chain(case: &Case, seed: u64, links: u32) -> Vec<String> {
     let process = place.launch(&[]);
     crowd.all_served().await;
     recorder.heard(newest_event(&place.dir.path().join("comfyd.db")).await).await;
+    if case.told {
+        recorder.nothing_left_to_tell().await;
+    }
     listening.abort();
     drop(process);
     let fakes = std::slice::from_ref(&place.fake);
-    let history = gather(&recorder, fakes, place.dir.path()).await;
+    let mut history = gather(&recorder, fakes, place.dir.path()).await;
+    history.messages = receiver.iter().flat_map(Receiver::heard).map(Message::of).collect();
     verdict(&case.name(), links, &history)
+}
+
+/// Of every stage of every task. What is lost with a process is sent again soon.
+fn told_settings(receiver: &Receiver) -> Vec<(&'static str, String)> {
+    let events = ["queued", "preparing", "executing", "uploading", "completed", "failed", "cancelled"];
+    let mut settings = vec![
+        ("WEBHOOK_URL", receiver.url("x")),
+        ("COMFYD_WEBHOOKS__EVENTS", events.map(|event| format!("task.{event}")).join(",")),
+        ("COMFYD_WEBHOOKS__TIMEOUT", "1s".to_owned()),
+    ];
+    settings.extend(receiver.settings());
+    settings
 }
 
 /// Waits until the process has come to its point; as long as it has not, more clients come.
