@@ -33,7 +33,7 @@ use crate::{
     http::{AxumEdge, HttpConfig},
     media::Studio,
     outbound::Outbound,
-    storage::local::LocalStorage,
+    storage,
     store::{
         node_lock::NodeLock,
         sqlite::{OpenError, SqliteConfig, SqliteStore},
@@ -70,9 +70,9 @@ pub enum AppError {
     /// The node's lock file cannot be made.
     #[error("failed to lock the task store")]
     Lock(#[source] io::Error),
-    /// The folder for outputs cannot be used.
-    #[error("failed to open the storage for outputs: {0}")]
-    Storage(String),
+    /// The storage for outputs cannot be used.
+    #[error(transparent)]
+    Storage(#[from] storage::OpenError),
     /// A backend's address or headers make no sense.
     #[error("failed to set up a ComfyUI backend")]
     Backend(#[from] crate::comfy::ConfigError),
@@ -126,9 +126,8 @@ impl App {
         let workflows = Arc::new(Workflows::open(&config.workflows.dir, store.clone()).await?);
         let edge = AxumEdge::new(listener, HttpConfig::from(config), workflows.clone(), config.server.drain_grace)
             .map_err(|source| AppError::Listen { address, source })?;
-        let objects =
-            LocalStorage::new(&config.storage.local_dir).map_err(|error| AppError::Storage(error.to_string()))?;
-        let objects = Arc::new(objects);
+        let targets = storage::open(&config.storage, config.tasks.upload_retry)?;
+        storage::prove(&targets).await?;
         let in_order = backends(config)?;
         let backends: BTreeMap<BackendId, _> =
             in_order.iter().map(|backend| (backend.id().clone(), backend.clone())).collect();
@@ -138,14 +137,14 @@ impl App {
         let metrics = Metrics::new().map_err(AppError::Metrics)?;
         store.observe(metrics.clone());
         let outbound = Outbound::new(&config.outbound).map_err(AppError::Outbound)?;
-        let fetcher = UrlFetcher::new(outbound.clone(), store.clone(), objects.clone(), config.inputs);
+        let fetcher = UrlFetcher::new(outbound.clone(), store.clone(), targets.inputs().clone(), config.inputs);
         let bridge = Bridge::new(bridge::Parts {
             queue: slots.queue.clone(),
             store: store.clone(),
             inputs: store.clone(),
             hooks: store.clone(),
             webhooks: slots.webhooks.clone(),
-            objects: objects.clone(),
+            targets: targets.clone(),
             backends: in_order,
             board: board.clone(),
             catalogues: catalogues.clone(),
@@ -167,7 +166,7 @@ impl App {
             inputs: store.clone(),
             hooks: store.clone(),
             hook_sender: Arc::new(receivers),
-            objects,
+            targets,
             fetcher: Arc::new(fetcher),
             media: Arc::new(Studio::default()),
             backends,
@@ -192,7 +191,7 @@ impl App {
         let (root, ended) = RootSupervisor::spawn(None, RootSupervisor, args)
             .await
             .map_err(|error| AppError::Tree(error.to_string()))?;
-        if let Some(warning) = config::public_address_warning(&config.server) {
+        for warning in config::public_address_warning(&config.server).into_iter().chain(config.storage.warnings()) {
             warn!("{warning}");
         }
         info!(%address, worker = %system.worker, backends = system.backends.len(), "comfyd listens");

@@ -11,6 +11,7 @@ mod outbound;
 mod reader;
 mod sections;
 mod sources;
+mod storage;
 pub mod values;
 mod webhooks;
 
@@ -23,10 +24,11 @@ pub use self::{
     fault::{Fault, Faults, nearest},
     outbound::Outbound,
     sections::{
-        App, ComfyUi, Connections, Env, Events, Format, Health, Inputs, Log, Passthrough, Queue, Server, Storage,
-        Store, Supervision, Tasks, WorkflowFiles,
+        App, ComfyUi, Connections, Env, Events, Format, Health, Inputs, Log, Passthrough, Queue, Server, Store,
+        Supervision, Tasks, WorkflowFiles,
     },
     sources::{Layers, Sources},
+    storage::{CfImages, Gcs, Kind as TargetKind, S3, Storage, TargetConfig},
     webhooks::{SigningKey, Webhooks, event},
 };
 
@@ -123,7 +125,7 @@ fn read_sections(r: &mut Reader) -> Config {
         retention: sections::retention(r),
         inputs: sections::inputs(r),
         store: sections::store(r),
-        storage: sections::storage(r),
+        storage: storage::storage(r),
         workflows: sections::workflows(r),
         supervision: sections::supervision(r),
         log: sections::log(r, app.env),
@@ -183,6 +185,12 @@ fn demand_safety(r: &mut Reader, config: &Config) {
         config.webhooks.url.is_none() || !config.webhooks.secrets.is_empty(),
         &["webhooks.secrets", "webhooks.url"],
         "APP_ENV=production refuses webhooks without a secret: whoever receives them could not tell them from forged ones",
+    );
+    let openly = |url: &Option<String>| url.as_ref().is_some_and(|url| url.starts_with("http://") && !is_near(url));
+    r.demand(
+        !config.storage.targets.values().any(|target| openly(&target.address())),
+        &["storage.targets", "storage.provider"],
+        "APP_ENV=production refuses to send outputs or tokens over http to a public address; use https",
     );
     let sent_openly = |url: &SecretUrl| {
         let has_secret = !config.comfyui.headers.is_empty() || url.expose().contains('@');

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context, bail};
-use comfyd_actors::domain::id::TaskId;
+use comfyd_actors::domain::{id::TaskId, storage::LOCAL};
 use fake_comfyui::{FakeComfy, FakeConfig};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use reqwest::Client;
@@ -38,6 +38,8 @@ pub async fn run(mut config: Config, port: Option<u16>, exit: bool) -> anyhow::R
     let fake = FakeComfy::start(fake).await.context("failed to start the built-in ComfyUI")?;
     config.comfyui.urls = vec![SecretUrl::new(fake.url())];
     config.comfyui.headers.clear();
+    // It shows files, so they have to be here.
+    config.storage.usual = LOCAL.to_owned();
     config.server.host = IpAddr::from([127, 0, 0, 1]);
     config.server.port = port.unwrap_or(0);
     // With three tasks, one prepared ahead would hide that the urgent one overtakes.

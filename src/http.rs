@@ -27,6 +27,7 @@ mod passthrough;
 mod problem;
 mod serve;
 mod server;
+mod storage;
 mod tasks;
 mod validate;
 pub(crate) mod view;
@@ -140,7 +141,7 @@ impl Service {
 
     /// Where the files of clients go.
     fn shelves(&self) -> Shelves<'_> {
-        let (inputs, objects) = (self.bridge.inputs().as_ref(), self.bridge.objects().as_ref());
+        let (inputs, objects) = (self.bridge.inputs().as_ref(), self.bridge.targets().inputs().as_ref());
         Shelves { inputs, objects, keep: self.config.input_keep }
     }
 
@@ -159,13 +160,14 @@ pub fn router(bridge: Bridge, config: Arc<HttpConfig>, workflows: Arc<Workflows>
     let cors = cors(&config);
     let framed = middleware::from_fn_with_state(config.clone(), frame::frame);
     let sockets = Arc::new(Semaphore::new(config.passthrough.max_sockets));
+    let checks = Checks::new(bridge.targets());
     let service = Service {
         bridge,
         config,
         workflows,
         stop,
         sockets,
-        checks: Checks::default(),
+        checks,
         memory: Memory::default(),
         started: Instant::now(),
     };

@@ -28,12 +28,12 @@ use crate::{
         comfy::ComfyTransport,
         hook_store::{DeliveryQuery, HookLevels, HookStore},
         input_store::InputStore,
-        object_store::ObjectStore,
         store::{
             Changed, Created, Hold, Idempotency, Pausable, Pause, Payload, Query, StoreError, TaskRecord, TaskStore,
         },
     },
     queue::QueueMsg,
+    targets::Targets,
     watch::{FAR, Place, View, Watching},
     webhooks::WebhookMsg,
 };
@@ -141,8 +141,8 @@ pub struct Parts {
     pub hooks: Arc<dyn HookStore>,
     /// Who sends them.
     pub webhooks: Slot<WebhookMsg>,
-    /// The bytes of outputs and inputs.
-    pub objects: Arc<dyn ObjectStore>,
+    /// Where the bytes of outputs and inputs are.
+    pub targets: Targets,
     /// All backends, in the order of the configuration.
     pub backends: Vec<Arc<dyn ComfyTransport>>,
     /// Progress, phases, restarts.
@@ -376,8 +376,8 @@ impl Bridge {
 
     /// Where outputs and inputs are.
     #[must_use]
-    pub fn objects(&self) -> &Arc<dyn ObjectStore> {
-        &self.0.objects
+    pub fn targets(&self) -> &Targets {
+        &self.0.targets
     }
 
     /// A page of messages to webhooks, newest first, each with its receiver.

@@ -27,6 +27,7 @@ pub mod prompt;
 pub mod reconcile;
 pub mod resolve;
 pub mod retry;
+pub mod storage;
 pub mod task;
 pub mod time;
 pub mod webhook;

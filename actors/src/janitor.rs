@@ -221,7 +221,7 @@ impl State {
 
     /// Given up in the store first, then deleted, then forgotten: whatever ends this in between, it is done again.
     fn prune_inputs(&mut self, me: &ActorRef<JanitorMsg>) {
-        let (inputs, objects) = (self.system.inputs.clone(), self.system.objects.clone());
+        let (inputs, objects) = (self.system.inputs.clone(), self.system.targets.inputs().clone());
         let work = async move {
             let keys = inputs.give_up(OBJECTS).await?;
             for key in &keys {

@@ -17,6 +17,7 @@ pub mod posts;
 pub mod queue;
 pub mod root;
 pub mod system;
+pub mod targets;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod uploads;

@@ -40,11 +40,11 @@ use crate::{
         hook_store::HookStore,
         input_store::InputStore,
         media::Media,
-        object_store::ObjectStore,
         store::{Retention, TaskStore, WorkSource},
     },
     posts::Posts,
     queue::QueueMsg,
+    targets::Targets,
     uploads::{UploadsMsg, transfer::Keeper},
     webhooks::{HookSettings, WebhookMsg},
 };
@@ -69,7 +69,7 @@ pub struct Parts {
     /// The way to their receivers.
     pub hook_sender: Arc<dyn HookSender>,
     /// Where outputs and inputs are kept.
-    pub objects: Arc<dyn ObjectStore>,
+    pub targets: Targets,
     /// What brings files from elsewhere.
     pub fetcher: Arc<dyn Fetcher>,
     /// What is done to outputs on their way there.
@@ -150,7 +150,7 @@ impl Parts {
     #[must_use]
     pub fn keeper(&self) -> Keeper {
         let largest = self.settings.uploads.largest;
-        Keeper { media: self.media.clone(), objects: self.objects.clone(), largest }
+        Keeper { media: self.media.clone(), targets: self.targets.clone(), largest }
     }
 }
 

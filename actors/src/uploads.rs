@@ -7,6 +7,7 @@
 //! - **Must never** call a task completed with less than all of its outputs, or run it again because the storage is away.
 
 mod batch;
+mod outages;
 pub mod transfer;
 
 use std::{
@@ -21,6 +22,7 @@ use tracing::{debug, info};
 
 use self::{
     batch::{Batch, Verdict},
+    outages::Outages,
     transfer::{Failure, TransferArgs, UploadActor},
 };
 use crate::{
@@ -81,6 +83,7 @@ pub struct UploadSupervisor;
 pub struct State {
     system: System,
     batches: HashMap<TaskId, Batch>,
+    outages: Outages,
     ready: VecDeque<(TaskId, Fence, u32)>,
     /// Transfers under way; each is one permit.
     running: HashMap<ActorId, Running>,
@@ -104,7 +107,14 @@ impl Actor for UploadSupervisor {
         let mut tasks = Tasks::default();
         tasks.follow(&me, system.slots.queue.watch(), || UploadsMsg::Announce);
         me.send_interval(ANNOUNCE_EVERY, || UploadsMsg::Announce);
-        Ok(State { system, batches: HashMap::new(), ready: VecDeque::new(), running: HashMap::new(), tasks })
+        Ok(State {
+            system,
+            batches: HashMap::new(),
+            outages: Outages::default(),
+            ready: VecDeque::new(),
+            running: HashMap::new(),
+            tasks,
+        })
     }
 
     async fn handle(
@@ -171,6 +181,8 @@ impl State {
     async fn start_transfer(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, fence: Fence, index: u32) {
         let Some(batch) = self.batches.get(&id).filter(|batch| batch.task.fence == fence) else { return };
         let Some((artifact, stem)) = batch.transfer(index) else { return };
+        let wanted = self.system.targets.wanted(&batch.options.storage);
+        let away = self.outages.away(wanted, self.system.clock.steady());
         let options = batch.options.clone();
         let Some(comfy) = self.backend_of(id) else {
             return self.on_transferred(
@@ -182,7 +194,7 @@ impl State {
             );
         };
         let keeper = self.system.keeper();
-        let args = TransferArgs { id, fence, artifact, options, stem, comfy, keeper, uploads: me.clone() };
+        let args = TransferArgs { id, fence, artifact, options, stem, away, comfy, keeper, uploads: me.clone() };
         match UploadActor::spawn_linked(None, UploadActor, args, me.get_cell()).await {
             Ok((actor, _)) => {
                 let cell = actor.get_cell();
@@ -229,6 +241,7 @@ impl State {
 
     fn on_stored(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, fence: Fence, index: u32, object: StoredObject) {
         let Some(batch) = self.batches.get_mut(&id).filter(|batch| batch.task.fence == fence) else { return };
+        self.outages.back(&object.target);
         batch.stored(index, object.clone());
         if batch.is_finished() {
             self.complete(me, id);
@@ -245,6 +258,9 @@ impl State {
         let (settings, now) = (self.system.settings.uploads, self.system.clock.steady());
         self.system.metrics.upload_failed(failure.as_str());
         let Some(batch) = self.batches.get_mut(&id).filter(|batch| batch.task.fence == fence) else { return };
+        if matches!(failure, Failure::Storage(_)) {
+            self.outages.failed(self.system.targets.wanted(&batch.options.storage), now);
+        }
         match batch.failed(index, &failure, now, settings, rand::random()) {
             Verdict::Again(delay) => {
                 info!(task.id = %id, index, %failure, ?delay, "an output could not be stored; trying again");

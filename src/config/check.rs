@@ -15,7 +15,12 @@ pub fn check(out: &mut impl Write) -> io::Result<bool> {
     print(out, &loaded)?;
     let faults = loaded.faults.iter().map(ToString::to_string);
     let faults: Vec<String> = faults.chain(workflows).collect();
-    let warnings = loaded.warnings.iter().cloned().chain(public_address_warning(&loaded.config.server));
+    let warnings = loaded
+        .warnings
+        .iter()
+        .cloned()
+        .chain(public_address_warning(&loaded.config.server))
+        .chain(loaded.config.storage.warnings());
     report(out, &faults, &warnings.collect::<Vec<_>>())?;
     Ok(faults.is_empty())
 }

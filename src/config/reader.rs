@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, time::Duration};
 
-use toml::Value;
+use toml::{Table, Value};
 
 use super::{
     fault::{Fault, nearest},
@@ -11,7 +11,16 @@ use super::{
 };
 
 /// Settings whose values are never shown, and those whose passwords are not.
-const SECRET: &[&str] = &["comfyui.headers", "outbound.headers", "webhooks.url", "webhooks.secrets"];
+const SECRET: &[&str] = &[
+    "comfyui.headers",
+    "outbound.headers",
+    "storage.s3_secret_access_key",
+    "storage.r2_secret_key",
+    "storage.cf_images_api_token",
+    "storage.targets",
+    "webhooks.url",
+    "webhooks.secrets",
+];
 const WITH_PASSWORDS: &[&str] = &["comfyui.urls", "store.database_url", "server.public_url", "server.cors_origins"];
 
 /// Reads settings one by one. A faulty one is noted and read as its default, so that reading goes on.
@@ -143,7 +152,7 @@ impl Reader {
         key: &'static str,
         host: impl Fn(&str) -> Result<String, String>,
     ) -> BTreeMap<String, Vec<(String, Secret)>> {
-        let by_host = |table: &toml::Table| {
+        let by_host = |table: &Table| {
             table.iter().map(|(name, headers)| Ok((host(name)?, header_list(headers)?))).collect::<Result<_, String>>()
         };
         self.value(key, |value| match value {
@@ -152,6 +161,29 @@ impl Reader {
             })?),
             Value::Table(table) => by_host(table),
             _ => Err(format!("expected a table of hosts, found {}", value.type_str())),
+        })
+    }
+
+    /// Tables by name: in the environment a JSON object of objects.
+    pub fn tables<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str, &Table) -> Result<T, String>,
+    ) -> BTreeMap<String, T> {
+        let read = |all: &Table| {
+            let one = |(name, value): (&String, &Value)| {
+                let table = value.as_table().ok_or_else(|| format!("{name}: expected a table"))?;
+                parse(name, table).map(|it| (name.clone(), it)).map_err(|why| format!("{name}.{why}"))
+            };
+            all.iter().map(one).collect()
+        };
+        self.value(key, |value| match value {
+            // Nothing of the text is repeated: it may be full of secrets.
+            Value::String(text) => serde_json::from_str(text)
+                .map_err(|error| format!("not a JSON object of objects (column {})", error.column()))
+                .and_then(|all| read(&all)),
+            Value::Table(all) => read(all),
+            _ => Err(format!("expected tables, found {}", value.type_str())),
         })
     }
 

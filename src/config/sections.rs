@@ -25,7 +25,7 @@ pub(super) const fn secs(seconds: u64) -> Duration {
 /// Bounds for intervals: below a millisecond is a busy loop, above thirty days is a typing error.
 pub(super) const MS: Duration = Duration::from_millis(1);
 const DAY: Duration = secs(86_400);
-const MONTH: Duration = secs(30 * 86_400);
+pub(super) const MONTH: Duration = secs(30 * 86_400);
 const YEARS: Duration = secs(100 * 365 * 86_400);
 
 /// Where this process runs.
@@ -223,13 +223,6 @@ pub struct Inputs {
 pub struct Store {
     /// `sqlite://...`.
     pub database_url: SecretUrl,
-}
-
-/// `[storage]`
-#[derive(Debug, Clone)]
-pub struct Storage {
-    /// The folder outputs are kept in.
-    pub local_dir: PathBuf,
 }
 
 /// `[workflows]`
@@ -473,17 +466,6 @@ fn database_url(text: &str) -> Result<SecretUrl, String> {
         }
         _ => Err("expected sqlite://<file>, for example sqlite://data/comfyd.db".into()),
     }
-}
-
-pub(super) fn storage(r: &mut Reader) -> Storage {
-    r.text("storage.provider", |text| match text {
-        "local" => Ok(()),
-        "gcs" | "r2" | "s3" | "cf_images" => {
-            Err("this version stores outputs in a local folder only: write local".into())
-        }
-        _ => Err("expected local, the one provider of this version".to_owned()),
-    });
-    Storage { local_dir: r.plain("storage.local_dir").into() }
 }
 
 pub(super) fn workflows(r: &mut Reader) -> WorkflowFiles {

@@ -16,7 +16,7 @@ pub const DEFAULTS: &str = include_str!("../../config/default.toml");
 const FILE: &str = "config/comfyd.toml";
 
 /// Settings with a name of their own in the environment. `COMFYD_<SECTION>__<KEY>` wins over it within the same layer.
-pub const NAMES: [(&str, &str); 14] = [
+pub const NAMES: &[(&str, &str)] = &[
     ("APP_ENV", "app.env"),
     ("LOG_LEVEL", "log.level"),
     ("COMFYUI_URL", "comfyui.urls"),
@@ -24,6 +24,28 @@ pub const NAMES: [(&str, &str); 14] = [
     ("COMFYUI_HEADERS", "comfyui.headers"),
     ("STORAGE_PROVIDER", "storage.provider"),
     ("STORAGE_LOCAL_DIR", "storage.local_dir"),
+    ("S3_BUCKET_NAME", "storage.s3_bucket_name"),
+    ("S3_REGION", "storage.s3_region"),
+    ("S3_ENDPOINT_URL", "storage.s3_endpoint_url"),
+    ("S3_ACCESS_KEY_ID", "storage.s3_access_key_id"),
+    ("S3_SECRET_ACCESS_KEY", "storage.s3_secret_access_key"),
+    ("S3_PUBLIC_DOMAIN", "storage.s3_public_domain"),
+    ("R2_BUCKET_NAME", "storage.r2_bucket_name"),
+    ("R2_ACCOUNT_ID", "storage.r2_account_id"),
+    ("R2_ACCESS_KEY", "storage.r2_access_key"),
+    ("R2_SECRET_KEY", "storage.r2_secret_key"),
+    ("R2_PUBLIC_DOMAIN", "storage.r2_public_domain"),
+    ("R2_ENDPOINT_URL", "storage.r2_endpoint_url"),
+    ("GCS_BUCKET_NAME", "storage.gcs_bucket_name"),
+    ("GCS_BUCKET_REGION", "storage.gcs_bucket_region"),
+    ("GOOGLE_APPLICATION_CREDENTIALS", "storage.gcs_credentials"),
+    ("GCS_PUBLIC_DOMAIN", "storage.gcs_public_domain"),
+    ("GCS_ENDPOINT_URL", "storage.gcs_endpoint_url"),
+    ("CF_IMAGES_ACCOUNT_ID", "storage.cf_images_account_id"),
+    ("CF_IMAGES_API_TOKEN", "storage.cf_images_api_token"),
+    ("CF_IMAGES_DELIVERY_DOMAIN", "storage.cf_images_delivery_domain"),
+    ("CF_IMAGES_VARIANTS", "storage.cf_images_variants"),
+    ("CF_IMAGES_API_URL", "storage.cf_images_api_url"),
     ("HOST", "server.host"),
     ("PORT", "server.port"),
     ("DATABASE_URL", "store.database_url"),
@@ -34,33 +56,8 @@ pub const NAMES: [(&str, &str); 14] = [
 ];
 
 /// Names a `.env` shared with other versions and parts may hold. Known, and without effect here.
-const ELSEWHERE: [&str; 25] = [
-    "TASK_API_URL",
-    "GCS_BUCKET_NAME",
-    "GCS_BUCKET_REGION",
-    "GCS_ENDPOINT_URL",
-    "GOOGLE_APPLICATION_CREDENTIALS",
-    "R2_BUCKET_NAME",
-    "R2_ACCOUNT_ID",
-    "R2_ACCESS_KEY",
-    "R2_SECRET_KEY",
-    "R2_PUBLIC_DOMAIN",
-    "R2_ENDPOINT_URL",
-    "CF_IMAGES_ACCOUNT_ID",
-    "CF_IMAGES_API_TOKEN",
-    "CF_IMAGES_DELIVERY_DOMAIN",
-    "CF_IMAGES_API_URL",
-    "S3_BUCKET_NAME",
-    "S3_REGION",
-    "S3_ENDPOINT_URL",
-    "S3_ACCESS_KEY_ID",
-    "S3_SECRET_ACCESS_KEY",
-    "API_KEYS_REQUIRED",
-    "CONSUMER_TOKEN",
-    "COMFYD_CONFIG",
-    "RUST_LOG",
-    "RUST_BACKTRACE",
-];
+const ELSEWHERE: &[&str] =
+    &["TASK_API_URL", "API_KEYS_REQUIRED", "CONSUMER_TOKEN", "COMFYD_CONFIG", "RUST_LOG", "RUST_BACKTRACE"];
 
 /// The raw texts of all layers but the defaults.
 #[derive(Debug, Default)]
@@ -191,7 +188,7 @@ impl Layers {
 
     fn add_environment(&mut self, layer: &str, pairs: Vec<(String, String)>) {
         let given: BTreeMap<String, String> = pairs.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-        for (name, key) in NAMES {
+        for &(name, key) in NAMES {
             if let Some(value) = given.get(name) {
                 self.set(key, value, layer, name);
             }
@@ -217,7 +214,7 @@ impl Layers {
 
     /// `.env` may hold names of other programs, so a name that only looks like one of ours is no fault.
     fn warn_of_near_misses(&mut self, pairs: &[(String, String)]) {
-        let known: Vec<&str> = NAMES.iter().map(|(name, _)| *name).chain(ELSEWHERE).collect();
+        let known: Vec<&str> = NAMES.iter().map(|(name, _)| *name).chain(ELSEWHERE.iter().copied()).collect();
         for (name, _) in pairs {
             if known.contains(&name.as_str()) || name.starts_with("COMFYD_") {
                 continue;

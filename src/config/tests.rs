@@ -43,7 +43,8 @@ fn every_fault_is_told_at_once() {
     found(&["server.port = \"80a\"", "environment: PORT", "whole number"]);
     found(&["comfyui.urls", "environment: COMFYUI_URL", "http or https"]);
     found(&["store.database_url", "SQLite only"]);
-    found(&["storage.provider", "\"gcs\"", "local"]);
+    found(&["storage.gcs_bucket_name", "required"]);
+    found(&["storage.gcs_credentials", "required"]);
     found(&["COMFYD_QUEUE__LAESE", "did you mean `COMFYD_QUEUE__LEASE`"]);
     found(&["queue.max_pendng", "my.toml", "did you mean `queue.max_pending`"]);
     found(&["queue.lease = \"5\"", "my.toml", "30s, 5m"]);
@@ -51,7 +52,7 @@ fn every_fault_is_told_at_once() {
     found(&["LOG_LEVEL", ".env:1", "single quotes"]);
     found(&["server.host", ".env: HOST"]);
     found(&["comfyui.headers = ***"]);
-    assert_eq!(faults.len(), 11, "{faults:#?}");
+    assert_eq!(faults.len(), 12, "{faults:#?}");
     assert!(!faults.concat().contains("hunter2"));
 }
 
@@ -171,4 +172,64 @@ fn a_public_address_is_warned_of() {
     assert!(public_address_warning(&read(Sources::default()).config.server).is_none());
     let warning = public_address_warning(&read(env(&[("HOST", "0.0.0.0")])).config.server).unwrap();
     assert!(warning.contains("HOST=127.0.0.1"));
+}
+
+#[test]
+fn targets_are_built_from_names_and_from_tables() {
+    let mut sources = env(&[
+        ("STORAGE_PROVIDER", "r2"),
+        ("R2_BUCKET_NAME", "outputs"),
+        ("R2_ACCOUNT_ID", "abc"),
+        ("R2_ACCESS_KEY", "k"),
+        ("R2_SECRET_KEY", "hunter2"),
+        ("R2_PUBLIC_DOMAIN", "cdn.example.org"),
+        ("COMFYD_STORAGE__OTHERS", "archive"),
+        ("COMFYD_STORAGE__PREFIX", "/a/b/"),
+        // Meant for another program: no bucket, no target.
+        ("S3_ACCESS_KEY_ID", "x"),
+    ]);
+    let table = "[storage.targets.archive]\nprovider = \"local\"\ndir = \"/archive\"\nprefix = \"old\"\n";
+    sources.file = Some(("my.toml".into(), table.into()));
+    let loaded = read(sources);
+    assert_eq!(loaded.faults, []);
+    let storage = loaded.config.storage;
+    assert_eq!(storage.targets.keys().collect::<Vec<_>>(), ["archive", "local", "r2"]);
+    let TargetConfig { kind: TargetKind::S3(bucket), prefix, others } = &storage.targets["r2"] else { panic!() };
+    assert_eq!((prefix.as_str(), others.as_deref()), ("a/b", Some("archive")));
+    assert_eq!(bucket.endpoint.as_deref(), Some("https://abc.r2.cloudflarestorage.com"));
+    assert_eq!((bucket.region.as_str(), bucket.public_url.as_deref()), ("auto", Some("https://cdn.example.org")));
+    assert_eq!(storage.targets["archive"].kind, TargetKind::Local { dir: "/archive".into() });
+    let mut shown = Vec::new();
+    check::print(&mut shown, &read(env(&[("R2_SECRET_KEY", "hunter2"), ("COMFYD_STORAGE__TARGETS", "{hunter2")])))
+        .unwrap();
+    assert!(!String::from_utf8(shown).unwrap().contains("hunter2"));
+}
+
+#[test]
+fn every_fault_of_a_target_names_its_field() {
+    for (pairs, key, words) in [
+        (&[("STORAGE_PROVIDER", "cf_image")][..], "storage.provider", "did you mean `cf_images`"),
+        (&[("STORAGE_PROVIDER", "s3"), ("S3_BUCKET_NAME", "b")], "storage.s3_secret_access_key", "required"),
+        (&[("STORAGE_PROVIDER", "s3"), ("S3_ENDPOINT_URL", "ftp://x")], "storage.s3_endpoint_url", "http or https"),
+        (&[("STORAGE_PROVIDER", "cf_images"), ("CF_IMAGES_VARIANTS", "a b")], "storage.cf_images_variants", "variants"),
+        (&[("COMFYD_STORAGE__FALLBACK", "archive")], "storage.fallback", "archive"),
+        (&[("COMFYD_STORAGE__FALLBACK", "local")], "storage.fallback", "another"),
+        (&[("COMFYD_STORAGE__PREFIX", "../x")], "storage.prefix", "prefix"),
+        (&[("COMFYD_STORAGE__TARGETS", "{\"A b\": {}}")], "storage.targets", "lowercase"),
+        (&[("COMFYD_STORAGE__TARGETS", "{\"a\": {}}")], "storage.targets", "a.provider"),
+        (&[("COMFYD_STORAGE__TARGETS", "{\"a\": {\"provider\": \"x\"}}")], "storage.targets", "expected local"),
+        (
+            &[("COMFYD_STORAGE__TARGETS", "{\"a\": {\"provider\": \"r2\", \"bucketname\": \"x\"}}")],
+            "storage.targets",
+            "bucket_name",
+        ),
+        (
+            &[("COMFYD_STORAGE__TARGETS", "{\"a\": {\"provider\": \"local\", \"dir\": \"/x\", \"others\": \"b\"}}")],
+            "storage.targets",
+            "a.others",
+        ),
+    ] {
+        let faults = faults(env(pairs));
+        assert!(faults.iter().any(|fault| fault.starts_with(key) && fault.contains(words)), "{pairs:?}: {faults:#?}");
+    }
 }

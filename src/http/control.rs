@@ -21,6 +21,7 @@ use super::{
     body::{self, Fields},
     create,
     problem::{FieldFault, Problem, ProblemBody},
+    storage,
     tasks::parse_id,
     view::TaskView,
 };
@@ -155,7 +156,7 @@ pub async fn change(
 async fn amend(service: &Service, id: TaskId, wish: Wish, headers: &HeaderMap) -> Result<TaskView, Problem> {
     service.bridge.amend(id, wish).await?;
     let (record, progress) = service.bridge.get(id).await?;
-    Ok(TaskView::of(record, progress, &base_url(&service.config, headers)))
+    Ok(storage::view(service, record, progress, &base_url(&service.config, headers)).await)
 }
 
 /// Pause the queue

@@ -32,6 +32,7 @@ use super::{
     inline,
     output_options::{self, OutputOptionsBody},
     problem::{FieldFault, MAX_FAULTS, Problem, ProblemBody},
+    storage::{self, StorageBody},
     tasks::{self, patience},
     validate::validate,
     view::TaskSummary,
@@ -41,7 +42,7 @@ use super::{
 use crate::{config::nearest, crash_point, workflows::Found};
 
 /// `workflow` is the first: where the path names it, the others are what is left.
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 14] = [
     "workflow",
     "inputs",
     "priority",
@@ -55,6 +56,7 @@ const FIELDS: [&str; 13] = [
     "previews",
     "output_options",
     "webhook_url",
+    "storage",
 ];
 /// Metadata is for labels, not for files.
 const MAX_METADATA: usize = 64 << 10;
@@ -108,6 +110,8 @@ pub struct CreateTask {
     output_options: Option<OutputOptionsBody>,
     /// Who is told when it is over, or of what happens to it.
     webhook_url: Option<WebhookUrl>,
+    /// Where they are kept.
+    storage: Option<StorageBody>,
     /// Your own data, at most 64 KiB; comes back with the task.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Value>,
@@ -195,6 +199,7 @@ pub async fn submit(
     let key = headers.get("idempotency-key").cloned();
     let (workflow, terms) = (subject.workflow(), service.file_terms());
     let (request, files) = aside(&body, move |body| parse(body, key.as_ref(), subject, terms)).await?;
+    storage::admit(service.bridge.targets(), &request.payload)?;
     let request = webhook_url::or_default(&service.config, request);
     let request = validate(service, request, workflow.as_deref()).await?;
     files.settle(service).await?;
@@ -426,6 +431,7 @@ impl<'a> Reading<'a> {
             no_progress_timeout: self.field("no_progress_timeout", timeout),
             output: self.output_options(),
             webhook: self.field("webhook_url", |value| webhook_url::read(value, &policy)),
+            storage: self.field("storage", storage::read).unwrap_or_default(),
             ..TaskOptions::default()
         }
     }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{Json, extract::State, http::StatusCode};
-use comfyd_actors::{bridge::Bridge, domain::lane::Lane};
+use comfyd_actors::{bridge::Bridge, domain::lane::Lane, ports::object_store::ObjectStore, targets::Targets};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -32,11 +32,17 @@ pub struct Checks {
     waiting: Cached<Vec<(Lane, u64)>>,
 }
 
-impl Default for Checks {
-    fn default() -> Self {
+/// The storage that tasks wait for.
+fn usual(targets: &Targets) -> &dyn ObjectStore {
+    targets.get(targets.usual()).map_or(targets.inputs(), |target| &target.store).as_ref()
+}
+
+impl Checks {
+    /// None yet.
+    pub fn new(targets: &Targets) -> Self {
         Self {
             store: Cached::new(FRESH),
-            storage: Cached::new(FRESH),
+            storage: Cached::new(usual(targets).check_every()),
             counts: Cached::new(COUNTS_FRESH),
             waiting: Cached::new(COUNTS_FRESH),
         }
@@ -62,7 +68,7 @@ impl Checks {
     /// What is wrong with the storage.
     async fn storage(&self, bridge: &Bridge) -> Option<&'static str> {
         let check = async {
-            match tokio::time::timeout(PATIENCE, bridge.objects().check()).await {
+            match tokio::time::timeout(PATIENCE, usual(bridge.targets()).check()).await {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "the storage failed its check");

@@ -9,13 +9,13 @@ use comfyd_actors::{
 };
 use futures_util::TryStreamExt;
 
-use super::{Service, view::TaskView};
+use super::{Service, storage, view::TaskView};
 
 /// The task as `GET` shows it: with the bytes of what it asked to have inline, as far as they are small enough together. One that
 /// cannot be read now is left out: its URL says more.
 pub async fn full_view(service: &Service, record: TaskRecord, progress: Option<Standing>, base: &str) -> TaskView {
     let wanted = small(&record, service.config.inline_limit);
-    let mut view = TaskView::of(record, progress, base);
+    let mut view = storage::view(service, record, progress, base).await;
     for (index, object) in wanted {
         match read(service, &object).await {
             Ok(bytes) => view.set_data(index, BASE64_STANDARD.encode(&bytes)),
@@ -39,7 +39,8 @@ fn small(record: &TaskRecord, limit: u64) -> Vec<(u32, StoredObject)> {
 }
 
 async fn read(service: &Service, object: &StoredObject) -> Result<BytesMut, ObjectError> {
-    let body = service.bridge.objects().open(&object.key, None).await?.body;
+    let target = service.bridge.targets().holder(object).ok_or(ObjectError::NotFound)?;
+    let body = target.store.open(&object.key, None).await?.body;
     let whole = body.try_fold(BytesMut::new(), async |mut whole, chunk| {
         whole.extend_from_slice(&chunk);
         Ok(whole)

@@ -209,6 +209,7 @@ pub async fn download_input(
         other => other.into(),
     })?;
     let stored = Stored {
+        store: service.bridge.targets().inputs().as_ref(),
         key: &input.key,
         bytes: input.about.bytes,
         sha256: input.id.as_str(),
@@ -216,7 +217,7 @@ pub async fn download_input(
         filename: &input.about.name,
         missing: no_input(),
     };
-    serve(&service, &method, &headers, &stored).await
+    serve(&method, &headers, &stored).await
 }
 
 fn no_input() -> Problem {

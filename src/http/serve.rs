@@ -9,10 +9,10 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use comfyd_actors::ports::object_store::{ByteRange, ObjectError};
+use comfyd_actors::ports::object_store::{ByteRange, ObjectError, ObjectStore};
 use utoipa::ToSchema;
 
-use super::{Service, problem::Problem};
+use super::problem::Problem;
 
 // Documents the answer only.
 /// The bytes of a file.
@@ -23,6 +23,8 @@ pub struct Binary(Vec<u8>);
 
 /// A stored file.
 pub struct Stored<'a> {
+    /// Who holds it.
+    pub store: &'a dyn ObjectStore,
     /// Where it lies.
     pub key: &'a str,
     /// Its size.
@@ -41,12 +43,7 @@ pub struct Stored<'a> {
 ///
 /// # Errors
 /// As the file is missing, or 503.
-pub async fn serve(
-    service: &Service,
-    method: &Method,
-    headers: &HeaderMap,
-    stored: &Stored<'_>,
-) -> Result<Response, Problem> {
+pub async fn serve(method: &Method, headers: &HeaderMap, stored: &Stored<'_>) -> Result<Response, Problem> {
     let etag = format!("\"{}\"", stored.sha256);
     if has(headers, &header::IF_NONE_MATCH, &etag) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
@@ -61,7 +58,7 @@ pub async fn serve(
         Ranged::Part(range) => Some(range),
         Ranged::Outside => return Ok(outside(stored.bytes)),
     };
-    let body = if *method == Method::HEAD { Body::empty() } else { open(service, stored, range).await? };
+    let body = if *method == Method::HEAD { Body::empty() } else { open(stored, range).await? };
     Ok(respond(stored, range, &etag, body))
 }
 
@@ -71,8 +68,8 @@ fn outside(bytes: u64) -> Response {
     ([(header::CONTENT_RANGE, format!("bytes */{bytes}"))], problem).into_response()
 }
 
-async fn open(service: &Service, stored: &Stored<'_>, range: Option<ByteRange>) -> Result<Body, Problem> {
-    match service.bridge.objects().open(stored.key, range).await {
+async fn open(stored: &Stored<'_>, range: Option<ByteRange>) -> Result<Body, Problem> {
+    match stored.store.open(stored.key, range).await {
         Ok(reading) => Ok(Body::from_stream(reading.body)),
         Err(ObjectError::NotFound) => {
             tracing::error!(key = stored.key, "a stored file is missing from the storage");

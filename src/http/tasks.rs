@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::{
     Service, backends, base_url, inline,
     problem::{FieldFault, Problem, ProblemBody, each_parameter},
+    storage,
     view::{self, TaskSummary, TaskView},
 };
 use crate::{config::nearest, crash_point};
@@ -142,7 +143,8 @@ pub async fn cancel(
     tracing::info!("cancellation asked for");
     let (record, progress) = service.bridge.get(id).await?;
     let status = if record.task.state.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok((status, Json(TaskView::of(record, progress, &base_url(&service.config, &headers)))))
+    let view = storage::view(&service, record, progress, &base_url(&service.config, &headers)).await;
+    Ok((status, Json(view)))
 }
 
 /// A task's id from a path; what cannot be one is not there.

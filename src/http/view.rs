@@ -1,5 +1,7 @@
 //! A task as clients see it.
 
+use std::collections::BTreeMap;
+
 use comfyd_actors::domain::{
     artifact::{Artifact, Facts},
     error::TaskError,
@@ -219,8 +221,12 @@ pub struct OutputView {
     pub data: Option<String>,
     /// What ComfyUI called it; with the extension of what it was converted to.
     pub filename: String,
-    /// Where to get it.
+    /// Where to get it: in a bucket with a public domain there, in another by a link that ends after a while (each look at the task makes a
+    /// new one), else from this service.
     pub url: String,
+    /// Other shapes of it by name, where the storage makes them (Cloudflare Images).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub variants: BTreeMap<String, String>,
 }
 
 /// Why a task failed.
@@ -450,6 +456,7 @@ impl OutputView {
             data: None,
             filename,
             url: format!("{url}/{}", artifact.index),
+            variants: BTreeMap::new(),
         })
     }
 }

@@ -13,7 +13,8 @@
 //!
 //! It is as safe: put returns after everything is flushed, and nobody reads a key before the manifest that names it is
 //! committed, which happens after put returned. A power cut in between leaves a key that no manifest names. A key that is
-//! stored *again* may be named by one already, so then the file is flushed before it takes the old one's place.
+//! stored *again* may be named by one already, so then the file is flushed before it takes the old one's place. It has the
+//! same bytes: others leave the old one alone.
 
 use std::{
     fs::{self, File},
@@ -25,12 +26,9 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use comfyd_actors::{
-    domain::artifact::{Facts, StoredObject},
-    ports::{
-        ByteStream,
-        object_store::{ByteRange, ObjectError, ObjectStore, Reading},
-    },
+use comfyd_actors::ports::{
+    ByteStream,
+    object_store::{ByteRange, ObjectError, ObjectStore, Reading, Written},
 };
 use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
@@ -42,7 +40,7 @@ use tokio::{
 use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
-use super::{check_key, folders::Folders};
+use super::{check_key, folders::Folders, intake::hex};
 use crate::crash_point;
 
 /// Chunks between the network and the disk. HTTP hands over at most some 400 KB at a time, so four puts in parallel hold a
@@ -106,13 +104,7 @@ impl LocalStorage {
 
 #[async_trait]
 impl ObjectStore for LocalStorage {
-    async fn put(
-        &self,
-        key: &str,
-        content_type: &str,
-        bytes: Option<u64>,
-        body: ByteStream,
-    ) -> Result<StoredObject, ObjectError> {
+    async fn put(&self, key: &str, _: &str, bytes: Option<u64>, body: ByteStream) -> Result<Written, ObjectError> {
         let target = Target { root: self.root.clone(), path: self.path(key)?, folders: Arc::clone(&self.folders) };
         // One thread writes and hashes; a hop per chunk through the runtime's file type costs more than either.
         let (parts, received) = mpsc::channel(IN_FLIGHT);
@@ -120,10 +112,7 @@ impl ObjectStore for LocalStorage {
         // When the body fails, the channel closes without an end and the writer removes its file.
         let fed = feed(body, bytes, parts).await;
         let written = writer.await.unwrap_or_else(|error| Err(ObjectError::Unavailable(error.to_string())));
-        fed?;
-        let Written { bytes, sha256 } = written?;
-        let (key, content_type) = (key.to_owned(), content_type.to_owned());
-        Ok(StoredObject { key, content_type, bytes, sha256, facts: Facts::default() })
+        fed.and(written)
     }
 
     async fn size(&self, key: &str) -> Result<u64, ObjectError> {
@@ -198,12 +187,6 @@ struct Target {
     folders: Arc<Folders>,
 }
 
-/// What a put wrote.
-struct Written {
-    bytes: u64,
-    sha256: String,
-}
-
 impl Target {
     /// Runs on a thread of its own until the body ends.
     fn write(self, mut parts: mpsc::Receiver<Part>) -> Result<Written, ObjectError> {
@@ -225,10 +208,25 @@ impl Target {
             }
         }
         crash_point::reach("put/written");
+        let hash = hash.finalize();
+        if !self.may_take(bytes, &hash).map_err(failed)? {
+            return Err(ObjectError::Taken);
+        }
         self.publish(temporary).map_err(failed)?;
         crash_point::reach("put/done");
-        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Written { bytes, sha256 })
+        Ok(Written { bytes, sha256: hex(&hash) })
+    }
+
+    /// Whether nothing lies under the key, or the same.
+    fn may_take(&self, bytes: u64, sha256: &[u8]) -> io::Result<bool> {
+        // What is wrong there shows when it is written.
+        let Ok(mut there) = File::open(&self.path) else { return Ok(true) };
+        if there.metadata()?.len() != bytes {
+            return Ok(!there.metadata()?.is_file());
+        }
+        let mut hash = Sha256::new();
+        io::copy(&mut there, &mut hash)?;
+        Ok(hash.finalize()[..] == *sha256)
     }
 
     /// Makes the file visible and durable; see the module's page for the order.

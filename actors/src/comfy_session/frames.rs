@@ -177,6 +177,7 @@ mod tests {
 
     fn object(key: &str) -> StoredObject {
         StoredObject {
+            target: "local".into(),
             key: key.into(),
             content_type: "image/png".into(),
             bytes: 1,

@@ -1,5 +1,7 @@
 //! Storing what came over the WebSocket, while its prompt still runs.
 
+use std::time::Duration;
+
 use ractor::ActorRef;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
@@ -9,7 +11,7 @@ use crate::{
     domain::{
         artifact::{StoredObject, frame_stem},
         id::TaskId,
-        options::OutputOptions,
+        options::TaskOptions,
         task::Fence,
     },
     ports::media::Incoming,
@@ -25,7 +27,7 @@ impl State {
         let (fence, options) = (flight.task.fence, flight.options.clone());
         let frame = Frame { picture, filename, stem: frame_stem(&flight.task, node, number) };
         let (keeper, uploads) = (self.system.keeper(), self.system.settings.uploads);
-        let work = async move { frame.keep(&keeper, &options.output, uploads).await };
+        let work = async move { frame.keep(&keeper, &options, uploads).await };
         let guard = self.tasks.run_abortable(me, work, move |result| {
             let result = result.unwrap_or_else(|panicked| Err(Failure::Crashed(panicked.to_string())));
             SessionMsg::FrameKept { id, fence, number, result: Box::new(result) }
@@ -60,15 +62,18 @@ impl Frame {
     async fn keep(
         self,
         keeper: &Keeper,
-        options: &OutputOptions,
+        options: &TaskOptions,
         settings: UploadSettings,
     ) -> Result<StoredObject, Failure> {
         let begun = Instant::now();
         let mut failures = 0;
+        let mut away: Option<Instant> = None;
         loop {
             let incoming = Incoming::whole(self.filename.clone(), self.picture.bytes.clone());
-            match keeper.keep(incoming, &self.stem, options).await {
+            match keeper.keep(incoming, &self.stem, options, away.map_or(Duration::ZERO, |since| since.elapsed())).await
+            {
                 Err(Failure::Storage(reason)) if begun.elapsed() < settings.patience => {
+                    away.get_or_insert_with(Instant::now);
                     failures += 1;
                     let delay = settings.backoff.delay_at_least_half(failures, rand::random());
                     warn!(key = self.stem, reason, ?delay, "a picture could not be stored; trying again");

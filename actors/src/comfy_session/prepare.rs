@@ -142,7 +142,7 @@ async fn hand_over(
     file: &Input,
     progress: impl Fn(u64) + Send + 'static,
 ) -> Result<String, Trouble> {
-    let reading = system.objects.open(&file.key, None).await.map_err(|error| match error {
+    let reading = system.targets.inputs().open(&file.key, None).await.map_err(|error| match error {
         ObjectError::NotFound => Trouble::Missing,
         other => Trouble::Storage(other.to_string()),
     })?;

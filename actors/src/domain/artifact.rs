@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::task::Task;
+use super::{storage::LOCAL, task::Task};
 
 /// A file on a ComfyUI server, as `/view` wants it named. The server's words: never used to build a path or a key of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -104,7 +104,10 @@ pub struct Artifact {
 /// An object that storage holds for good.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredObject {
-    /// Our key, never built from ComfyUI's names.
+    /// The target that holds it, by its name in the configuration. Rows of before there were several lie in the local folder.
+    #[serde(default = "local")]
+    pub target: String,
+    /// Our key, never built from ComfyUI's names. The whole of it: what the configuration calls a prefix today is part of it.
     pub key: String,
     /// Of the bytes that are stored.
     pub content_type: String,
@@ -115,6 +118,10 @@ pub struct StoredObject {
     /// What the bytes say about themselves.
     #[serde(default)]
     pub facts: Facts,
+}
+
+fn local() -> String {
+    LOCAL.to_owned()
 }
 
 /// What an output's own header says, read while it streams by. Unknown is `None`: never guessed.
@@ -335,6 +342,7 @@ mod tests {
     fn a_name_follows_what_is_stored() {
         let named = |name: &str, key: &str| {
             let object = StoredObject {
+                target: LOCAL.into(),
                 key: key.into(),
                 content_type: String::new(),
                 bytes: 0,

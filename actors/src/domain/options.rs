@@ -26,6 +26,9 @@ pub struct TaskOptions {
     /// Which outputs are kept, and what is done to them on their way into the storage.
     #[serde(skip_serializing_if = "OutputOptions::is_default")]
     pub output: OutputOptions,
+    /// Where they are kept.
+    #[serde(skip_serializing_if = "StorageChoice::is_default")]
+    pub storage: StorageChoice,
     /// How long a run may show no sign of progress; `None` = as long as the service allows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_progress_timeout: Option<Duration>,
@@ -63,6 +66,22 @@ pub struct OutputOptions {
     pub strip_metadata: bool,
     /// Outputs of at most this many bytes come with the task, in base64. `None` = none do.
     pub inline: Option<u64>,
+}
+
+/// Where a client wants the outputs of a task kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StorageChoice {
+    /// One of the configured targets; `None` = the usual one.
+    pub target: Option<String>,
+    /// What their keys begin with, after the target's own prefix: as `domain::storage::prefix` reads it.
+    pub prefix: Option<String>,
+}
+
+impl StorageChoice {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What a picture can be turned into.

@@ -37,13 +37,15 @@ pub struct Batch {
     begun: Timestamp,
     /// Failed tries per artifact: of reading it, and of anything.
     failures: HashMap<u32, (u32, u32)>,
+    /// How many keys of an artifact were found taken by other bytes.
+    taken: HashMap<u32, u32>,
 }
 
 impl Batch {
     /// A task that just arrived.
     #[must_use]
     pub fn new(task: Task, options: Arc<TaskOptions>, artifacts: Vec<Artifact>, now: Timestamp) -> Self {
-        Self { task, options, artifacts, begun: now, failures: HashMap::new() }
+        Self { task, options, artifacts, begun: now, failures: HashMap::new(), taken: HashMap::new() }
     }
 
     /// Artifacts not stored yet.
@@ -61,7 +63,9 @@ impl Batch {
     #[must_use]
     pub fn transfer(&self, index: u32) -> Option<(Artifact, String)> {
         let artifact = self.artifacts.iter().find(|artifact| artifact.index == index && artifact.object.is_none())?;
-        Some((artifact.clone(), object_stem(&self.task, artifact)))
+        let stem = object_stem(&self.task, artifact);
+        let stem = self.taken.get(&index).map_or(stem.clone(), |times| format!("{stem}.{times}"));
+        Some((artifact.clone(), stem))
     }
 
     /// An artifact is stored.
@@ -100,9 +104,12 @@ impl Batch {
                 humantime::format_duration(settings.patience)
             ))),
             Failure::Storage(_) => Verdict::Again(delay),
-            Failure::Refused(reason) => Verdict::Fail(fatal(format!(
-                "the storage refused output {index}: {reason}. Check its credentials and settings"
-            ))),
+            // An earlier try of the same dispatch left them there: they stay, and this one goes beside them.
+            Failure::Taken => {
+                *self.taken.entry(index).or_default() += 1;
+                Verdict::Again(delay)
+            }
+            Failure::Refused(reason) => Verdict::Fail(fatal(format!("the storage refused output {index}: {reason}"))),
             Failure::Unfit(reason) => Verdict::Fail(TaskError::new(
                 ErrorCode::ConversionFailed,
                 format!("output {index} cannot be made into what output_options ask for: {reason}"),

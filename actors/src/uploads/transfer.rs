@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::{StreamExt, stream};
@@ -19,15 +20,17 @@ use crate::{
     domain::{
         artifact::{Artifact, Source, StoredObject},
         id::TaskId,
-        options::{OutputOptions, TaskOptions},
+        options::TaskOptions,
+        storage::below,
         task::Fence,
     },
     kit::tasks::{Panicked, Tasks},
     ports::{
         comfy::{ComfyError, ComfyTransport},
         media::{Incoming, Media, MediaError},
-        object_store::{ObjectError, ObjectStore},
+        object_store::{ObjectError, Written},
     },
+    targets::{Route, Targets},
 };
 
 /// Why a transfer failed.
@@ -47,6 +50,8 @@ pub enum Failure {
     Unfit(String),
     /// It has more bytes than is stored of one file.
     TooLarge(u64),
+    /// Other bytes lie where it was to go.
+    Taken,
     /// The transfer itself broke.
     Crashed(String),
 }
@@ -63,6 +68,7 @@ impl Failure {
             Self::Refused(_) => "refused",
             Self::Unfit(_) => "unfit",
             Self::TooLarge(_) => "too_large",
+            Self::Taken => "taken",
             Self::Crashed(_) => "crashed",
         }
     }
@@ -77,6 +83,7 @@ impl fmt::Display for Failure {
             Self::TooLarge(limit) => {
                 write!(f, "it is larger than {limit} bytes, the most that is stored of one output (tasks.max_output)")
             }
+            Self::Taken => f.write_str("other bytes lie under its key"),
             Self::Crashed(reason) => write!(f, "the transfer crashed: {reason}"),
         }
     }
@@ -94,6 +101,8 @@ pub struct TransferArgs {
     pub options: Arc<TaskOptions>,
     /// Where: a key without its extension.
     pub stem: String,
+    /// For how long the storage has been away.
+    pub away: Duration,
     /// Whence.
     pub comfy: Arc<dyn ComfyTransport>,
     /// Whither.
@@ -124,12 +133,12 @@ impl Actor for UploadActor {
     type Arguments = TransferArgs;
 
     async fn pre_start(&self, me: ActorRef<Ended>, args: TransferArgs) -> Result<State, ActorProcessingErr> {
-        let TransferArgs { id, fence, artifact, options, stem, comfy, keeper, uploads } = args;
+        let TransferArgs { id, fence, artifact, options, stem, away, comfy, keeper, uploads } = args;
         let index = artifact.index;
         let mut transfer = Tasks::default();
         let work = async move {
             let incoming = open(artifact.source, &*comfy).await?;
-            keeper.keep(incoming, &stem, &options.output).await
+            keeper.keep(incoming, &stem, &options, away).await
         };
         transfer.run(&me, work, Ended);
         Ok(State { id, fence, index, uploads, _transfer: transfer })
@@ -171,40 +180,68 @@ pub struct Keeper {
     /// What is done to it.
     pub media: Arc<dyn Media>,
     /// Where it goes.
-    pub objects: Arc<dyn ObjectStore>,
+    pub targets: Targets,
     /// Most bytes of one output.
     pub largest: u64,
 }
 
 impl Keeper {
-    /// Stores an output under `stem` and its extension, as `options` want it.
+    /// Stores an output under `stem` and its extension, as and where `options` want it; elsewhere when the storage has been `away` for
+    /// long enough.
     ///
     /// # Errors
     /// [`Failure`].
-    pub async fn keep(&self, incoming: Incoming, stem: &str, options: &OutputOptions) -> Result<StoredObject, Failure> {
+    pub async fn keep(
+        &self,
+        incoming: Incoming,
+        stem: &str,
+        options: &TaskOptions,
+        away: Duration,
+    ) -> Result<StoredObject, Failure> {
         if incoming.bytes.is_some_and(|bytes| bytes > self.largest) {
             return Err(Failure::TooLarge(self.largest));
         }
         let (incoming, passed) = limited(incoming, self.largest);
-        let stored = self.store(incoming, stem, options).await;
+        let stored = self.store(incoming, stem, options, away).await;
         // What the body failed of is known where it is read; behind it are only consequences.
         if stored.is_err() && passed.load(Ordering::Relaxed) { Err(Failure::TooLarge(self.largest)) } else { stored }
     }
 
-    async fn store(&self, incoming: Incoming, stem: &str, options: &OutputOptions) -> Result<StoredObject, Failure> {
-        let prepared = self.media.prepare(incoming, options).await.map_err(|error| match error {
+    async fn store(
+        &self,
+        incoming: Incoming,
+        stem: &str,
+        options: &TaskOptions,
+        away: Duration,
+    ) -> Result<StoredObject, Failure> {
+        let route = self.targets.route(&options.storage, away).map_err(Failure::Storage)?;
+        let prepared = self.media.prepare(incoming, &options.output).await.map_err(|error| match error {
             MediaError::Source(reason) => Failure::Source(reason),
             MediaError::Unfit(reason) => Failure::Unfit(reason),
         })?;
-        let key = prepared.extension.map_or_else(|| stem.to_owned(), |extension| format!("{stem}.{extension}"));
-        let stored = self.objects.put(&key, &prepared.content_type, prepared.bytes, prepared.body).await;
-        let object = stored.map_err(|error| match error {
-            ObjectError::Unavailable(reason) => Failure::Storage(reason),
+        let Route { name, target } = self
+            .targets
+            .route_of(route, &prepared.content_type, prepared.bytes)
+            .map_err(|unfit| Failure::Refused(unfit.to_string()))?;
+        let name_of = prepared.extension.map_or_else(|| stem.to_owned(), |extension| format!("{stem}.{extension}"));
+        let key = below(&[&target.prefix, options.storage.prefix.as_deref().unwrap_or_default()], &name_of);
+        let stored = target.store.put(&key, &prepared.content_type, prepared.bytes, prepared.body).await;
+        let Written { bytes, sha256 } = stored.map_err(|error| match error {
+            ObjectError::Unavailable(reason) | ObjectError::Misconfigured(reason) => Failure::Storage(reason),
+            ObjectError::Taken => Failure::Taken,
             ObjectError::Source(reason) => Failure::Source(reason),
             ObjectError::NotFound => Failure::Storage("the storage lost the object".to_owned()),
             ObjectError::Refused(reason) => Failure::Refused(reason),
         })?;
-        Ok(StoredObject { facts: prepared.facts.get().cloned().unwrap_or_default(), ..object })
+        let (target, content_type) = (name.to_owned(), prepared.content_type);
+        Ok(StoredObject {
+            target,
+            key,
+            content_type,
+            bytes,
+            sha256,
+            facts: prepared.facts.get().cloned().unwrap_or_default(),
+        })
     }
 }
 

@@ -19,7 +19,7 @@ use comfyd_actors::{
     bridge::{Bridge, Parts, RequestError, TaskRequest, Wish},
     catalogues::Catalogues,
     domain::{
-        artifact::{FileRef, StoredObject},
+        artifact::FileRef,
         catalogue::Catalogue,
         event::Event,
         health::Load,
@@ -35,7 +35,7 @@ use comfyd_actors::{
     ports::{
         ByteStream,
         comfy::{ComfyError, ComfyTransport, Download, Signals, Submission, SubmitError, Upload, UploadError, Wanted},
-        object_store::{ByteRange, ObjectError, ObjectStore, Reading},
+        object_store::{ByteRange, ObjectError, ObjectStore, Reading, Written},
         passthrough::{FromClient, FromServer, Relay, RelayError, Relayed},
         store::{
             Changed, Claim, Counts, Created, Creation, Depth, FailedQuery, Hold, NewTask, Pausable, Pause, Query,
@@ -43,6 +43,7 @@ use comfyd_actors::{
         },
     },
     queue::QueueMsg,
+    targets::Targets,
     testing::{MemoryStore, TestClock},
 };
 use futures_util::StreamExt;
@@ -197,7 +198,7 @@ async fn parts(backends: Vec<Arc<dyn ComfyTransport>>) -> (Bridge, Arc<World>, S
         inputs: memory.clone(),
         hooks: memory,
         webhooks: Slot::default(),
-        objects: Arc::new(FakeObjects(world.clone())),
+        targets: Targets::single(Arc::new(FakeObjects(world.clone()))),
         backends,
         board: world.board.clone(),
         catalogues: world.catalogues.clone(),
@@ -436,7 +437,7 @@ struct FakeObjects(Arc<World>);
 
 #[async_trait]
 impl ObjectStore for FakeObjects {
-    async fn put(&self, _: &str, _: &str, _: Option<u64>, _: ByteStream) -> Result<StoredObject, ObjectError> {
+    async fn put(&self, _: &str, _: &str, _: Option<u64>, _: ByteStream) -> Result<Written, ObjectError> {
         unreachable!("the edge stores nothing")
     }
 

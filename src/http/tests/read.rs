@@ -26,6 +26,7 @@ fn complete(record: &mut TaskRecord) {
     (record.task.uploading_at, record.task.finished_at) = (at(1_818), at(1_913));
     let source = FileRef { filename: "bé.png".into(), subfolder: String::new(), folder_type: "output".into() };
     let object = StoredObject {
+        target: "local".into(),
         key: "k/0".into(),
         content_type: "image/png".into(),
         bytes: 10,

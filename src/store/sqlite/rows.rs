@@ -41,7 +41,7 @@ macro_rules! artifact_json {
              'index', o.idx, 'node_id', o.node_id, 'kind', o.kind,
              'source', json_object('filename', o.filename, 'subfolder', o.subfolder, 'type', o.folder_type, 'text', o.text),
              'object', json(CASE WHEN o.object_key IS NOT NULL THEN json_object(
-                 'key', o.object_key, 'content_type', o.content_type, 'bytes', o.bytes, 'sha256', o.sha256,
+                 'target', coalesce(o.target, 'local'), 'key', o.object_key, 'content_type', o.content_type, 'bytes', o.bytes, 'sha256', o.sha256,
                  'facts', json(coalesce(o.facts, '{}'))) END)
           )"
     };

@@ -70,7 +70,7 @@ const LOAD: &str = concat!("SELECT ", task_columns!(), " FROM tasks t WHERE t.id
 const LOAD_MANY: &str =
     concat!("SELECT ", task_columns!(), " FROM tasks t WHERE t.id IN (SELECT unhex(value) FROM json_each(?))");
 
-const STORE_ARTIFACT: &str = "UPDATE task_outputs SET object_key = ?, content_type = ?, bytes = ?, sha256 = ?, facts = ? WHERE task_id = ? AND idx = ?";
+const STORE_ARTIFACT: &str = "UPDATE task_outputs SET target = ?, object_key = ?, content_type = ?, bytes = ?, sha256 = ?, facts = ? WHERE task_id = ? AND idx = ?";
 
 /// The life of the transaction: what the writer calls.
 impl<'c> Tx<'c> {
@@ -308,8 +308,8 @@ impl Tx<'_> {
     async fn store_artifact(&mut self, id: TaskId, index: u32, object: StoredObject) -> Result<(), Fault> {
         let bytes = i64::try_from(object.bytes).map_err(corrupt)?;
         let facts = serde_json::to_string(&object.facts).map_err(corrupt)?;
-        let store = query(STORE_ARTIFACT).bind(object.key).bind(object.content_type).bind(bytes).bind(object.sha256);
-        let planned = self.execute(store.bind(facts).bind(key(id)).bind(index)).await? > 0;
+        let store = query(STORE_ARTIFACT).bind(object.target).bind(object.key).bind(object.content_type).bind(bytes);
+        let planned = self.execute(store.bind(object.sha256).bind(facts).bind(key(id)).bind(index)).await? > 0;
         if planned { Ok(()) } else { Err(Refusal::WrongState.into()) }
     }
 }

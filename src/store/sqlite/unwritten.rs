@@ -23,11 +23,11 @@ const SAVES_PER_TRIP: usize = 8;
 
 /// In a query of several statements the arguments of all of them follow one another.
 const REPLACE_ARTIFACTS: &str = "DELETE FROM task_outputs WHERE task_id IN (SELECT unhex(value) FROM json_each(?));
-     INSERT INTO task_outputs (task_id, idx, node_id, kind, filename, subfolder, folder_type, text, object_key, content_type, bytes,
-                               sha256, facts)
+     INSERT INTO task_outputs (task_id, idx, node_id, kind, filename, subfolder, folder_type, text, target, object_key, content_type,
+                               bytes, sha256, facts)
      SELECT unhex(value ->> '$[0]'), value ->> '$[1].index', value ->> '$[1].node_id', value ->> '$[1].kind',
             value ->> '$[1].source.filename', value ->> '$[1].source.subfolder', value ->> '$[1].source.type',
-            value ->> '$[1].source.text', value ->> '$[1].object.key', value ->> '$[1].object.content_type',
+            value ->> '$[1].source.text', value ->> '$[1].object.target', value ->> '$[1].object.key', value ->> '$[1].object.content_type',
             value ->> '$[1].object.bytes', value ->> '$[1].object.sha256', value -> '$[1].object.facts'
      FROM json_each(?)";
 

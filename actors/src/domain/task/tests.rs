@@ -51,6 +51,7 @@ pub(crate) fn claim() -> Change {
 
 pub(crate) fn artifact(stored: bool) -> Artifact {
     let object = StoredObject {
+        target: "local".into(),
         key: "k".into(),
         content_type: "image/png".into(),
         bytes: 1,

@@ -91,6 +91,7 @@ pub fn lane(id: i64) -> Lane {
 #[must_use]
 pub fn object(index: u32) -> StoredObject {
     StoredObject {
+        target: format!("target-{index}"),
         key: format!("0/out-{index}.png"),
         content_type: "image/png".into(),
         bytes: 1 << 40,
