@@ -6,6 +6,7 @@
 )]
 
 mod backends;
+mod buckets;
 mod cancel;
 mod chaos;
 mod checker;
@@ -36,6 +37,7 @@ mod receiver;
 mod recorder;
 mod rolling;
 mod socket;
+mod storage;
 mod stores;
 mod support;
 mod tools;
