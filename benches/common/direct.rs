@@ -11,7 +11,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use futures_util::StreamExt;
+use bytes::Bytes;
+use futures_util::{StreamExt, future::join_all};
 use reqwest::Client;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -110,13 +111,35 @@ impl Direct {
         (prompt, ended)
     }
 
-    async fn store(&self, prompt: &str) {
+    /// Runs one graph and puts its files into a bucket, side by side.
+    pub async fn run_into(&self, graph: &Value, bucket: &str, authorization: &str) {
+        let (prompt, ended) = self.submit(graph).await;
+        ended.await.expect("the prompt ends");
+        let puts = self.files(&prompt).await.into_iter().enumerate().map(|(index, file)| {
+            let put = self.http.put(format!("{bucket}/{prompt}-{index}")).header("authorization", authorization);
+            async move {
+                let put = put.body(self.view(&file).await);
+                put.send().await.expect("an answer").error_for_status().expect("it is stored");
+            }
+        });
+        join_all(puts).await;
+    }
+
+    /// What a prompt made.
+    async fn files(&self, prompt: &str) -> Vec<Value> {
         let history: Value = self.get(&format!("history/{prompt}"), &[]).await.json().await.expect("the history");
         let nodes = history[prompt]["outputs"].as_object().expect("outputs");
-        let files = nodes.values().flat_map(|output| output["images"].as_array().expect("images"));
-        for (index, file) in files.enumerate() {
-            let query = ["filename", "subfolder", "type"].map(|name| (name, file[name].as_str().expect("a file")));
-            let bytes = self.get("view", &query).await.bytes().await.expect("the file");
+        nodes.values().flat_map(|output| output["images"].as_array().expect("images").clone()).collect()
+    }
+
+    async fn view(&self, file: &Value) -> Bytes {
+        let query = ["filename", "subfolder", "type"].map(|name| (name, file[name].as_str().expect("a file")));
+        self.get("view", &query).await.bytes().await.expect("the file")
+    }
+
+    async fn store(&self, prompt: &str) {
+        for (index, file) in self.files(prompt).await.iter().enumerate() {
+            let bytes = self.view(file).await;
             let path = self.folder.join(format!("{prompt}-{index}"));
             let write = move || {
                 let mut file = File::create_new(path)?;
