@@ -276,7 +276,7 @@ async fn lock_node(database: &Path) -> Result<NodeLock, AppError> {
     Ok(lock)
 }
 
-fn backends(config: &Config) -> Result<Vec<Arc<dyn ComfyTransport>>, AppError> {
+pub(crate) fn backends(config: &Config) -> Result<Vec<Arc<dyn ComfyTransport>>, AppError> {
     let headers: Vec<_> =
         config.comfyui.headers.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())).collect();
     let mut backends: Vec<Arc<dyn ComfyTransport>> = Vec::new();

@@ -42,6 +42,9 @@ pub enum Command {
     },
     /// Prints every setting, its source and its environment name, and all faults at once.
     CheckConfig,
+    /// Looks at everything the service needs (ComfyUI servers, workflows, store, storage, clocks) and says what to do about each fault;
+    /// status 1 when there is one.
+    Doctor,
     /// Prints the OpenAPI document.
     Openapi,
     /// Asks a running service on this machine whether it lives; status 0 when it does.

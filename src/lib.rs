@@ -6,7 +6,7 @@
 //! - `inputs` takes files in, and `fetch` those that lie at URLs; `outbound` is the one way out to what clients name, and `describe`
 //!   puts the client's errors into words.
 //! - `pace` and `json` say how slowly somebody may send, and how much may be in it, here and there.
-//! - `workflows` reads the named workflows; `demo` and `healthcheck` are commands. `crash_point` is for tests.
+//! - `workflows` reads the named workflows; `demo`, `doctor` and `healthcheck` are commands. `crash_point` is for tests.
 
 pub mod app;
 pub mod cli;
@@ -16,6 +16,7 @@ pub mod config;
 pub mod crash_point;
 pub mod demo;
 pub mod describe;
+pub mod doctor;
 pub mod fetch;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;

@@ -10,8 +10,8 @@ use clap::Parser;
 use comfyd::{
     app::{App, AppError},
     cli::{Cli, Command},
-    config::{self, Config},
-    demo, healthcheck, lifecycle, telemetry,
+    config::{self, Config, Faults},
+    demo, doctor, healthcheck, lifecycle, telemetry,
 };
 use fake_comfyui::FakeConfig;
 
@@ -25,6 +25,17 @@ fn main() -> ExitCode {
         Some(Command::CheckConfig) => match config::check(&mut io::stdout().lock()) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) | Err(_) => ExitCode::FAILURE,
+        },
+        Some(Command::Doctor) => match config::load() {
+            Ok((config, warnings)) => {
+                let mut well = false;
+                let examined = run(async {
+                    well = doctor::run(&config, warnings, &mut io::stdout().lock()).await?;
+                    Ok(())
+                });
+                if well { examined } else { ExitCode::FAILURE }
+            }
+            Err(faults) => misconfigured(&faults),
         },
         Some(Command::Openapi) => print(&format!("{:#}", comfyd::http::document(&[]))),
         Some(Command::MockComfyui { host, port, node_time, generation }) => {
@@ -56,10 +67,7 @@ where
 {
     let (config, warnings) = match config::load() {
         Ok(loaded) => loaded,
-        Err(faults) => {
-            eprintln!("comfyd cannot start, the configuration is at fault:\n\n{faults}");
-            return ExitCode::from(BAD_CONFIGURATION);
-        }
+        Err(faults) => return misconfigured(&faults),
     };
     let (config, work) = make(config);
     let _guard = match telemetry::init(&config.log) {
@@ -82,6 +90,11 @@ fn run(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
+}
+
+fn misconfigured(faults: &Faults) -> ExitCode {
+    eprintln!("comfyd cannot start, the configuration is at fault:\n\n{faults}");
+    ExitCode::from(BAD_CONFIGURATION)
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {

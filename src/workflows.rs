@@ -125,6 +125,20 @@ impl Workflows {
         Ok(workflows)
     }
 
+    /// What is shipped, without a store that numbers its versions.
+    #[must_use]
+    pub fn built_in() -> Vec<(String, Arc<Workflow>)> {
+        let read = |(name, text): (&str, &str)| Some((name.to_owned(), Loaded::parse(text).ok()?.workflow));
+        BUILT_IN.into_iter().filter_map(read).collect()
+    }
+
+    /// The good files of a folder, by name.
+    #[must_use]
+    pub fn in_folder(dir: &Path) -> Vec<(String, Arc<Workflow>)> {
+        let files = folder::read(dir).unwrap_or_default().into_iter();
+        files.filter_map(|(name, file)| Some((name, file.ok()?.workflow))).collect()
+    }
+
     /// Everything wrong with the files of a folder, each fault with its file's name.
     #[must_use]
     pub fn faults(dir: &Path) -> Vec<String> {

@@ -71,7 +71,7 @@ async fn judge(fleet: Arc<Fleet>, request: &TaskRequest) -> Result<Verdict, Prob
 }
 
 /// A file that is still to be handed to the server: its name there is not known yet.
-fn is_placeholder(_node: &str, _input: &str, value: &Value) -> bool {
+pub fn is_placeholder(_node: &str, _input: &str, value: &Value) -> bool {
     match value {
         Value::String(text) => ["comfyd:", "data:"].iter().any(|scheme| text.starts_with(scheme)),
         Value::Object(fields) => !fields.contains_key("__value__"),

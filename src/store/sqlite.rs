@@ -61,6 +61,7 @@ mod rows;
 #[macro_use]
 mod outbox;
 
+mod at_rest;
 mod fault;
 mod flush;
 mod open;
@@ -73,7 +74,11 @@ mod unwritten;
 mod workflows;
 mod writer;
 
-pub use self::open::{OpenError, SqliteConfig};
+pub use self::{
+    at_rest::{AtRest, Schema, look},
+    open::{OpenError, SqliteConfig},
+    place::remote_file_system,
+};
 
 /// Operations that may wait for the writer: a second of its work. More wait in their callers.
 const QUEUE: usize = 1024;

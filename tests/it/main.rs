@@ -16,6 +16,7 @@ mod crash;
 mod crash_table;
 mod dead_letters;
 mod docs_page;
+mod doctor;
 mod doubt;
 mod events;
 mod examples;

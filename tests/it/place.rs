@@ -140,6 +140,11 @@ impl Place {
         self.fake.control()
     }
 
+    /// What the service is told.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        environment(&self.dir, &self.fake.url(), &self.settings)
+    }
+
     /// Starts the service with a few settings more, and does not wait for it.
     pub fn launch(&self, more: &[(&str, &str)]) -> Process {
         let mut settings = self.settings.clone();

@@ -125,7 +125,7 @@ fn prepare_place(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-fn base(path: &Path) -> SqliteConnectOptions {
+pub(super) fn base(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(path)
         .busy_timeout(BUSY_TIMEOUT)
@@ -165,8 +165,13 @@ async fn check_version(conn: &mut SqliteConnection) -> Result<(), OpenError> {
     if numbers.as_slice() < OLDEST.as_slice() { Err(OpenError::OldSqlite(version)) } else { Ok(()) }
 }
 
+/// The version of this program's schema.
+pub(super) fn newest_migration() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
 async fn migrate(conn: &mut SqliteConnection) -> Result<(), OpenError> {
-    let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+    let known = newest_migration();
     MIGRATIONS.run(conn).await.map_err(|error| match error {
         MigrateError::VersionMissing(found) if found > known => OpenError::NewerSchema { found, known },
         other => OpenError::Migrate(other),

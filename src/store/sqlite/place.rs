@@ -86,7 +86,8 @@ fn identity(_: &Metadata) -> (u64, u64) {
 }
 
 /// The remote file system `folder` lies on, if it does. Systems without Linux's list of mounts are taken at their word.
-pub(super) fn remote_file_system(folder: &Path) -> Option<String> {
+#[must_use]
+pub fn remote_file_system(folder: &Path) -> Option<String> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     let kind = file_system(&mounts, &folder.canonicalize().ok()?)?;
     REMOTE.contains(&kind).then(|| kind.to_owned())
