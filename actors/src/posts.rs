@@ -48,6 +48,10 @@ impl Posts {
     where
         F: Future<Output = Result<Receipt, SubmitError>> + Send + 'static,
     {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it is meant to outlive its actor, and a panic is part of the answer"
+        )]
         let running = tokio::spawn(post.in_current_span());
         let ended = running.map(move |end| Answer { began, result: end.map_err(|_| Panicked) });
         let answer = ended.boxed().shared();
