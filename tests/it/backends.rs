@@ -149,6 +149,9 @@ async fn a_lone_backend_is_never_given_up() {
     fake.inject(Fault::Unhealthy).await.unwrap();
     fake.inject(Fault::DropSockets).await.unwrap();
     world.offline(0).await;
+    // Asked in vain for longer than another would be waited for.
+    let before = world.asked().await;
+    world.until_asked(before + 2.0).await;
     fake.resume();
     until(&fake, |event| matches!(event, EventKind::Finished { .. })).await;
     fake.clear();

@@ -59,6 +59,17 @@ pub fn newest_client(fake: &Control) -> String {
     fake.log().into_iter().rev().find_map(opened).unwrap()
 }
 
+const SILENCES: &str = "comfyd_websocket_silences_total";
+
+/// What a counter says: the sum of those with this label, or of all without one.
+fn counted(stats: &Value, name: &str, label: Option<&str>) -> f64 {
+    let samples = stats["metrics"][name]["samples"].as_array().into_iter().flatten();
+    let has = |sample: &&Value| {
+        label.is_none_or(|label| sample["labels"].as_object().unwrap().values().any(|value| value == label))
+    };
+    samples.filter(has).filter_map(|sample| sample["value"].as_f64()).sum()
+}
+
 impl World {
     /// Whatever went wrong: nothing was sent twice under one id, and no socket reused a name.
     pub fn assert_nothing_was_repeated(&self) {
@@ -96,6 +107,21 @@ impl World {
             phase != comfyd_actors::board::PhaseName::Online
         };
         until_level("offline", is_offline).await;
+    }
+
+    /// How often prompts were asked about of which the socket said nothing.
+    pub async fn asked(&self) -> f64 {
+        self.counted(SILENCES, None).await
+    }
+
+    /// What a counter says: the sum of those with this label, or of all without one.
+    pub async fn counted(&self, name: &str, label: Option<&str>) -> f64 {
+        counted(&self.get("/api/stats").await, name, label)
+    }
+
+    /// Waits until they were asked about so often.
+    pub async fn until_asked(&self, times: f64) {
+        self.until("/api/stats", |stats| counted(stats, SILENCES, None) >= times).await;
     }
 
     /// Waits until the session itself has heard that the task runs.

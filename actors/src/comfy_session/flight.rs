@@ -365,7 +365,7 @@ impl Flight {
             Fate::Accepted { .. } | Fate::Unclear(_) if self.is_beyond_stopping(now, settings) => {
                 Some(self.settle(self.after_defiance(), Some(self.prompt())))
             }
-            Fate::Accepted { .. } | Fate::Unclear(_) if self.is_lost(now, settings) => self.give_up(),
+            Fate::Accepted { .. } | Fate::Unclear(_) if online && self.is_lost(now, settings) => self.give_up(),
             Fate::Accepted { .. } | Fate::Unclear(_) if self.must_stop(now) => Some(match self.stop {
                 Some(Stop::Recall) => Act::Withdraw(self.prompt()),
                 _ => Act::Stop(self.prompt()),
@@ -375,7 +375,7 @@ impl Flight {
         }
     }
 
-    /// As good as on a server that is away.
+    /// As good as on a server that is away, though it is there. For one that is away the session decides: it knows whether there is another.
     fn is_lost(&self, now: Timestamp, settings: &SessionSettings) -> bool {
         self.unread_since.is_some_and(|since| now.since(since) >= settings.backend_lost_after)
     }

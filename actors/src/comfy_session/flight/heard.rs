@@ -243,6 +243,8 @@ impl Flight {
 
     /// Frames may have been missed: ask at once.
     pub fn on_reconnected(&mut self, now: Timestamp) {
+        // That nothing could be read of a server that was away says nothing about it now.
+        self.unread_since = None;
         // What is over and only awaits its history has no frames left to miss.
         if matches!(self.fate, Fate::Accepted { .. }) && self.end_heard_at.is_none() {
             self.fate = Fate::Unclear(Doubt::confirmed(now));

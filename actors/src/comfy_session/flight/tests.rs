@@ -451,6 +451,30 @@ fn a_server_whose_answers_cannot_be_read_is_as_good_as_away() {
     assert!(bench.now.since(begun) >= lost_after);
 }
 
+/// Whether a server that is away is given up is not for a flight to say: it may be the only one.
+#[test]
+fn a_server_that_is_away_is_waited_for_and_asked_at_once_when_it_is_back() {
+    let mut bench = Bench::running();
+    bench.flight.task.timeout = None;
+    bench.flight.on_disconnected();
+    let back = bench.now.after(bench.settings.backend_lost_after * 2);
+    while bench.now < back {
+        match bench.flight.next(bench.now, false, &bench.settings) {
+            Some(Act::ReadHistory(_)) => {
+                bench.flight.on_history(Err(ComfyError::Unavailable("away".into())), bench.now);
+            }
+            Some(Act::Look(_)) => {
+                bench.flight.on_looked(Err(ComfyError::Unavailable("away".into())), bench.now, bench.now);
+            }
+            act => assert_eq!(act, None),
+        }
+        bench.now = bench.now.after(Duration::from_millis(500));
+    }
+    bench.flight.on_word(bench.now, &bench.settings);
+    bench.flight.on_reconnected(bench.now);
+    assert!(matches!(bench.next(), Some(Act::Look(_))), "frames may have been missed");
+}
+
 #[test]
 fn a_clients_wish_outranks_a_recall() {
     let mut bench = Bench::accepted();
