@@ -98,6 +98,8 @@ async fn a_server_that_was_away_gets_no_task_before_it_ran_something() {
     let status = world.until_status(tested).await;
     assert_eq!(status["status"], "degraded");
     assert_eq!((tasks_posted(&fake, &[&id]), world.now(&id).await["stage"].clone()), (0, json!("queued")));
+    // What did not run in time shall not run later.
+    until(&fake, |event| matches!(event, EventKind::Deleted { .. })).await;
 
     fake.inject(Fault::Restart { down: std::time::Duration::ZERO }).await.unwrap();
     world.ran(&id, 1).await;
@@ -115,6 +117,43 @@ async fn a_server_without_the_nodes_of_the_test_is_tested_by_a_task() {
     world.fake().inject(Fault::Revive).await.unwrap();
     let id = world.create(&task(1)).await;
     world.ran(&id, 1).await;
+}
+
+/// The test of a server goes with the server: whoever comes back is tested afresh, though the old test had all the time in the world.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_that_was_lost_with_its_server_keeps_nobody_waiting() {
+    let world = watchful(1).with("COMFYD_HEALTH__TEST_TIMEOUT", "1h").start().await;
+    let fake = world.fake();
+    fake.inject(Fault::Kill).await.unwrap();
+    world.open(0, "unreachable").await;
+    fake.pause_execution();
+    fake.inject(Fault::Revive).await.unwrap();
+    until(&fake, |event| matches!(event, EventKind::Gated { .. })).await;
+    fake.inject(Fault::Restart { down: std::time::Duration::ZERO }).await.unwrap();
+    fake.resume();
+    world.closed(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_runs_there_is_the_test_of_its_server() {
+    let world = watchful(1).start().await;
+    let fake = world.fake();
+    fake.pause_execution();
+    let id = world.create(&task(1)).await;
+    world.running(&id).await;
+    fake.inject(Fault::Unhealthy).await.unwrap();
+    fake.inject(Fault::ResetSockets).await.unwrap();
+    world.open(0, "unreachable").await;
+    fake.clear();
+    world.breaker(0, &["half_open"]).await;
+    // Asked about it again and again, and nothing else was sent meanwhile.
+    let before = world.asked().await;
+    world.until_asked(before + 2.0).await;
+    fake.resume();
+    world.ran(&id, 1).await;
+    world.closed(0).await;
+    let sent = fake.log().into_iter().filter(|event| matches!(event.kind, EventKind::Posted { .. })).count();
+    assert_eq!(sent, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,6 +226,10 @@ async fn a_broken_device_costs_its_task_nothing_and_its_server_everything() {
     broken.clear();
     broken.inject(Fault::Restart { down: std::time::Duration::ZERO }).await.unwrap();
     world.closed(0).await;
+    assert!(world.counted("comfyd_backend_breaker_openings_total", Some("fatal")).await >= 1.0);
+    for result in ["failed", "passed"] {
+        assert!(world.counted("comfyd_backend_tests_total", Some(result)).await >= 1.0, "{result}");
+    }
     world.assert_nothing_was_repeated();
 }
 
@@ -212,12 +255,14 @@ async fn a_broken_device_is_trusted_after_a_test_of_it_and_not_after_a_task() {
     let log = fake.log();
     let again = log.iter().rposition(|event| posted(&broke)(&event.kind)).unwrap();
     let ours = [prompts(&fake, &broke), prompts(&fake, &sound)].concat();
-    let tested = log[..again].iter().any(|event| match &event.kind {
-        EventKind::Finished { prompt_id, outcome: Outcome::Success } => !ours.contains(prompt_id),
-        _ => false,
+    let tested = log[..again].iter().find_map(|event| match &event.kind {
+        EventKind::Finished { prompt_id, outcome: Outcome::Success } => Some(prompt_id).filter(|id| !ours.contains(id)),
+        _ => None,
     });
-    assert!(tested, "nothing was tried before: {log:#?}");
+    let test = tested.unwrap_or_else(|| panic!("nothing was tried before: {log:#?}"));
     world.closed(0).await;
+    // It leaves nothing behind.
+    until(&fake, |event| matches!(event, EventKind::HistoryDeleted { prompt_id } if prompt_id == test)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -254,6 +299,11 @@ async fn a_stuck_run_that_stops_is_tried_again_elsewhere() {
     let done = world.completed(&id).await;
     assert_eq!((&done["attempt"], slow.executions_of_task(&id), other.executions_of_task(&id)), (&json!(2), 1, 1));
     world.open(0, "stuck").await;
+    // Full memory is what stalls most runs.
+    until(&slow, |event| matches!(event, EventKind::Freed { .. })).await;
+    for runs in ["comfyd_runs_stuck_total", "comfyd_runs_quiet_total"] {
+        assert!(world.counted(runs, None).await >= 1.0, "{runs}");
+    }
     slow.resume();
     world.closed(0).await;
     world.assert_nothing_was_repeated();

@@ -9,6 +9,15 @@ use std::{
     time::Duration,
 };
 
+use comfyd_actors::{
+    domain::{
+        id::{BackendId, ClientId, WorkerId},
+        lane::Lanes,
+        task::Intent,
+    },
+    janitor::JanitorMsg,
+    ports::store::{Claim, ClaimSlot},
+};
 use fake_comfyui::{EventKind, Fault};
 use futures_util::future::join_all;
 use reqwest::StatusCode;
@@ -256,4 +265,27 @@ async fn the_living_are_not_taken_over() {
     world.ran(&theirs, 1).await;
     second.shut_down();
     second.ended().await.unwrap();
+}
+
+/// What it hands over is for others: its own janitor does not take it up again.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_about_to_stop_takes_up_nothing_that_was_abandoned() {
+    let world = world().start().await;
+    let system = world.system();
+    world.client.post(world.url("/api/queue/pause")).send().await.unwrap().error_for_status().unwrap();
+    let abandoned = id(&world.create(&task(1)).await);
+    let later = world.create(&json!({"workflow": task(2)["workflow"], "delay": "1s"})).await;
+    system.board.set_draining();
+    let gone = WorkerId::new("gone:1");
+    let intent = Intent { backend: BackendId::new(world.fakes[0].url()), client: ClientId::new("c") };
+    let slots = vec![ClaimSlot { intent, lanes: Lanes::All }];
+    let lease = Duration::from_millis(1);
+    let claim = Claim { worker: gone.clone(), lease, slots };
+    let claimed = system.source.claim(claim).await.unwrap();
+    assert_eq!(claimed.len(), 1);
+    assert!(system.slots.janitor.cast(JanitorMsg::Sweep));
+    // It does this after it heard of the sweep.
+    world.stage(&later, "queued").await;
+    let task = system.store.get(abandoned).await.unwrap().task;
+    assert_eq!(task.lease.map(|lease| lease.worker), Some(gone));
 }

@@ -88,7 +88,6 @@ impl State {
     }
 
     fn on_opened(&mut self, me: &ActorRef<SessionMsg>, cause: Cause) {
-        self.give_back_unsent(me);
         if cause == Cause::Stuck {
             // Heard by whatever still listens there: memory that is full of models is what stalls most runs.
             let comfy = self.comfy.clone();
@@ -253,8 +252,7 @@ impl State {
     /// A connection could not be made, or ended. One that stood for a while was no failure to reach the server: proxies end those that are
     /// quiet.
     pub(super) fn on_unreached(&mut self, me: &ActorRef<SessionMsg>, loss: Loss, reason: &str) {
-        let stood = loss == Loss::Closed && self.now().since(self.care.connected_at) >= STOOD;
-        if loss != Loss::Deaf && !stood {
+        if is_failure(loss, self.now().since(self.care.connected_at)) {
             self.note(me, Event::Unreachable(reason.to_owned()));
         }
     }
@@ -277,6 +275,16 @@ impl State {
     }
 }
 
+/// Whether the end of a connection that stood for so long is a failure to reach the server.
+fn is_failure(loss: Loss, stood: Duration) -> bool {
+    match loss {
+        // Our own trouble: it answers pings.
+        Loss::Deaf => false,
+        Loss::Closed => stood < STOOD,
+        Loss::Unreachable | Loss::Unsent => true,
+    }
+}
+
 fn stuck(limit: Duration, node: Option<String>, class: Option<String>) -> TaskError {
     let place = node.as_ref().map_or_else(String::new, |node| format!(" in node {node}"));
     let limit = humantime::format_duration(limit);
@@ -290,5 +298,18 @@ fn stuck(limit: Duration, node: Option<String>, class: Option<String>) -> TaskEr
                  task with a longer `no_progress_timeout`"
             ),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_that_ends_quiet_connections_shuts_no_server() {
+        let second = Duration::from_secs(1);
+        let found = [Loss::Closed, Loss::Deaf, Loss::Unreachable, Loss::Unsent].map(|loss| is_failure(loss, STOOD));
+        assert_eq!(found, [false, false, true, true]);
+        assert!(is_failure(Loss::Closed, STOOD - second) && !is_failure(Loss::Deaf, second));
     }
 }

@@ -84,7 +84,7 @@ impl Instruments {
             canaries: make.counters("comfyd_backend_tests_total",
                 "Test prompts of our own that a backend in doubt had to execute, by what came of them.", &["backend", "result"])?,
             quiet: make.counters("comfyd_runs_quiet_total",
-                "Runs that showed no progress for comfyui.quiet_after, each silence once.", &["backend"])?,
+                "Runs that showed no progress for health.quiet_after, each silence once.", &["backend"])?,
             stuck: make.counters("comfyd_runs_stuck_total",
                 "Runs that were stopped because they showed no progress for their no_progress_timeout.", &["backend"])?,
             in_flight: make.gauges("comfyd_backend_in_flight", "Tasks of ours on a backend.", &["backend"])?,

@@ -74,3 +74,31 @@ fn two_systems_count_apart() {
     assert_eq!(value(&one, "comfyd_actor_restarts_total", &[("actor", "queue")]), Some(1.0));
     assert_eq!(value(&other, "comfyd_actor_restarts_total", &[("actor", "queue")]), None);
 }
+
+#[test]
+fn a_task_whose_files_alone_were_asked_for_has_no_stages() {
+    let metrics = Metrics::new().unwrap();
+    let stages = || {
+        let families = metrics.gather(&Picture::default());
+        families.iter().any(|family| family.name() == "comfyd_task_stage_seconds")
+    };
+    let mut task = crate::domain::task::tests::new_task();
+    (task.state, task.finished_at, task.uploads_only) = (TaskState::Completed, Some(Timestamp(9_000)), true);
+    metrics.ended(&task);
+    assert!(!stages(), "how long it lay about is none");
+    task.uploads_only = false;
+    metrics.ended(&task);
+    assert!(stages());
+}
+
+#[test]
+fn memory_is_told_of_those_that_told_it() {
+    let metrics = Metrics::new().unwrap();
+    let backend = BackendId::new("http://b");
+    let memory = vec![DeviceMemory { backend, device: 0, total: 8, free: 2 }];
+    let shown = |memory| {
+        let families = metrics.gather(&Picture { memory, ..Picture::default() });
+        families.iter().filter(|family| family.name().starts_with("comfyd_backend_vram_")).count()
+    };
+    assert_eq!((shown(memory), shown(Vec::new())), (2, 0), "a server that is gone has no memory we know of");
+}

@@ -230,6 +230,7 @@ async fn a_frame_beyond_measure_costs_the_connection_and_not_the_task() {
     stage.impostor.says(Script { frames: |_| vec![Message::Binary(vec![0; 65 << 20].into())], ..Script::default() });
     let id = stage.world.create(&task_with(1, &json!({"max_attempts": 1}))).await;
     stage.world.completed(&id).await;
+    stage.world.until_status(|status| status["backends"][0]["connections"].as_u64() >= Some(2)).await;
     stage.world.online().await;
     stage.is_sound().await;
 }
