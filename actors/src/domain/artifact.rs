@@ -317,6 +317,9 @@ mod tests {
             file("a\r\nb", "", "output"),
             file("a.png", "../x", "output"),
             file("a.png", "/etc", "output"),
+            file("a.png", "x\\y", "output"),
+            file("a.png", "x\r\ny", "output"),
+            file("a.png", &"x/".repeat(600), "output"),
             file("a.png", "", "models"),
             file(&"a".repeat(256), "", "output"),
         ] {

@@ -127,3 +127,31 @@ async fn reach_disk(shared: &Arc<Shared>) -> Result<(), StoreError> {
         StoreError::Unavailable(format!("the disk did not take the write: {error}"))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was committed before anybody noticed lies in the log behind what may be lost.
+    #[tokio::test]
+    async fn after_a_flush_that_failed_none_is_believed_until_the_log_is_trusted_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("tasks.db");
+        std::fs::write(&database, "").unwrap();
+        let files = Files::of(&database).unwrap();
+        let log = files.log.clone();
+        let (flusher, flushing) = Flusher::new(files, broadcast::channel(1).0);
+        let flushing = tokio::spawn(flushing);
+        let promised = async || {
+            let (promise, kept) = oneshot::channel();
+            flusher.settle(Committed { jobs: Vec::new(), promises: vec![promise], changed: Vec::new() }).await;
+            kept.await.unwrap()
+        };
+        assert!(promised().await.is_err(), "there is no log");
+        std::fs::write(&log, "").unwrap();
+        assert!(promised().await.is_err() && !flusher.is_trusted(), "this flush alone would succeed");
+        flusher.trust();
+        assert!(promised().await.is_ok());
+        flushing.abort();
+    }
+}
