@@ -6,15 +6,7 @@ use std::{
     time::Duration,
 };
 
-use comfyd_actors::{
-    domain::{
-        id::{BackendId, ClientId},
-        lane::Lanes,
-        task::Intent,
-    },
-    ports::store::{Claim, ClaimSlot},
-    queue::QueueMsg,
-};
+use comfyd_actors::queue::QueueMsg;
 use fake_comfyui::{EventKind, FakeConfig, Fault, Generation, Outcome};
 use futures_util::future::join_all;
 use rand::RngExt;
@@ -289,10 +281,7 @@ async fn between_a_claim_and_its_answer_nothing_is_sent() {
     world.client.post(world.url("/api/queue/pause")).send().await.unwrap().error_for_status().unwrap();
     let id = world.create(&task(1)).await;
     let system = world.system();
-    let intent = Intent { backend: BackendId::new(world.fakes[0].url()), client: ClientId::new("c") };
-    let slots = vec![ClaimSlot { intent, lanes: Lanes::All }];
-    let claim = Claim { worker: system.worker.clone(), lease: system.settings.lease, slots };
-    let claimed = system.source.claim(claim).await.unwrap();
+    let claimed = world.claim(system.worker.clone(), system.settings.lease).await;
     assert_eq!(claimed.len(), 1);
     assert_eq!(world.cancel(&id).await.0, StatusCode::ACCEPTED);
     let stretch = system.deadline.stretch();

@@ -9,15 +9,7 @@ use std::{
     time::Duration,
 };
 
-use comfyd_actors::{
-    domain::{
-        id::{BackendId, ClientId, WorkerId},
-        lane::Lanes,
-        task::Intent,
-    },
-    janitor::JanitorMsg,
-    ports::store::{Claim, ClaimSlot},
-};
+use comfyd_actors::{domain::id::WorkerId, janitor::JanitorMsg, queue::QueueMsg};
 use fake_comfyui::{EventKind, Fault};
 use futures_util::future::join_all;
 use reqwest::StatusCode;
@@ -277,15 +269,26 @@ async fn who_is_about_to_stop_takes_up_nothing_that_was_abandoned() {
     let later = world.create(&json!({"workflow": task(2)["workflow"], "delay": "1s"})).await;
     system.board.set_draining();
     let gone = WorkerId::new("gone:1");
-    let intent = Intent { backend: BackendId::new(world.fakes[0].url()), client: ClientId::new("c") };
-    let slots = vec![ClaimSlot { intent, lanes: Lanes::All }];
-    let lease = Duration::from_millis(1);
-    let claim = Claim { worker: gone.clone(), lease, slots };
-    let claimed = system.source.claim(claim).await.unwrap();
-    assert_eq!(claimed.len(), 1);
+    assert_eq!(world.claim(gone.clone(), Duration::from_millis(1)).await.len(), 1);
     assert!(system.slots.janitor.cast(JanitorMsg::Sweep));
     // It does this after it heard of the sweep.
     world.stage(&later, "queued").await;
     let task = system.store.get(abandoned).await.unwrap().task;
     assert_eq!(task.lease.map(|lease| lease.worker), Some(gone));
+}
+
+/// The answer to a claim comes to a process that was frozen before it, for longer than its leases: the task may be somebody else's.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_before_a_freeze_is_given_back_unsent() {
+    let world = world().start().await;
+    let system = world.system();
+    world.client.post(world.url("/api/queue/pause")).send().await.unwrap().error_for_status().unwrap();
+    let task_id = world.create(&task(1)).await;
+    let claimed = world.claim(system.worker.clone(), system.settings.lease).await;
+    let stretch = system.deadline.stretch().wrapping_sub(1);
+    assert!(system.slots.queue.cast(QueueMsg::Claimed { kept: Vec::new(), stretch, result: Ok(Ok(claimed)) }));
+    world.stage(&task_id, "queued").await;
+    assert_eq!(prompts(&world.fake(), &task_id), [""; 0]);
+    world.client.post(world.url("/api/queue/resume")).send().await.unwrap().error_for_status().unwrap();
+    world.ran(&task_id, 1).await;
 }

@@ -2,6 +2,14 @@
 
 use std::{collections::HashSet, time::Duration};
 
+use comfyd_actors::{
+    domain::{
+        id::{BackendId, ClientId, WorkerId},
+        lane::Lanes,
+        task::Intent,
+    },
+    ports::store::{Assignment, Claim, ClaimSlot},
+};
 use fake_comfyui::{Control, Event, EventKind, FakeComfy};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -101,7 +109,7 @@ impl World {
 
     /// Waits until the backend of a fake is not online.
     pub async fn offline(&self, index: usize) {
-        let name = comfyd_actors::domain::id::BackendId::new(self.fakes[index].url());
+        let name = BackendId::new(self.fakes[index].url());
         let is_offline = || {
             let phase = self.system().board.backends()[&name].phase;
             phase != comfyd_actors::board::PhaseName::Online
@@ -122,6 +130,13 @@ impl World {
     /// Waits until they were asked about so often.
     pub async fn until_asked(&self, times: f64) {
         self.until("/api/stats", |stats| counted(stats, SILENCES, None) >= times).await;
+    }
+
+    /// Takes what is next in the order for a worker, past the queue, as if it ran on the first backend.
+    pub async fn claim(&self, worker: WorkerId, lease: Duration) -> Vec<Assignment> {
+        let intent = Intent { backend: BackendId::new(self.fakes[0].url()), client: ClientId::new("c") };
+        let slots = vec![ClaimSlot { intent, lanes: Lanes::All }];
+        self.system().source.claim(Claim { worker, lease, slots }).await.unwrap()
     }
 
     /// Waits until the session itself has heard that the task runs.
