@@ -39,7 +39,7 @@ const MAX_PART: usize = 255;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A folder cannot be made or written to.
-    #[error("failed to open the folder of storage target {target}: {source}")]
+    #[error("failed to open the folder of storage target {target}")]
     Folder {
         /// The target's name.
         target: String,
@@ -55,12 +55,12 @@ pub enum OpenError {
         reason: String,
     },
     /// What every task would fail of.
-    #[error("storage target {target} cannot be used: {source}")]
+    #[error("storage target {target} cannot be used: {reason}")]
     Unusable {
         /// The target's name.
         target: String,
-        /// What it said.
-        source: ObjectError,
+        /// What it said, and what to do.
+        reason: ObjectError,
     },
 }
 
@@ -110,7 +110,7 @@ pub async fn prove(targets: &Targets) -> Result<(), OpenError> {
             Err(error @ ObjectError::Unavailable(_)) => {
                 tracing::warn!(%error, target = name, "outputs wait until the storage is back");
             }
-            Err(source) => return Err(OpenError::Unusable { target: name.to_owned(), source }),
+            Err(reason) => return Err(OpenError::Unusable { target: name.to_owned(), reason }),
         }
     }
     Ok(())
