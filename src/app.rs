@@ -154,7 +154,7 @@ impl App {
             clock: clock.clone(),
         });
         let public_url = config.server.public_url.as_deref();
-        let receivers = Receivers::new(outbound, &config.webhooks, public_url, clock.clone());
+        let receivers = Receivers::new(outbound, targets.clone(), &config.webhooks, public_url, clock.clone());
         let settings = settings(config, !store.was_clean());
         let (writer, log, watched) = (store.clone(), store.clone(), board.clone());
         let pulse = board.pulse().clone();

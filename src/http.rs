@@ -49,6 +49,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub(crate) use self::storage::link_all;
 pub(crate) use self::validate::is_placeholder;
 use self::{docs::Intro, health::Checks, metrics::Memory};
 pub use self::{docs::document, server::AxumEdge};

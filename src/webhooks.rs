@@ -16,6 +16,7 @@ use comfyd_actors::{
         webhook::{Answer, Delivery},
     },
     ports::{clock::Clock, hook_sender::HookSender, store::TaskRecord},
+    targets::Targets,
 };
 use reqwest::{
     Response,
@@ -28,6 +29,7 @@ pub use self::message::Message;
 use crate::{
     config::{SigningKey, Webhooks},
     crash_point,
+    http::link_all,
     outbound::Outbound,
 };
 
@@ -37,6 +39,7 @@ const ANSWER: usize = 16 << 10;
 /// The way to receivers.
 pub struct Receivers {
     outbound: Outbound,
+    targets: Targets,
     keys: Vec<hmac::Key>,
     timeout: Duration,
     /// What URLs of outputs begin with.
@@ -47,10 +50,17 @@ pub struct Receivers {
 impl Receivers {
     /// By the configuration.
     #[must_use]
-    pub fn new(outbound: Outbound, settings: &Webhooks, public_url: Option<&str>, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(
+        outbound: Outbound,
+        targets: Targets,
+        settings: &Webhooks,
+        public_url: Option<&str>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let key = |key: &SigningKey| hmac::Key::new(hmac::HMAC_SHA256, key.bytes());
         Self {
             outbound,
+            targets,
             keys: settings.secrets.iter().map(key).collect(),
             timeout: settings.timeout,
             base: public_url.unwrap_or_default().to_owned(),
@@ -80,7 +90,9 @@ impl HookSender for Receivers {
         let webhook = record.options.webhook.as_ref().ok_or("the task names no webhook")?;
         // Read anew: what is allowed may have changed since.
         let target = self.outbound.read(&webhook.url).map_err(|refusal| refusal.to_string())?;
-        let body = Message::of(delivery, record, &self.base).write();
+        let mut message = Message::of(delivery, record, &self.base);
+        link_all(&self.targets, &mut message.data.outputs, &record.artifacts).await;
+        let body = message.write();
         let headers = self.headers(&delivery.message_id(), &body);
         crash_point::reach("webhook/sending");
         let answer =

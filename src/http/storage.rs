@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use comfyd_actors::{
     bridge::Standing,
     domain::{
-        artifact::StoredObject,
+        artifact::{Artifact, StoredObject},
         graph::escape,
         options::{StorageChoice, TaskOptions},
         storage::{makes_no_pictures, prefix},
@@ -104,14 +104,18 @@ fn never_kept(target: &str, graph: &str, options: &TaskOptions) -> Vec<FieldFaul
 
 /// A task with links to what it stored. `base` is what our own addresses begin with, which lead there too.
 pub async fn view(service: &Service, record: TaskRecord, progress: Option<Standing>, base: &str) -> TaskView {
-    let stored = record.artifacts.iter().filter_map(|artifact| artifact.object.clone());
-    let stored: Vec<StoredObject> = stored.collect();
+    let artifacts = record.artifacts.clone();
     let mut view = TaskView::of(record, progress, base);
-    // Both are in the order of the artifacts.
-    for (output, object) in view.outputs.iter_mut().zip(&stored) {
-        link(service.bridge.targets(), output, object).await;
-    }
+    link_all(service.bridge.targets(), &mut view.outputs, &artifacts).await;
     view
+}
+
+/// Has the outputs of some artifacts lead to where they lie. Both are in the same order.
+pub async fn link_all(targets: &Targets, outputs: &mut [OutputView], artifacts: &[Artifact]) {
+    let stored = artifacts.iter().filter_map(|artifact| artifact.object.as_ref());
+    for (output, object) in outputs.iter_mut().zip(stored) {
+        link(targets, output, object).await;
+    }
 }
 
 async fn link(targets: &Targets, output: &mut OutputView, object: &StoredObject) {

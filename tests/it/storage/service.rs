@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     buckets::{Bucket, Images, Seen, Trouble, WithoutProxy, settings},
+    receiver::Receiver,
     support::{Builder, World, sha256, task, task_with, world},
     witness::until_level,
 };
@@ -30,10 +31,11 @@ async fn get(url: &str) -> reqwest::Response {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn outputs_lie_in_the_bucket_and_links_lead_there() {
-    let bucket = Bucket::new().await;
+    let (bucket, receiver) = (Bucket::new().await, Receiver::start().await);
     for env in [bucket.s3(), bucket.gcs()] {
-        let world = with(world(), &env).with("COMFYD_STORAGE__PREFIX", "made/by-us").start().await;
-        let id = world.create(&task_with(1, &json!({"storage": {"prefix": "renders/2026/"}}))).await;
+        let world = with(receiver.heard_from(world()), &env).with("COMFYD_STORAGE__PREFIX", "made/by-us").start().await;
+        let more = json!({"storage": {"prefix": "renders/2026/"}, "webhook_url": receiver.url("x")});
+        let id = world.create(&task_with(1, &more)).await;
         let done = world.ran(&id, 1).await;
         let output = &done["outputs"][0];
         let keys: Vec<String> = bucket.objects().await.into_keys().filter(|key| key.contains(&id)).collect();
@@ -43,6 +45,10 @@ async fn outputs_lie_in_the_bucket_and_links_lead_there() {
         let direct = get(output["url"].as_str().unwrap()).await;
         assert_eq!(direct.headers()[header::CONTENT_TYPE], "image/png");
         assert_eq!(sha256(&direct.bytes().await.unwrap()), output["sha256"]);
+        // Who is told of it can go there at once.
+        let heard = receiver.until(|heard| heard.iter().any(|heard| heard.task() == id)).await;
+        let told = &heard.last().unwrap().message["data"]["outputs"][0];
+        assert_eq!(sha256(&get(told["url"].as_str().unwrap()).await.bytes().await.unwrap()), told["sha256"]);
         // Through us: the way there, or what is known of it.
         let ours = world.url(&format!("/api/tasks/{id}/outputs/0"));
         let redirect = get(&ours).await;
