@@ -119,7 +119,7 @@ impl Bucket for GcsStorage {
     async fn send(&self, upload: Upload<'_>, number: usize, part: Part) -> Result<ETag, ObjectError> {
         let (path, id) = (Path::from(upload.key), upload.id.to_owned());
         let sent = self.client.put_part(&path, &id, number, part.bytes.into()).await;
-        Ok(ETag(sent.map_err(|error| self.fault(&error))?.content_id))
+        Ok(ETag::new(Some(&sent.map_err(|error| self.fault(&error))?.content_id)))
     }
 
     async fn finish(&self, upload: Upload<'_>, parts: Vec<String>) -> Result<(), ObjectError> {

@@ -10,8 +10,8 @@ use md5::{Digest, Md5};
 use sha2::Sha256;
 
 /// What is sent in one request. A file of several is read on while one is sent: two of them are held, times the uploads at the same time
-/// (four, so 64 MiB). S3 wants at least 5 MiB and at most 10,000 parts, R2 the same length of all but the last.
-pub const PART: usize = 8 << 20;
+/// (four, so 40 MiB). S3 wants at least 5 MiB and at most 10,000 parts, R2 the same length of all but the last.
+pub const PART: usize = 5 << 20;
 /// So many parts there can be.
 const MOST_PARTS: u64 = 10_000;
 

@@ -1,6 +1,6 @@
 //! The one way of a file into a bucket, whatever the bucket speaks.
 //!
-//! A file of up to 8 MiB is one request; a longer one is sent in parts, each held until it is taken. Nothing touches the disk. A crash
+//! A file of up to 5 MiB is one request; a longer one is sent in parts, each held until it is taken. Nothing touches the disk. A crash
 //! leaves at most an upload without an end, which no key shows: give the bucket a rule that drops those after a day.
 //!
 //! A key is written once. When it is there already, by an earlier try whose answer was lost or by a process before this one, its bytes
@@ -62,25 +62,34 @@ pub struct Stat {
     pub etag: ETag,
 }
 
-/// What a bucket says of bytes: their MD5 most times, of parts the MD5 of theirs; anything where the bucket encrypts.
+/// What a bucket says of bytes: their MD5 most times, of parts the MD5 of theirs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ETag(pub String);
+pub struct ETag {
+    text: String,
+    sealed: bool,
+}
 
 impl ETag {
     /// From a header, if it is there.
     #[must_use]
     pub fn new(header: Option<&str>) -> Self {
-        Self(header.unwrap_or_default().to_owned())
+        Self { text: header.unwrap_or_default().to_owned(), sealed: false }
+    }
+
+    /// Encrypted by a key of one's own, it looks like an MD5 and is none.
+    #[must_use]
+    pub fn sealed(self, sealed: bool) -> Self {
+        Self { sealed, ..self }
     }
 
     fn plain(&self) -> &str {
-        self.0.trim_matches('"')
+        self.text.trim_matches('"')
     }
 
     /// Whether it is an MD5, and of other bytes: those were damaged on their way, and nobody must find them.
     fn contradicts(&self, md5: &str) -> bool {
         let told = self.plain();
-        told.len() == md5.len() && told.bytes().all(|byte| byte.is_ascii_hexdigit()) && told != md5
+        !self.sealed && told.len() == md5.len() && told.bytes().all(|byte| byte.is_ascii_hexdigit()) && told != md5
     }
 }
 
@@ -166,7 +175,7 @@ async fn send(
     let md5 = hex(&part.md5);
     match bucket.send(upload, number, part).await {
         Ok(etag) if etag.contradicts(&md5) => Err(damaged()),
-        Ok(ETag(etag)) => Ok(etag),
+        Ok(ETag { text, .. }) => Ok(text),
         // As after any other failure, it is begun anew.
         Err(ObjectError::NotFound | ObjectError::Taken) => {
             Err(ObjectError::Unavailable("the upload was given up by somebody else".to_owned()))

@@ -147,7 +147,7 @@ async fn a_bucket_does(bucket: &Bucket, settings: &[(String, String)]) {
     assert_eq!(bucket.unfinished().await, 0);
     // Once whole, once not at all, once only as far as it takes to see that it is another one.
     let parts = bucket.proxy.seen(|seen| seen.path.contains("partNumber"));
-    assert_eq!(parts.iter().map(|part| part.bytes).collect::<Vec<_>>(), [8 << 20, 8 << 20, (1 << 20) + 5]);
+    assert_eq!(parts.iter().map(|part| part.bytes).collect::<Vec<_>>(), [5 << 20, 5 << 20, 5 << 20, (2 << 20) + 5]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
