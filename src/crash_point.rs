@@ -32,6 +32,10 @@ struct Armed {
 /// One per process, because its death is.
 static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
 
+/// Stops a process and ends when all of its threads stand still: a signal takes its time, and whoever went on meanwhile would be frozen
+/// further on, with a lock in its hands.
+const STOP: &str = r#"kill -s STOP "$0"; while grep -qv '^[^)]*) T' /proc/"$0"/task/*/stat; do :; done"#;
+
 /// The process is at `point`.
 #[inline]
 pub fn reach(point: &str) {
@@ -106,8 +110,8 @@ impl Fate {
             // No destructor, no flush, no goodbye.
             Self::Abort => std::process::abort(),
             Self::Freeze => {
-                // Stopped while it waits for the answer of this; woken by SIGCONT.
-                _ = Command::new("kill").args(["-s", "STOP", &std::process::id().to_string()]).status();
+                // Stopped while it waits for the end of this; woken by SIGCONT.
+                _ = Command::new("sh").args(["-c", STOP, &std::process::id().to_string()]).status();
             }
         }
     }
