@@ -21,7 +21,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations/sqlite");
 const OLDEST: [u32; 3] = [3, 51, 3];
 
 /// How long a write waits for another process that is writing.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a read waits for one of the connections.
 const READER_PATIENCE: Duration = Duration::from_secs(5);

@@ -23,13 +23,14 @@ use comfyd_actors::{
 use sqlx::{ConnectOptions, Row, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, error::Elapsed, timeout, timeout_at},
+    time::{Instant, error::Elapsed, sleep, timeout, timeout_at},
 };
 use tracing::{debug, warn};
 
 use super::{
     fault::Fault,
     flush::{Committed, Flusher, Promise},
+    open::BUSY_TIMEOUT,
     ops::set_back,
     place::Files,
     tx::Tx,
@@ -42,6 +43,9 @@ const MAX_BATCH: usize = 256;
 /// How long what nobody waits for waits for the next change of its task, to be written with that: longer than a short task needs from one
 /// of its changes to the next, shorter than anybody notices (decision 025).
 const COMPANY: Duration = Duration::from_millis(5);
+
+/// How often the log is tried to be emptied while another process does. Nobody is told when that is over.
+const EMPTY_AGAIN: Duration = Duration::from_millis(10);
 
 /// After this long without work the writer tidies up.
 const QUIET: Duration = Duration::from_secs(5);
@@ -354,13 +358,19 @@ impl Writer {
 async fn connect(options: &SqliteConnectOptions, files: &Files) -> Result<SqliteConnection, StoreError> {
     // Another file than ours is nobody's business, and none must not become an empty one.
     files.check().map_err(|error| StoreError::Unavailable(error.to_string()))?;
-    let empty = async {
-        let mut conn = options.connect().await?;
-        let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&mut conn).await?;
-        Ok::<_, sqlx::Error>((conn, row.try_get("busy")?))
-    };
-    match empty.await.map_err(|error| Fault::from(error).into_inner())? {
-        (conn, false) => Ok(conn),
-        (_, true) => Err(StoreError::Unavailable("another process keeps the log from being emptied".into())),
+    let give_up = Instant::now() + BUSY_TIMEOUT;
+    let mut conn = options.connect().await.map_err(|error| Fault::from(error).into_inner())?;
+    while !empty_log(&mut conn).await.map_err(|error| Fault::from(error).into_inner())? {
+        if Instant::now() >= give_up {
+            return Err(StoreError::Unavailable("another process keeps the log from being emptied".into()));
+        }
+        sleep(EMPTY_AGAIN).await;
     }
+    Ok(conn)
+}
+
+/// False when another connection is doing the same: for that `SQLite` does not wait.
+async fn empty_log(conn: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(conn).await?;
+    Ok(!row.try_get::<bool, _>("busy")?)
 }
