@@ -160,7 +160,7 @@ impl Event {
 #[must_use]
 pub fn facts(before: Option<Stage>, task: &Task, edit: &ArtifactEdit) -> Vec<Fact> {
     let output = |index| Fact::Output { dispatch: task.dispatch, index };
-    let mut facts = match edit {
+    let outputs: Vec<Fact> = match edit {
         ArtifactEdit::Stored(index, _) => vec![output(*index)],
         // A plan has nothing stored; a manifest has everything, some of it told before.
         ArtifactEdit::Replace(artifacts) => artifacts
@@ -171,6 +171,15 @@ pub fn facts(before: Option<Stage>, task: &Task, edit: &ArtifactEdit) -> Vec<Fac
         ArtifactEdit::Keep => Vec::new(),
     };
     let stage = Stage::of(task);
+    // The evidence of a stage may be late or lost, and nobody waits for it. What is being stored has run all the same.
+    let passed: &[Stage] = match (before, stage) {
+        (Some(Stage::Preparing), Stage::Uploading) => &[Stage::Executing],
+        (Some(Stage::Preparing), Stage::Completed) => &[Stage::Executing, Stage::Uploading],
+        (Some(Stage::Executing), Stage::Completed) => &[Stage::Uploading],
+        _ => &[],
+    };
+    let told = |stage: &Stage| Fact::Stage { stage: *stage, attempt: task.attempt, error: None };
+    let mut facts: Vec<Fact> = passed.iter().map(told).chain(outputs).collect();
     if before != Some(stage) {
         let given_back = stage == Stage::Queued && before.is_some_and(Stage::is_held);
         let is_news = |error: &TaskError| match stage {
@@ -188,6 +197,7 @@ mod tests {
     use super::*;
     use crate::domain::{
         error::ErrorCode,
+        id::PromptId,
         task::{
             Change,
             tests::{artifact, claim, new_task},
@@ -210,10 +220,32 @@ mod tests {
         assert_eq!(facts(None, &task, &ArtifactEdit::Keep), [stage(Stage::Queued)]);
         assert_eq!(after(&mut task, claim()), [stage(Stage::Preparing)]);
         assert_eq!(after(&mut task, Change::Renew { until: Timestamp(99) }), []);
+        let prompt = PromptId::of(task.id, 1);
+        assert_eq!(after(&mut task, Change::Accept { prompt }), [stage(Stage::Executing)]);
         assert_eq!(after(&mut task, Change::Plan { artifacts: vec![artifact(false)] }), [stage(Stage::Uploading)]);
         let manifest = Change::Complete { artifacts: vec![artifact(true)] };
         let output = Fact::Output { dispatch: 1, index: 0 };
         assert_eq!(after(&mut task, manifest), [output, stage(Stage::Completed)]);
+    }
+
+    #[test]
+    fn a_stage_that_nobody_recorded_is_told_in_its_place() {
+        let claimed = || {
+            let mut task = new_task();
+            after(&mut task, claim());
+            task
+        };
+        let passed = [stage(Stage::Executing), stage(Stage::Uploading)];
+        let plan = Change::Plan { artifacts: vec![artifact(false)] };
+        assert_eq!(after(&mut claimed(), plan), passed);
+        let manifest = Change::Complete { artifacts: vec![artifact(true)] };
+        let told = after(&mut claimed(), manifest.clone());
+        assert_eq!(told[..2], passed);
+        assert_eq!(told[2..], [Fact::Output { dispatch: 1, index: 0 }, stage(Stage::Completed)]);
+        let mut executing = claimed();
+        let prompt = PromptId::of(executing.id, 1);
+        after(&mut executing, Change::Accept { prompt });
+        assert_eq!(after(&mut executing, manifest)[0], stage(Stage::Uploading));
     }
 
     #[test]
