@@ -11,18 +11,24 @@ mod view;
 mod ws;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use axum::{Router, http::HeaderValue};
+use bytes::BytesMut;
+use futures_util::StreamExt;
 use serde::Serialize;
 
 use crate::fault::Fault;
 use crate::server::Server;
+
+/// How long a body is read on that is too large (`lingering_time` of aiohttp).
+const LINGERING: Duration = Duration::from_secs(10);
 
 type Shared = State<Arc<Server>>;
 
@@ -129,8 +135,24 @@ fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
 /// Reads a body up to the limit; above it the answer is 413.
 async fn read_body(server: &Server, body: Body) -> Result<Bytes, Response> {
     let limit = server.config.max_body;
-    axum::body::to_bytes(body, limit).await.map_err(|_| {
-        let text = format!("Maximum request body size {limit} exceeded.");
-        (StatusCode::PAYLOAD_TOO_LARGE, [(header::CONNECTION, "close")], text).into_response()
-    })
+    let mut body = body.into_data_stream();
+    let mut whole = BytesMut::new();
+    while let Some(chunk) = body.next().await {
+        // Whoever sent it is gone.
+        let Ok(chunk) = chunk else { return Err(trouble()) };
+        if whole.len() + chunk.len() > limit {
+            tokio::spawn(read_to_the_end(body));
+            let text = format!("Maximum request body size {limit} exceeded.");
+            return Err((StatusCode::PAYLOAD_TOO_LARGE, [(header::CONNECTION, "close")], text).into_response());
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole.freeze())
+}
+
+/// As aiohttp: a connection that is closed on somebody who is still sending takes the answer with it.
+async fn read_to_the_end(mut body: BodyDataStream) {
+    let reading = async { while body.next().await.is_some_and(|chunk| chunk.is_ok()) {} };
+    // Who takes longer has had his time.
+    _ = tokio::time::timeout(LINGERING, reading).await;
 }
