@@ -332,7 +332,8 @@ pub async fn an_output_is_told_once_per_run<F: Future<Output = Subject>>(open: &
     store.change(&task, Change::Plan { artifacts: artifacts(2, false) }).await;
     store.change(&task, Change::Store { index: 1, object: super::fixtures::object(1) }).await;
     store.change(&task, Change::Complete { artifacts: artifacts(2, true) }).await;
-    assert_eq!(store.words(task.id).await[7..], ["uploading", "1:true", "0:true", "completed"]);
+    let told = ["executing", "uploading", "1:true", "0:true", "completed"];
+    assert_eq!(store.words(task.id).await[7..], told, "nobody recorded that it was accepted, and it ran all the same");
 }
 
 /// Not even when everything is deleted: somebody may have read up to there.
