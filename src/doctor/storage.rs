@@ -2,15 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use comfyd_actors::{
-    domain::storage::below,
-    ports::object_store::{ObjectError, ObjectStore, PIXEL},
+    ports::object_store::{ObjectError, ObjectStore, put_picture},
     targets::Target,
 };
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::TryStreamExt;
 use reqwest::{Client, StatusCode, redirect};
-use uuid::Uuid;
 
 use super::report::Section;
 use crate::{config::Config, storage, tls};
@@ -39,11 +36,13 @@ pub(super) async fn examine(config: &Config) -> Vec<Section> {
 
 async fn look(section: &mut Section, target: &Target) {
     let store = target.store.as_ref();
-    let key = below(&[&target.prefix], &format!("comfyd-check/{}.png", Uuid::new_v4().simple()));
     let began = Instant::now();
-    if let Err(error) = write_and_read(store, &key).await {
-        return section.bad(format!("a picture cannot be stored there and read back: {error}"), cure(&error));
-    }
+    let key = match write_and_read(store, &target.prefix).await {
+        Ok(key) => key,
+        Err(error) => {
+            return section.bad(format!("a picture cannot be stored there and read back: {error}"), cure(&error));
+        }
+    };
     section.good(format!("a picture was stored and read back in {} ms", began.elapsed().as_millis()));
     fetch(section, store, &key).await;
     match store.delete(&key).await {
@@ -55,15 +54,15 @@ async fn look(section: &mut Section, target: &Target) {
     }
 }
 
-async fn write_and_read(store: &dyn ObjectStore, key: &str) -> Result<(), ObjectError> {
-    let body = stream::once(std::future::ready(Ok(Bytes::from_static(PIXEL)))).boxed();
-    store.put(key, "image/png", Some(PIXEL.len() as u64), body).await?;
-    let reading = store.open(key, None).await?;
+/// Returns the key of the picture.
+async fn write_and_read(store: &dyn ObjectStore, prefix: &str) -> Result<String, ObjectError> {
+    let key = put_picture(store, prefix).await?;
+    let reading = store.open(&key, None).await?;
     // Storage may serve pictures in another format than they came in: then something else than an exact copy is right.
     let whole = reading.body.try_fold(0_u64, async |sum, chunk| Ok(sum + chunk.len() as u64)).await;
     match whole.map_err(|error| ObjectError::Unavailable(error.to_string()))? {
         0 => Err(ObjectError::Misconfigured("what was just stored there is empty when it is read".to_owned())),
-        _ => Ok(()),
+        _ => Ok(key),
     }
 }
 

@@ -139,16 +139,24 @@ pub trait ObjectStore: Send + Sync + 'static {
     async fn check(&self) -> Result<(), ObjectError>;
 }
 
-/// Stores a picture of one pixel below a prefix, reads it and deletes it: proof that everything a target is for works, for the start of
-/// the process and for `comfyd doctor`. Who may not delete leaves the picture behind, which is no reason not to start: the second value
-/// says so.
+/// Stores a picture of one pixel below a prefix, to see whether that works; returns its key.
+///
+/// # Errors
+/// As [`ObjectStore::put`].
+pub async fn put_picture(store: &dyn ObjectStore, prefix: &str) -> Result<String, ObjectError> {
+    let key = below(&[prefix], &format!("comfyd-check/{}.png", Uuid::new_v4().simple()));
+    let body = stream::once(ready(Ok(Bytes::from_static(PIXEL)))).boxed();
+    store.put(&key, "image/png", Some(PIXEL.len() as u64), body).await?;
+    Ok(key)
+}
+
+/// Stores a picture of one pixel below a prefix, looks for it and deletes it: proof that everything a target is for works, for the start of
+/// the process. Who may not delete leaves the picture behind, which is no reason not to start: the second value says so.
 ///
 /// # Errors
 /// As the three say.
 pub async fn round_trip(store: &dyn ObjectStore, prefix: &str) -> Result<Option<ObjectError>, ObjectError> {
-    let key = below(&[prefix], &format!("comfyd-check/{}.png", Uuid::new_v4().simple()));
-    let body = stream::once(ready(Ok(Bytes::from_static(PIXEL)))).boxed();
-    store.put(&key, "image/png", Some(PIXEL.len() as u64), body).await?;
+    let key = put_picture(store, prefix).await?;
     let size = store.size(&key).await?;
     if size == 0 {
         return Err(ObjectError::Misconfigured("what was just stored there cannot be read back".to_owned()));
@@ -157,4 +165,4 @@ pub async fn round_trip(store: &dyn ObjectStore, prefix: &str) -> Result<Option<
 }
 
 /// A PNG of one grey pixel, whole: some targets look into what they are given.
-pub const PIXEL: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0\x3a\x7e\x9b\x55\0\0\0\x0aIDAT\x78\xda\x63\x68\0\0\0\x82\0\x81\xda\x45\x08\x3b\0\0\0\0IEND\xae\x42\x60\x82";
+const PIXEL: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0\x3a\x7e\x9b\x55\0\0\0\x0aIDAT\x78\xda\x63\x68\0\0\0\x82\0\x81\xda\x45\x08\x3b\0\0\0\0IEND\xae\x42\x60\x82";
