@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     io,
     net::{SocketAddr, TcpListener},
-    path::Path,
     sync::Arc,
 };
 
@@ -13,7 +12,7 @@ use comfyd_actors::{
     bridge::{self, Bridge},
     catalogues::Catalogues,
     domain::id::{BackendId, WorkerId},
-    kit::deadline::Deadline,
+    kit::{deadline::Deadline, service::factory},
     metrics::{Metrics, MetricsError},
     ports::{clock::Clock, comfy::ComfyTransport, store::StoreError},
     posts::Posts,
@@ -34,16 +33,11 @@ use crate::{
     media::Studio,
     outbound::Outbound,
     storage,
-    store::{
-        node_lock::NodeLock,
-        sqlite::{OpenError, SqliteConfig, SqliteStore},
-    },
+    store::{self, Presence},
     webhooks::Receivers,
     workflows::Workflows,
 };
 
-/// The name of the service that writes to the store.
-pub const STORE_WRITER: &str = "store writer";
 /// The name of the service that keeps the named workflows current.
 pub const WORKFLOWS: &str = "workflows";
 
@@ -66,10 +60,7 @@ pub enum AppError {
     },
     /// The task store cannot be used.
     #[error("failed to open the task store")]
-    Store(#[from] OpenError),
-    /// The node's lock file cannot be made.
-    #[error("failed to lock the task store")]
-    Lock(#[source] io::Error),
+    Store(#[from] store::OpenError),
     /// The storage for outputs cannot be used.
     #[error(transparent)]
     Storage(#[from] storage::OpenError),
@@ -98,10 +89,9 @@ pub struct App {
     address: SocketAddr,
     system: System,
     bridge: Bridge,
-    store: Arc<SqliteStore>,
     root: ActorRef<RootMsg>,
     ended: JoinHandle<()>,
-    lock: NodeLock,
+    presence: Box<dyn Presence>,
 }
 
 impl App {
@@ -120,10 +110,9 @@ impl App {
     pub async fn start_at(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
         crate::tls::install_crypto_provider();
         let (listener, address) = listen(config)?;
-        let database = SqliteConfig::parse(config.store.database_url.expose())?;
-        let lock = lock_node(&database.path).await?;
-        let store = SqliteStore::open(database, clock.clone()).await?;
-        let workflows = Arc::new(Workflows::open(&config.workflows.dir, store.clone()).await?);
+        let metrics = Metrics::new().map_err(AppError::Metrics)?;
+        let store = store::open(&config.store, clock.clone(), &metrics).await?;
+        let workflows = Arc::new(Workflows::open(&config.workflows.dir, store.workflows.clone()).await?);
         let edge = AxumEdge::new(listener, HttpConfig::from(config), workflows.clone(), config.server.drain_grace)
             .map_err(|source| AppError::Listen { address, source })?;
         let targets = storage::open(&config.storage, config.tasks.upload_retry)?;
@@ -131,18 +120,23 @@ impl App {
         let in_order = backends(config)?;
         let backends: BTreeMap<BackendId, _> =
             in_order.iter().map(|backend| (backend.id().clone(), backend.clone())).collect();
-        let slots = Slots::new(backends.keys(), [STORE_WRITER, WORKFLOWS, EVENTS, PULSE]);
         let board = Board::default();
         let catalogues = Catalogues::new(backends.keys().cloned());
-        let metrics = Metrics::new().map_err(AppError::Metrics)?;
-        store.observe(metrics.clone());
         let outbound = Outbound::new(&config.outbound).map_err(AppError::Outbound)?;
-        let fetcher = UrlFetcher::new(outbound.clone(), store.clone(), targets.inputs().clone(), config.inputs);
+        let fetcher = UrlFetcher::new(outbound.clone(), store.inputs.clone(), targets.inputs().clone(), config.inputs);
+        let (log, watched, pulse) = (store.tasks.clone(), board.clone(), board.pulse().clone());
+        let mut services = store.services;
+        services.extend([
+            (WORKFLOWS, factory(move || workflows.clone().keep_current())),
+            (EVENTS, factory(move || watch::tail(log.clone(), watched.clone()))),
+            (PULSE, factory(move || pulse.clone().beat())),
+        ]);
+        let slots = Slots::new(backends.keys(), services.iter().map(|(name, _)| *name));
         let bridge = Bridge::new(bridge::Parts {
             queue: slots.queue.clone(),
-            store: store.clone(),
-            inputs: store.clone(),
-            hooks: store.clone(),
+            store: store.tasks.clone(),
+            inputs: store.inputs.clone(),
+            hooks: store.hooks.clone(),
             webhooks: slots.webhooks.clone(),
             targets: targets.clone(),
             backends: in_order,
@@ -155,33 +149,27 @@ impl App {
         });
         let public_url = config.server.public_url.as_deref();
         let receivers = Receivers::new(outbound, targets.clone(), &config.webhooks, public_url, clock.clone());
-        let settings = settings(config, !store.was_clean());
-        let (writer, log, watched) = (store.clone(), store.clone(), board.clone());
-        let pulse = board.pulse().clone();
+        let settings = settings(config, !store.was_clean);
         let system = Arc::new(system::Parts {
             worker: WorkerId::starting(&config.app.node),
             started_at: clock.now(),
-            store: store.clone(),
-            source: store.clone(),
-            inputs: store.clone(),
-            hooks: store.clone(),
+            store: store.tasks,
+            source: store.work,
+            inputs: store.inputs,
+            hooks: store.hooks,
+            wire: store.wire,
             hook_sender: Arc::new(receivers),
             targets,
             fetcher: Arc::new(fetcher),
             media: Arc::new(Studio::default()),
             backends,
             edge: Arc::new(edge),
-            services: vec![
-                (STORE_WRITER, Arc::new(move || Box::pin(writer.writer()))),
-                (WORKFLOWS, Arc::new(move || Box::pin(workflows.clone().keep_current()))),
-                (EVENTS, Arc::new(move || Box::pin(watch::tail(log.clone(), watched.clone())))),
-                (PULSE, Arc::new(move || Box::pin(pulse.clone().beat()))),
-            ],
+            services,
             clock,
             board,
             catalogues,
             metrics,
-            predecessors: Predecessors::new(lock.was_alone()),
+            predecessors: Predecessors::new(store.was_alone),
             posts: Posts::default(),
             deadline: Deadline::new(settings.lease * 2 / 3),
             settings,
@@ -195,7 +183,7 @@ impl App {
             warn!("{warning}");
         }
         info!(%address, worker = %system.worker, backends = system.backends.len(), "comfyd listens");
-        Ok(Self { address, system, bridge, store, root, ended, lock })
+        Ok(Self { address, system, bridge, root, ended, presence: store.presence })
     }
 
     /// The address it listens on, with the real port.
@@ -237,14 +225,7 @@ impl App {
         if !self.system.board.is_draining() {
             return Err(AppError::GaveUp);
         }
-        let noted = async {
-            // Another process may still lose what it wrote last.
-            if self.lock.leaves_nobody().await? {
-                self.store.mark_clean().await?;
-            }
-            anyhow::Ok(())
-        };
-        if let Err(error) = noted.await {
+        if let Err(error) = self.presence.leave().await {
             warn!(%error, "could not note the clean end; the next start will be more careful than it needs to be");
         }
         Ok(())
@@ -260,20 +241,6 @@ fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), AppError> {
         Ok((listener, bound))
     };
     bind().map_err(|source| AppError::Listen { address, source })
-}
-
-/// Whoever comes alone knows that earlier processes of this node are dead.
-async fn lock_node(database: &Path) -> Result<NodeLock, AppError> {
-    if let Some(folder) = database.parent() {
-        std::fs::create_dir_all(folder).map_err(AppError::Lock)?;
-    }
-    let lock = NodeLock::acquire(database).await.map_err(AppError::Lock)?;
-    if !lock.was_alone() {
-        info!(
-            "another comfyd is running on the same database: its tasks are adopted when it hands them over, or when their leases expire"
-        );
-    }
-    Ok(lock)
 }
 
 pub(crate) fn backends(config: &Config) -> Result<Vec<Arc<dyn ComfyTransport>>, AppError> {

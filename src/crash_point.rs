@@ -136,7 +136,15 @@ mod tests {
     #[test]
     fn changes_have_names() {
         let of = |was, state, cancelling| {
-            kind(&Changed { id: TaskId::new(), was, state, priority: Priority::default(), cancelling, hooked: false })
+            kind(&Changed {
+                id: TaskId::new(),
+                was,
+                state,
+                priority: Priority::default(),
+                cancelling,
+                hooked: false,
+                here: true,
+            })
         };
         let (pending, dispatching) = (TaskState::Pending, TaskState::Dispatching);
         assert_eq!(of(None, pending, false), "created");

@@ -1,7 +1,146 @@
-//! The task stores: adapters behind the ports `TaskStore` and `WorkSource` of `comfyd_actors::ports::store`.
+//! The task stores: adapters behind the ports of `comfyd_actors::ports`, and the choice between them.
 //!
 //! All of them load a task, call `Task::apply` and save what comes out, so what a change means is decided in one place and a store
 //! only answers for order, durability and atomicity. One suite (`comfyd_actors::testing::store_conformance`) holds them to that.
 
+use std::{io, path::Path, sync::Arc};
+
+use async_trait::async_trait;
+use comfyd_actors::{
+    kit::service::{Factory, factory},
+    metrics::Metrics,
+    ports::{
+        clock::Clock,
+        hook_store::HookStore,
+        input_store::InputStore,
+        store::{StoreError, TaskStore, WorkSource},
+        wire::Wire,
+        workflow_store::WorkflowStore,
+    },
+};
+use tracing::info;
+
+use self::{
+    node_lock::NodeLock,
+    sqlite::{SqliteConfig, SqliteStore},
+};
+use crate::config;
+
 pub mod node_lock;
 pub mod sqlite;
+
+/// The name of the service that writes to the store.
+pub const WRITER: &str = "store writer";
+
+/// Why a store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The `SQLite` file.
+    #[error(transparent)]
+    Sqlite(#[from] sqlite::OpenError),
+    /// The node's lock file cannot be made.
+    #[error("failed to lock the task store")]
+    Lock(#[source] io::Error),
+}
+
+/// Why the end of a process could not be noted.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaveError {
+    /// The lock file.
+    #[error("the lock file failed")]
+    Lock(#[from] io::Error),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A store, whichever it is.
+pub struct Store {
+    /// Its API side.
+    pub tasks: Arc<dyn TaskStore>,
+    /// Its consumer side.
+    pub work: Arc<dyn WorkSource>,
+    /// The files clients gave.
+    pub inputs: Arc<dyn InputStore>,
+    /// The messages to webhooks.
+    pub hooks: Arc<dyn HookStore>,
+    /// The versions of workflows.
+    pub workflows: Arc<dyn WorkflowStore>,
+    /// Notices for other processes.
+    pub wire: Arc<dyn Wire>,
+    /// Futures it needs to have run, by name.
+    pub services: Vec<(&'static str, Factory)>,
+    /// Whether whoever used it before ended in order. If not, what it did last may be missing.
+    pub was_clean: bool,
+    /// Whether earlier processes of this node are known to be dead.
+    pub was_alone: bool,
+    /// To be told of the end of this process.
+    pub presence: Box<dyn Presence>,
+}
+
+/// That this process uses the store.
+#[async_trait]
+pub trait Presence: Send + Sync {
+    /// The very last call: nothing is held any more, and the services have stopped.
+    ///
+    /// # Errors
+    /// The next process will be more careful than it had to be.
+    async fn leave(&self) -> Result<(), LeaveError>;
+}
+
+/// Opens the store of the configuration. Writes wait until its services run.
+///
+/// # Errors
+/// [`OpenError`] says what is wrong with it, and what to do.
+pub async fn open(config: &config::Store, clock: Arc<dyn Clock>, metrics: &Metrics) -> Result<Store, OpenError> {
+    open_sqlite(SqliteConfig::parse(config.database_url.expose())?, clock, metrics).await
+}
+
+async fn open_sqlite(config: SqliteConfig, clock: Arc<dyn Clock>, metrics: &Metrics) -> Result<Store, OpenError> {
+    let lock = lock_node(&config.path).await.map_err(OpenError::Lock)?;
+    let store = SqliteStore::open(config, clock).await?;
+    store.observe(metrics.clone());
+    let writer = Arc::clone(&store);
+    Ok(Store {
+        tasks: store.clone(),
+        work: store.clone(),
+        inputs: store.clone(),
+        hooks: store.clone(),
+        workflows: store.clone(),
+        wire: store.clone(),
+        services: vec![(WRITER, factory(move || writer.writer()))],
+        was_clean: store.was_clean(),
+        was_alone: lock.was_alone(),
+        presence: Box::new(SqlitePresence { store, lock }),
+    })
+}
+
+struct SqlitePresence {
+    store: Arc<SqliteStore>,
+    lock: NodeLock,
+}
+
+#[async_trait]
+impl Presence for SqlitePresence {
+    async fn leave(&self) -> Result<(), LeaveError> {
+        // Another process may still lose what it wrote last.
+        if self.lock.leaves_nobody().await? {
+            self.store.mark_clean().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whoever comes alone knows that earlier processes of this node are dead.
+async fn lock_node(database: &Path) -> io::Result<NodeLock> {
+    if let Some(folder) = database.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let lock = NodeLock::acquire(database).await?;
+    if !lock.was_alone() {
+        info!(
+            "another comfyd is running on the same database: its tasks are adopted when it hands them over, or when their leases expire"
+        );
+    }
+    Ok(lock)
+}

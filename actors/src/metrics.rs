@@ -120,14 +120,17 @@ impl Metrics {
 
     /// A change was committed, here or by whoever shares the store's process.
     pub fn changed(&self, changed: &Changed, now: Timestamp) {
-        if changed.was.is_none() {
+        if changed.was.is_none() && changed.here {
             self.0.instruments.created.inc();
         }
         let (was, is) = (changed.was.map(Group::of), Group::of(changed.state));
         if was == Some(is) {
             return;
         }
-        if changed.state == TaskState::Cancelled && matches!(was, Some(Group::Scheduled | Group::Waiting)) {
+        if changed.here
+            && changed.state == TaskState::Cancelled
+            && matches!(was, Some(Group::Scheduled | Group::Waiting))
+        {
             // Nobody held it, so nobody settles it.
             count(&self.0.instruments.ended, &[changed.state.as_str(), "none", "(not running)"]);
         }

@@ -12,6 +12,7 @@ pub mod media;
 pub mod object_store;
 pub mod passthrough;
 pub mod store;
+pub mod wire;
 pub mod workflow_store;
 
 /// Bytes on their way through us, chunk by chunk: never a whole file in memory.

@@ -175,6 +175,10 @@ pub enum QueueMsg {
     },
     /// Something became pending.
     Wake,
+    /// Another process took note that a task is to end. Perhaps it is held here.
+    CancelledElsewhere { id: TaskId },
+    /// Another process may have paused something, or let it go on.
+    ReadPauses,
     /// A backend has other nodes or models now.
     CataloguesChanged,
     /// The lanes that have tasks were read.
@@ -301,6 +305,7 @@ impl Actor for QueueActor {
         state.listen(&me);
         state.recover(&me);
         state.read_pauses(&me);
+        state.hear_of_pauses(&me);
         state.watch_catalogues(&me);
         state.read_lanes(&me);
         state.learn_from_the_past();
@@ -333,6 +338,8 @@ impl Actor for QueueActor {
             QueueMsg::Settle { id, fence, change, prompt } => state.settle(&me, id, fence, *change, prompt),
             QueueMsg::Settled { id, fence, prompt, result } => state.on_settled(&me, id, fence, prompt, result),
             QueueMsg::Wake => state.on_wake(&me),
+            QueueMsg::CancelledElsewhere { id } => state.on_cancelled(id),
+            QueueMsg::ReadPauses => state.read_pauses(&me),
             QueueMsg::CataloguesChanged => state.on_catalogues_changed(&me),
             QueueMsg::LanesRead(result) => state.on_lanes_read(&me, result),
             QueueMsg::Claimed { kept, stretch, result } => state.on_claimed(&me, kept, stretch, result),
@@ -405,7 +412,12 @@ impl State {
                 match changes.recv().await {
                     Ok(changed) => {
                         metrics.changed(&changed, clock.now());
-                        if changed.state == TaskState::Pending && me.cast(QueueMsg::Wake).is_err() {
+                        let word = match changed.state {
+                            TaskState::Pending => QueueMsg::Wake,
+                            _ if changed.cancelling && !changed.here => QueueMsg::CancelledElsewhere { id: changed.id },
+                            _ => continue,
+                        };
+                        if me.cast(word).is_err() {
                             return;
                         }
                     }

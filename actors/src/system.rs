@@ -41,6 +41,7 @@ use crate::{
         input_store::InputStore,
         media::Media,
         store::{Retention, TaskStore, WorkSource},
+        wire::Wire,
     },
     posts::Posts,
     queue::QueueMsg,
@@ -66,6 +67,8 @@ pub struct Parts {
     pub inputs: Arc<dyn InputStore>,
     /// The messages to webhooks.
     pub hooks: Arc<dyn HookStore>,
+    /// Notices for processes that share the store.
+    pub wire: Arc<dyn Wire>,
     /// The way to their receivers.
     pub hook_sender: Arc<dyn HookSender>,
     /// Where outputs and inputs are kept.

@@ -35,6 +35,7 @@ use comfyd_actors::{
             Assignment, Changed, Claim, Counts, Creation, Depth, FailedQuery, Hold, NewTask, Pausable, Pause, Query,
             Renewed, Retention, StoreError, TaskRecord, TaskStore, WorkSource,
         },
+        wire::Notice,
     },
 };
 use sqlx::sqlite::SqliteConnectOptions;
@@ -71,6 +72,7 @@ mod reads;
 mod statement;
 mod tx;
 mod unwritten;
+mod wire;
 mod workflows;
 mod writer;
 
@@ -86,6 +88,9 @@ const QUEUE: usize = 1024;
 /// Committed changes a slow listener may be behind before it is told that it lost some.
 const CHANGES_KEPT: usize = 4096;
 
+/// Notices a slow listener may be behind before it loses some.
+const NOTICES_KEPT: usize = 256;
+
 /// How long a caller waits for a place in a full queue: longer than a write waits for another process, so that it fails only when nothing
 /// moves any more.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(15);
@@ -100,6 +105,7 @@ pub struct SqliteStore {
     /// The other end, lent to the writer that runs now. It survives a writer's death with everything still in it.
     queue: Mutex<mpsc::Receiver<Box<dyn Job>>>,
     changes: broadcast::Sender<Changed>,
+    heard: broadcast::Sender<Arc<Notice>>,
     was_clean: bool,
     /// Where commits are timed, when somebody wants it.
     metrics: OnceLock<Metrics>,
@@ -121,6 +127,7 @@ impl SqliteStore {
             jobs,
             queue: Mutex::new(queue),
             changes: broadcast::Sender::new(CHANGES_KEPT),
+            heard: broadcast::Sender::new(NOTICES_KEPT),
             was_clean: opened.was_clean,
             metrics: OnceLock::new(),
         }))

@@ -4,7 +4,7 @@
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 
-use comfyd::app::STORE_WRITER;
+use comfyd::store::WRITER;
 use fake_comfyui::FakeConfig;
 use futures_util::{FutureExt, StreamExt, stream};
 use ractor::ActorCell;
@@ -70,7 +70,7 @@ async fn kill_one(world: &World, rng: &mut StdRng) {
         1 => world.kill(&slots.uploads).await,
         2 => world.kill(&slots.janitor).await,
         3 => world.kill(&slots.http).await,
-        4 => world.kill(&slots.services[STORE_WRITER]).await,
+        4 => world.kill(&slots.services[WRITER]).await,
         5 => world.kill(&slots.backends).await,
         6 => {
             // All at once: a draw among them would depend on the moment.

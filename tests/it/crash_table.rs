@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use comfyd::app::{AppError, STORE_WRITER};
+use comfyd::{app::AppError, store::WRITER};
 use comfyd_actors::system::Slots;
 use fake_comfyui::{EventKind, FakeConfig, Fault};
 use futures_util::{StreamExt, stream};
@@ -101,8 +101,8 @@ async fn the_queue_dies() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_store_writer_dies() {
     let world = busy().start().await;
-    survives(&world, async || world.kill(&slots(&world).services[STORE_WRITER]).await).await;
-    assert_eq!(restarts(&world, STORE_WRITER).await, 3);
+    survives(&world, async || world.kill(&slots(&world).services[WRITER]).await).await;
+    assert_eq!(restarts(&world, WRITER).await, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

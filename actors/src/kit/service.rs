@@ -13,6 +13,11 @@ use super::tasks::{Panicked, Tasks};
 /// Makes the future anew for each start.
 pub type Factory = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 
+/// A factory of what `make` makes.
+pub fn factory<F: Future<Output = ()> + Send + 'static>(make: impl Fn() -> F + Send + Sync + 'static) -> Factory {
+    Arc::new(move || Box::pin(make()))
+}
+
 /// Runs one future.
 pub struct ServiceActor;
 

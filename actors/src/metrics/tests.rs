@@ -14,7 +14,15 @@ fn value(metrics: &Metrics, name: &str, labels: &[(&str, &str)]) -> Option<f64> 
 }
 
 fn changed(was: Option<TaskState>, state: TaskState, level: i64) -> Changed {
-    Changed { id: TaskId::new(), was, state, priority: Priority::new(level).unwrap(), cancelling: false, hooked: false }
+    Changed {
+        id: TaskId::new(),
+        was,
+        state,
+        priority: Priority::new(level).unwrap(),
+        cancelling: false,
+        hooked: false,
+        here: true,
+    }
 }
 
 #[test]

@@ -366,15 +366,17 @@ pub struct Changed {
     pub cancelling: bool,
     /// A webhook is told of where it stands now.
     pub hooked: bool,
+    /// It was committed through this process.
+    pub here: bool,
 }
 
 impl Changed {
-    /// What to tell of a task that stood at `was` before.
+    /// What to tell of a task that stood at `was` before, and that this process changed.
     #[must_use]
     pub fn of(task: &Task, was: Option<TaskState>) -> Self {
         let Task { id, state, priority, .. } = *task;
         let hooked = task.hook.is_some_and(|hook| hook.events.contains(Stage::of(task)));
-        Self { id, was, state, priority, cancelling: task.is_cancelling(), hooked }
+        Self { id, was, state, priority, cancelling: task.is_cancelling(), hooked, here: true }
     }
 }
 
@@ -497,7 +499,7 @@ pub trait TaskStore: Send + Sync + 'static {
     /// `Unavailable`.
     async fn ahead(&self, id: TaskId, limit: u32) -> Result<Option<u32>, StoreError>;
 
-    /// All changes committed through this process from now on.
+    /// All changes committed through this process from now on and, as far as the store hears of them, those of others.
     fn changes(&self) -> broadcast::Receiver<Changed>;
 }
 

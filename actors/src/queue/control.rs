@@ -1,9 +1,11 @@
 //! What clients change about tasks that are there, and about the queue itself.
 
+use bytes::Bytes;
 use ractor::{ActorRef, RpcReplyPort};
+use tokio::sync::broadcast::error::RecvError;
 use tracing::{debug, info};
 
-use super::{COUNT_EVERY, Held, QueueMsg, State, Whereabouts};
+use super::{COUNT_EVERY, Held, QueueMsg, State, TICK, Whereabouts};
 use crate::{
     bridge::{RequestError, Wish},
     comfy_session::SessionMsg,
@@ -15,7 +17,10 @@ use crate::{
     },
     janitor::JanitorMsg,
     kit::tasks::Panicked,
-    ports::store::{Hold, Pausable, Pause, StoreError},
+    ports::{
+        store::{Hold, Pausable, Pause, StoreError},
+        wire::{Kind, Notice},
+    },
 };
 
 /// The answer to a client's change of a task.
@@ -94,12 +99,8 @@ impl State {
         let result = result.unwrap_or_else(|panicked| Err(StoreError::Unavailable(panicked.to_string())));
         if let Ok(task) = &result {
             match wish {
-                Wish::Cancel => {
-                    if task.is_cancelling() && !self.held.contains_key(&task.id) {
-                        self.cancelled_early.insert(task.id);
-                    }
-                    self.tell_cancelled(task.id);
-                }
+                Wish::Cancel if task.is_cancelling() => self.on_cancelled(task.id),
+                Wish::Cancel => self.tell_cancelled(task.id),
                 // It was left as an abandoned task: looking for such at once saves the wait for the next sweep.
                 Wish::UploadsAgain if task.state == TaskState::Uploading => {
                     _ = self.system.slots.janitor.cast(JanitorMsg::Sweep);
@@ -112,6 +113,14 @@ impl State {
             }
         }
         _ = reply.send(result.map_err(RequestError::Store));
+    }
+
+    /// A task that somebody holds is to end.
+    pub(super) fn on_cancelled(&mut self, id: TaskId) {
+        if !self.held.contains_key(&id) {
+            self.cancelled_early.insert(id);
+        }
+        self.tell_cancelled(id);
     }
 
     pub(super) fn set_paused(
@@ -139,8 +148,37 @@ impl State {
         let result = result.unwrap_or_else(|panicked| Err(StoreError::Unavailable(panicked.to_string())));
         if let Ok(pauses) = &result {
             self.adopt_pauses(me, pauses.clone());
+            self.tell_of_pauses();
         }
         _ = reply.send(result.map_err(RequestError::Store));
+    }
+
+    /// Other processes read again what is paused. Those that do not hear of it look each second.
+    fn tell_of_pauses(&mut self) {
+        let (wire, name) = (self.system.wire.clone(), self.system.worker.as_str().to_owned());
+        self.tasks.run_unreported(async move {
+            let notice = Notice { kind: Kind::Pause, name, body: Bytes::new() };
+            if let Err(error) = wire.post(notice, TICK).await {
+                debug!(%error, "could not tell other processes what is paused");
+            }
+        });
+    }
+
+    pub(super) fn hear_of_pauses(&mut self, me: &ActorRef<QueueMsg>) {
+        let (mut heard, me) = (self.system.wire.heard(), me.clone());
+        let ours = self.system.worker.clone();
+        self.tasks.run_unreported(async move {
+            loop {
+                let to_read = match heard.recv().await {
+                    Ok(notice) => notice.kind == Kind::Pause && notice.name != ours.as_str(),
+                    Err(RecvError::Lagged(_)) => true,
+                    Err(RecvError::Closed) => return,
+                };
+                if to_read && me.cast(QueueMsg::ReadPauses).is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// Another process may have paused or resumed something.

@@ -33,21 +33,26 @@ use crate::{
             Assignment, Changed, Claim, Counts, Created, Creation, Depth, Durable, FailedQuery, Hold, NewTask,
             Pausable, Pause, Payload, Query, Renewed, Retention, StoreError, TaskRecord, TaskStore, WorkSource,
         },
+        wire::Notice,
     },
 };
 
 mod hooks;
 mod inputs;
+mod wire;
 mod workflows;
 
 /// Committed changes a slow listener may be behind before it loses some.
 const CHANGES_KEPT: usize = 4096;
+/// Notices a slow listener may be behind before it loses some.
+const NOTICES_KEPT: usize = 256;
 
 /// A store without a disk.
 pub struct MemoryStore {
     clock: Arc<dyn Clock>,
     shelf: Mutex<Shelf>,
     changes: broadcast::Sender<Changed>,
+    heard: broadcast::Sender<Arc<Notice>>,
     down: AtomicBool,
 }
 
@@ -65,6 +70,7 @@ struct Shelf {
     events: Vec<Event>,
     newest_event: i64,
     outbox: Outbox,
+    notices: wire::Notices,
 }
 
 struct Row {
@@ -91,6 +97,7 @@ impl MemoryStore {
             clock,
             shelf: Mutex::default(),
             changes: broadcast::Sender::new(CHANGES_KEPT),
+            heard: broadcast::Sender::new(NOTICES_KEPT),
             down: AtomicBool::new(false),
         }
     }

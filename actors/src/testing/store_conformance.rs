@@ -20,6 +20,7 @@ use crate::ports::{
     hook_store::HookStore,
     input_store::InputStore,
     store::{Changed, TaskStore, WorkSource},
+    wire::Wire,
     workflow_store::WorkflowStore,
 };
 
@@ -30,6 +31,7 @@ pub mod fixtures;
 pub mod hook_checks;
 pub mod input_checks;
 mod steps;
+pub mod wire_checks;
 pub mod workflow_checks;
 
 use steps::{Step, World};
@@ -46,13 +48,15 @@ pub struct Subject {
     pub inputs: Arc<dyn InputStore>,
     /// Its messages to webhooks.
     pub hooks: Arc<dyn HookStore>,
+    /// Its notices.
+    pub wire: Arc<dyn Wire>,
     /// Whatever must live as long as the store: its folder, its writer.
     pub guard: Box<dyn Any + Send>,
 }
 
 impl Subject {
     /// All sides of one store.
-    pub fn new<S: TaskStore + WorkSource + WorkflowStore + InputStore + HookStore>(
+    pub fn new<S: TaskStore + WorkSource + WorkflowStore + InputStore + HookStore + Wire>(
         store: Arc<S>,
         guard: impl Any + Send,
     ) -> Self {
@@ -61,7 +65,8 @@ impl Subject {
             work: Arc::<S>::clone(&store),
             workflows: Arc::<S>::clone(&store),
             inputs: Arc::<S>::clone(&store),
-            hooks: store,
+            hooks: Arc::<S>::clone(&store),
+            wire: store,
             guard: Box::new(guard),
         }
     }
@@ -164,6 +169,10 @@ macro_rules! store_conformance {
             files_are_given_up_in_two_steps
             a_file_outlives_its_time_while_a_task_needs_it
             what_was_fetched_for_a_task_is_found_again
+        );
+        $crate::store_conformance!(@checks $open, wire_checks:
+            the_last_notice_counts
+            a_notice_is_gone_after_its_time
         );
         $crate::store_conformance!(@checks $open, hook_checks:
             what_is_told_is_told_in_order

@@ -166,6 +166,7 @@ impl App {
             priority: Priority::default(),
             cancelling: false,
             hooked: false,
+            here: true,
         });
     }
 }

@@ -9,6 +9,7 @@ mod hold;
 mod hooks;
 mod inputs;
 mod upkeep;
+mod wire;
 mod workflows;
 
 pub(super) use control::{Amend, NoteRun, PAUSES, SetPaused, pause};
@@ -17,6 +18,7 @@ pub(super) use hold::{AdoptExpired, Apply, Held, Renew, TakeOver};
 pub(super) use hooks::{Enable, Redeliver, Settle, Take};
 pub(super) use inputs::{Forget, GiveUp, Keep, NoteFetched, Refresh, Reserve};
 pub(super) use upkeep::{Check, Promote, Prune, set_back};
+pub(super) use wire::{Post, TakeBack};
 pub(super) use workflows::{Content, Publish, Record, Withdraw};
 
 /// The statements whose cost must not grow with the number of tasks, for the test that looks at their plans.

@@ -32,7 +32,7 @@ const VERSION: &str = "SELECT text FROM workflow_versions WHERE name = ? AND ver
 const VERSIONS: &str = "SELECT version, created_at FROM workflow_versions WHERE name = ? ORDER BY version DESC";
 
 impl SqliteStore {
-    async fn rows(&self, query: Query<'_, Sqlite, SqliteArguments>) -> Result<Vec<SqliteRow>, StoreError> {
+    pub(super) async fn rows(&self, query: Query<'_, Sqlite, SqliteArguments>) -> Result<Vec<SqliteRow>, StoreError> {
         query.fetch_all(&self.readers.0).await.map_err(|error| store_error(&error))
     }
 }

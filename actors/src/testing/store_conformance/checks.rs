@@ -266,8 +266,15 @@ pub async fn changes_are_told<F: Future<Output = Subject>>(open: &impl Fn(Arc<dy
     store.change(&claimed[0].task, Change::Fail { error }).await;
     store.tasks.cancel(id).await.unwrap();
     let told: Vec<Changed> = std::iter::from_fn(|| changes.try_recv().ok()).collect();
-    let changed =
-        |was, state, cancelling| Changed { id, was, state, priority: Priority::default(), cancelling, hooked: false };
+    let changed = |was, state, cancelling| Changed {
+        id,
+        was,
+        state,
+        priority: Priority::default(),
+        cancelling,
+        hooked: false,
+        here: true,
+    };
     let expected = [
         changed(None, TaskState::Pending, false),
         changed(Some(TaskState::Pending), TaskState::Dispatching, false),
