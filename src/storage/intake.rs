@@ -32,15 +32,25 @@ pub struct Intake {
 pub struct Part {
     /// Its bytes.
     pub bytes: Bytes,
-    /// Their MD5: what buckets compare with what came over.
-    pub md5: [u8; 16],
+    /// Their SHA-256 in hexadecimal digits: what a signature covers, and a bucket holds against what came over.
+    pub sha256: String,
 }
 
 impl Part {
     /// These bytes.
     #[must_use]
     pub fn new(bytes: Bytes) -> Self {
-        Self { md5: Md5::digest(&bytes).into(), bytes }
+        Self { sha256: hex(&Sha256::digest(&bytes)), bytes }
+    }
+
+    /// Their MD5: what buckets say of what they have. It takes longer than all else we do with a part, so it is made beside the sending.
+    ///
+    /// # Errors
+    /// `Unavailable` when the process ends meanwhile.
+    pub fn md5(&self) -> impl Future<Output = Result<[u8; 16], ObjectError>> + use<> {
+        let bytes = self.bytes.clone();
+        let digest = tokio::task::spawn_blocking(move || Md5::digest(&bytes).into());
+        async move { digest.await.map_err(|_| ObjectError::Unavailable("the process ends".to_owned())) }
     }
 }
 
@@ -65,7 +75,8 @@ impl Intake {
         let first = self.seen == 0;
         let known = self.expected.map_or(self.part, |bytes| usize::try_from(bytes - self.seen).unwrap_or(usize::MAX));
         let mut whole = BytesMut::with_capacity(known.min(self.part));
-        let mut md5 = Md5::new();
+        // The first part is all that was read, so its hash is the one of the whole.
+        let mut hash = (!first).then(Sha256::new);
         while whole.len() < self.part {
             let mut chunk = match std::mem::take(&mut self.left) {
                 left if !left.is_empty() => left,
@@ -85,13 +96,16 @@ impl Intake {
                 return Err(ObjectError::Source("it is longer than was said".to_owned()));
             }
             self.hash.update(&chunk);
-            md5.update(&chunk);
+            if let Some(hash) = &mut hash {
+                hash.update(&chunk);
+            }
             whole.extend_from_slice(&chunk);
         }
         if whole.is_empty() && !first {
             return Ok(None);
         }
-        Ok(Some(Part { bytes: whole.freeze(), md5: md5.finalize().into() }))
+        let sha256 = hex(&hash.unwrap_or_else(|| self.hash.clone()).finalize());
+        Ok(Some(Part { bytes: whole.freeze(), sha256 }))
     }
 
     fn end(&mut self) -> Result<(), ObjectError> {
@@ -146,7 +160,8 @@ mod tests {
         let mut intake = Intake::new(body(chunks), expected);
         let mut lengths = Vec::new();
         while let Some(part) = intake.next().await? {
-            assert_eq!(part.md5, <[u8; 16]>::from(Md5::digest(&part.bytes)));
+            assert_eq!(part.sha256, hex(&Sha256::digest(&part.bytes)));
+            assert_eq!(part.md5().await.unwrap(), <[u8; 16]>::from(Md5::digest(&part.bytes)));
             lengths.push(part.bytes.len());
         }
         let total = chunks.iter().sum::<usize>();

@@ -3,18 +3,19 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use aws_runtime::auth::PayloadSigningOverride;
 use aws_sdk_s3::{
     Client, Config,
     config::{
-        BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-        StalledStreamProtectionConfig, retry::RetryConfig,
+        BehaviorVersion, ConfigBag, Credentials, Intercept, Region, RequestChecksumCalculation,
+        ResponseChecksumValidation, RuntimeComponents, StalledStreamProtectionConfig,
+        interceptors::BeforeTransmitInterceptorContextMut, retry::RetryConfig,
     },
-    error::{ProvideErrorMetadata, SdkError},
+    error::{BoxError, ProvideErrorMetadata, SdkError},
     presigning::PresigningConfig,
     primitives::ByteStream as SdkStream,
     types::{CompletedMultipartUpload, CompletedPart, ServerSideEncryption},
 };
-use base64::{Engine, prelude::BASE64_STANDARD};
 use comfyd_actors::{
     domain::retry::Backoff,
     ports::{
@@ -61,7 +62,7 @@ impl S3Storage {
             .force_path_style(config.endpoint.is_some() || config.bucket.contains('.'))
             .credentials_provider(keys)
             .http_client(SdkClient(http))
-            // Content-MD5 does this, and R2 and older servers know nothing else.
+            // The signature does this ([`SignedAs`]), and R2 and older servers know nothing else.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             // The client's own limit on silence does this.
@@ -121,9 +122,8 @@ impl Bucket for S3Storage {
         }
         let put = self.client.put_object().bucket(&self.bucket).key(key).content_type(content_type);
         let put = put.cache_control(CACHE_CONTROL).set_if_none_match(self.condition());
-        let put = put.content_md5(BASE64_STANDARD.encode(part.md5)).body(SdkStream::from(part.bytes));
-        // The signature covers the MD5, which covers the bytes: a SHA-256 for the signature alone would be a third hash.
-        let put = put.customize().disable_payload_signing().send().await.map_err(|error| self.fault(&error))?;
+        let put = put.body(SdkStream::from(part.bytes)).customize().interceptor(SignedAs(part.sha256));
+        let put = put.send().await.map_err(|error| self.fault(&error))?;
         Ok(ETag::new(put.e_tag()).sealed(is_sealed(put.server_side_encryption())))
     }
 
@@ -137,8 +137,8 @@ impl Bucket for S3Storage {
 
     async fn send(&self, upload: Upload<'_>, number: usize, part: Part) -> Result<ETag, ObjectError> {
         let send = self.client.upload_part().bucket(&self.bucket).key(upload.key).upload_id(upload.id);
-        let send = send.part_number(counted(number)).content_md5(BASE64_STANDARD.encode(part.md5));
-        let send = send.body(SdkStream::from(part.bytes)).customize().disable_payload_signing();
+        let send = send.part_number(counted(number)).body(SdkStream::from(part.bytes));
+        let send = send.customize().interceptor(SignedAs(part.sha256));
         let sent = send.send().await.map_err(|error| self.fault(&error))?;
         Ok(ETag::new(sent.e_tag()).sealed(is_sealed(sent.server_side_encryption())))
     }
@@ -219,6 +219,26 @@ impl ObjectStore for S3Storage {
                 other => Err(other),
             },
         }
+    }
+}
+
+/// Signs a body by the hash that is known already, so that the bucket refuses what was damaged on its way, and nothing is hashed twice.
+#[derive(Debug)]
+struct SignedAs(String);
+
+impl Intercept for SignedAs {
+    fn name(&self) -> &'static str {
+        "SignedAs"
+    }
+
+    fn modify_before_signing(
+        &self,
+        _: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        settings: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        settings.interceptor_state().store_put(PayloadSigningOverride::Precomputed(self.0.clone()));
+        Ok(())
     }
 }
 

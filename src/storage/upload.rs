@@ -109,8 +109,10 @@ pub async fn put(
     if let Some(second) = intake.next().await? {
         return put_parts(bucket, key, content_type, [first, second], intake).await;
     }
-    let (written, md5) = (intake.written(), hex(&first.md5));
-    match bucket.put_whole(key, content_type, first).await {
+    let (written, md5) = (intake.written(), first.md5());
+    let (put, md5) = tokio::join!(bucket.put_whole(key, content_type, first), md5);
+    let md5 = hex(&md5?);
+    match put {
         Ok(etag) if etag.contradicts(&md5) => {
             bucket.delete(key).await?;
             Err(damaged())
@@ -137,7 +139,7 @@ async fn put_parts<B: Bucket>(
     let (mut digests, mut sent) = (Md5::new(), Vec::new());
     let (mut current, mut ahead) = (Some(first), Some(second));
     while let Some(part) = current {
-        digests.update(part.md5);
+        let digest = part.md5();
         let sending = send(bucket, upload.as_ref().and_then(Begun::upload), sent.len(), part);
         let reading = async {
             match ahead.take() {
@@ -145,8 +147,13 @@ async fn put_parts<B: Bucket>(
                 None => intake.next().await,
             }
         };
-        let (etag, next) = tokio::join!(sending, reading);
-        sent.push(etag?);
+        let (etag, digest, next) = tokio::join!(sending, digest, reading);
+        let (etag, digest) = (etag?, digest?);
+        if etag.contradicts(&hex(&digest)) {
+            return Err(damaged());
+        }
+        digests.update(digest);
+        sent.push(etag.text);
         current = next?;
     }
     let etag = format!("{}-{}", hex(&digests.finalize()), sent.len());
@@ -170,17 +177,14 @@ async fn send(
     upload: Option<Upload<'_>>,
     number: usize,
     part: Part,
-) -> Result<String, ObjectError> {
-    let Some(upload) = upload else { return Ok(String::new()) };
-    let md5 = hex(&part.md5);
+) -> Result<ETag, ObjectError> {
+    let Some(upload) = upload else { return Ok(ETag::new(None)) };
     match bucket.send(upload, number, part).await {
-        Ok(etag) if etag.contradicts(&md5) => Err(damaged()),
-        Ok(ETag { text, .. }) => Ok(text),
         // As after any other failure, it is begun anew.
         Err(ObjectError::NotFound | ObjectError::Taken) => {
             Err(ObjectError::Unavailable("the upload was given up by somebody else".to_owned()))
         }
-        Err(error) => Err(error),
+        answer => answer,
     }
 }
 

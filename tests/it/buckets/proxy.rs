@@ -14,6 +14,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use rand::RngExt;
 use reqwest::{Client, redirect};
+use sha2::{Digest, Sha256};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 /// How the server behind it words its errors.
@@ -160,7 +161,7 @@ impl Inner {
             }
             Some(Trouble::Lose) | None => {}
         }
-        let answer = self.pass(&seen, body, matches!(trouble, Some(Trouble::Damage))).await?;
+        let answer = self.pass(&seen, body).await?;
         if matches!(trouble, Some(Trouble::Lose)) { Err(ended()) } else { Ok(answer) }
     }
 
@@ -193,7 +194,7 @@ impl Inner {
         Response::builder().status(status).body(Body::from(body)).unwrap()
     }
 
-    async fn pass(&self, seen: &Seen, body: Bytes, damaged: bool) -> Result<Response<Body>, Ended> {
+    async fn pass(&self, seen: &Seen, body: Bytes) -> Result<Response<Body>, Ended> {
         let mut headers = seen.headers.clone();
         headers.remove(header::HOST);
         // What Google calls it: the server behind knows S3's word only.
@@ -201,9 +202,9 @@ impl Inner {
             headers.insert(header::IF_NONE_MATCH, "*".parse().unwrap());
         }
         // The server behind does not look at it.
-        if let Some(md5) = headers.remove("content-md5").filter(|_| damaged) {
-            assert!(!md5.is_empty());
-            return Ok(self.refuse(400, "BadDigest"));
+        let hash = || Sha256::digest(&body).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        if headers.get("x-amz-content-sha256").is_some_and(|told| told.len() == 64 && *told != *hash()) {
+            return Ok(self.refuse(400, "XAmzContentSHA256Mismatch"));
         }
         let url = format!("{}{}", self.upstream, seen.path);
         let answer = self.client.request(seen.method.clone(), url).headers(headers).body(body).send().await;

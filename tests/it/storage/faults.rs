@@ -88,6 +88,16 @@ async fn what_was_damaged_on_its_way_is_never_found() {
             let failed = put(store.as_ref(), KEY, &picture(length, 1)).await;
             assert!(matches!(failed, Err(ObjectError::Unavailable(_))), "{failed:?}");
             assert_eq!((bucket.proxy.unused(), store.size(KEY).await), (0, Err(ObjectError::NotFound)));
+            if env == bucket.s3() {
+                let deleted = bucket
+                    .proxy
+                    .seen(|seen| seen.method == "DELETE" && seen.path.contains(KEY) && !seen.path.contains("uploadId"));
+                assert_eq!(
+                    deleted.len(),
+                    usize::from(length > 10_000),
+                    "it was refused, as its signature covers its bytes"
+                );
+            }
             put(store.as_ref(), KEY, &picture(length, 1)).await.unwrap();
             assert_eq!(read(store.as_ref(), KEY, None).await.unwrap().1, picture(length, 1));
             store.delete(KEY).await.unwrap();

@@ -42,7 +42,7 @@ pub async fn a_notice_is_gone_after_its_time<F: Future<Output = Subject>>(open: 
     wire.post(short, KEEP).await.unwrap();
     wire.post(long.clone(), 2 * KEEP).await.unwrap();
     clock.advance(KEEP);
-    assert_eq!(wire.notices(Kind::Watched).await.unwrap(), [long.clone()]);
+    assert_eq!(wire.notices(Kind::Watched).await.unwrap(), std::slice::from_ref(&long));
     wire.post(long.clone(), 2 * KEEP).await.unwrap();
     clock.advance(KEEP);
     assert_eq!(wire.notices(Kind::Watched).await.unwrap(), [long], "posting it again gives it time");
