@@ -51,6 +51,14 @@ fn depths_follow_the_changes() {
     assert_eq!((tasks("scheduled"), tasks("pending"), tasks("processing")), (0.0, 1.0, 0.0));
     assert_eq!(value(&metrics, "comfyd_tasks_created_total", &[]), Some(4.0));
 
+    let elsewhere = |was, state| {
+        metrics.changed(&Changed { here: false, ..changed(was, state, 0) }, Timestamp(4_000));
+    };
+    elsewhere(None, TaskState::Pending);
+    assert_eq!((depth("0"), tasks("pending")), (Some(2.0), 2.0), "what waits is everybody's");
+    elsewhere(Some(TaskState::Pending), TaskState::Cancelled);
+    assert_eq!((depth("0"), value(&metrics, "comfyd_tasks_created_total", &[])), (Some(1.0), Some(4.0)));
+
     let exact = Depth { priority: Priority::default(), waiting: 7, oldest: Timestamp(1_000) };
     metrics.counted(Counts { scheduled: 2, pending: 7, held: 3 }, &[exact]);
     assert_eq!((depth("0"), tasks("scheduled"), tasks("processing")), (Some(7.0), 2.0, 3.0));
