@@ -111,7 +111,8 @@ impl fmt::Display for Stage {
 }
 
 /// Something that happened to a task.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Fact {
     /// A stage began.
     Stage {

@@ -96,7 +96,7 @@ pub struct Input {
 }
 
 /// What a file is, beside its content.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct About {
     /// What the client called it last. For people; no path is ever built from it.
     pub name: String,

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::time::{Timestamp, millis};
 
 /// Urgency from -100 (last) to 100 (first). `low` is -10, `normal` 0, `high` 10.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "i64", into = "i64")]
 pub struct Priority(i8);
 
 impl Priority {
@@ -30,6 +30,20 @@ impl Priority {
     #[must_use]
     pub fn level(self) -> i64 {
         i64::from(self.0)
+    }
+}
+
+impl TryFrom<i64> for Priority {
+    type Error = String;
+
+    fn try_from(level: i64) -> Result<Self, String> {
+        Self::new(level).ok_or_else(|| format!("{level} is no priority: it must be from -100 to 100"))
+    }
+}
+
+impl From<Priority> for i64 {
+    fn from(priority: Priority) -> Self {
+        priority.level()
     }
 }
 

@@ -115,7 +115,7 @@ impl fmt::Display for TaskState {
 pub struct Fence(pub i64);
 
 /// Who may act on a task, and until when.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// The incarnation that holds it.
     pub worker: WorkerId,
@@ -124,7 +124,7 @@ pub struct Lease {
 }
 
 /// The newest prompt of a task: recorded before its POST, so that whoever comes after knows what to look for and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prompt {
     /// The id we sent; after acceptance the id the server goes by.
     pub id: PromptId,
@@ -137,7 +137,7 @@ pub struct Prompt {
 }
 
 /// A task without its payload.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Task {
     /// Its name.
     pub id: TaskId,

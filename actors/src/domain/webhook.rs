@@ -109,11 +109,12 @@ pub struct Webhook {
 }
 
 /// Where messages go: the same for URLs that differ only behind the `?`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct EndpointId(pub i64);
 
 /// What a task itself knows of its webhook.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hook {
     /// Where to.
     pub endpoint: EndpointId,
@@ -177,7 +178,8 @@ impl Default for Policy {
 }
 
 /// How far a message is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DeliveryState {
     /// To be sent, first or again.
     Pending,
@@ -209,7 +211,7 @@ impl DeliveryState {
 }
 
 /// One message.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Delivery {
     /// Its number: messages of one task are sent in this order.
     pub id: i64,
@@ -301,7 +303,7 @@ impl Report {
 }
 
 /// A receiver.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Its id.
     pub id: EndpointId,
