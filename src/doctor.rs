@@ -4,6 +4,7 @@
 
 mod clock;
 mod comfyui;
+mod redis;
 mod report;
 mod service;
 mod storage;

@@ -22,15 +22,20 @@ use tracing::info;
 
 use self::{
     node_lock::NodeLock,
+    redis::{RedisConfig, RedisStore, Time},
     sqlite::{SqliteConfig, SqliteStore},
 };
 use crate::config;
 
 pub mod node_lock;
+pub mod redis;
 pub mod sqlite;
 
 /// The name of the service that writes to the store.
 pub const WRITER: &str = "store writer";
+
+/// The name of the service that hears of what other processes do.
+pub const LISTENER: &str = "store listener";
 
 /// Why a store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +43,9 @@ pub enum OpenError {
     /// The `SQLite` file.
     #[error(transparent)]
     Sqlite(#[from] sqlite::OpenError),
+    /// The Redis server.
+    #[error(transparent)]
+    Redis(#[from] redis::OpenError),
     /// The node's lock file cannot be made.
     #[error("failed to lock the task store")]
     Lock(#[source] io::Error),
@@ -93,7 +101,39 @@ pub trait Presence: Send + Sync {
 /// # Errors
 /// [`OpenError`] says what is wrong with it, and what to do.
 pub async fn open(config: &config::Store, clock: Arc<dyn Clock>, metrics: &Metrics) -> Result<Store, OpenError> {
-    open_sqlite(SqliteConfig::parse(config.database_url.expose())?, clock, metrics).await
+    match RedisConfig::of(config) {
+        Some(config) => open_redis(config, clock, metrics).await,
+        None => open_sqlite(SqliteConfig::parse(config.database_url.expose())?, clock, metrics).await,
+    }
+}
+
+async fn open_redis(config: RedisConfig, clock: Arc<dyn Clock>, metrics: &Metrics) -> Result<Store, OpenError> {
+    let store = RedisStore::open(config, Time::Server(clock)).await?;
+    store.observe(metrics.clone());
+    let listener = Arc::clone(&store);
+    Ok(Store {
+        tasks: store.clone(),
+        work: store.clone(),
+        inputs: store.clone(),
+        hooks: store.clone(),
+        workflows: store.clone(),
+        wire: store.clone(),
+        services: vec![(LISTENER, factory(move || listener.listener()))],
+        was_clean: store.was_clean(),
+        // Who else lives is not known: what a predecessor held is adopted when its leases expire.
+        was_alone: false,
+        presence: Box::new(Unnoticed),
+    })
+}
+
+/// A server knows itself whether it lost anything.
+struct Unnoticed;
+
+#[async_trait]
+impl Presence for Unnoticed {
+    async fn leave(&self) -> Result<(), LeaveError> {
+        Ok(())
+    }
 }
 
 async fn open_sqlite(config: SqliteConfig, clock: Arc<dyn Clock>, metrics: &Metrics) -> Result<Store, OpenError> {

@@ -12,6 +12,7 @@ use comfyd_actors::{
     kit::budget::Limits,
     ports::store::Retention,
 };
+use url::Url;
 
 use super::{
     reader::Reader,
@@ -221,8 +222,10 @@ pub struct Inputs {
 /// `[store]`
 #[derive(Debug, Clone)]
 pub struct Store {
-    /// `sqlite://...`.
+    /// `sqlite://...` or `redis://...`.
     pub database_url: SecretUrl,
+    /// What all keys in Redis begin with.
+    pub redis_prefix: String,
 }
 
 /// `[workflows]`
@@ -454,17 +457,33 @@ pub(super) fn inputs(r: &mut Reader) -> Inputs {
 
 pub(super) fn store(r: &mut Reader) -> Store {
     let url: Option<SecretUrl> = r.text("store.database_url", |text| database_url(text).map(Some));
-    Store { database_url: url.unwrap_or_else(|| SecretUrl::new("sqlite://data/comfyd.db")) }
+    Store {
+        database_url: url.unwrap_or_else(|| SecretUrl::new("sqlite://data/comfyd.db")),
+        redis_prefix: r.text("store.redis_prefix", redis_prefix),
+    }
 }
 
 fn database_url(text: &str) -> Result<SecretUrl, String> {
     match text.split_once(':') {
         Some(("sqlite", rest)) if !rest.trim_start_matches('/').is_empty() => Ok(SecretUrl::new(text)),
-        Some(("postgres" | "postgresql" | "redis" | "rediss", _)) => {
-            Err("this version keeps tasks in SQLite only: write sqlite://<file>, for example sqlite://data/comfyd.db"
-                .into())
-        }
-        _ => Err("expected sqlite://<file>, for example sqlite://data/comfyd.db".into()),
+        Some(("redis" | "rediss", _)) => match Url::parse(text) {
+            Ok(url) if url.has_host() => Ok(SecretUrl::new(text)),
+            _ => Err("expected redis://:<password>@<host>:6379/0, or rediss:// for TLS".into()),
+        },
+        Some(("postgres" | "postgresql", _)) => Err(
+            "this version keeps tasks in SQLite or Redis: write sqlite://<file>, for example sqlite://data/comfyd.db, or redis://<host>"
+                .into(),
+        ),
+        _ => Err("expected sqlite://<file>, for example sqlite://data/comfyd.db, or redis://<host>".into()),
+    }
+}
+
+fn redis_prefix(text: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
+    if !text.is_empty() && text.len() <= 64 && text.chars().all(is_plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected up to 64 letters, digits, `-`, `_`, `.` or `:`".into())
     }
 }
 

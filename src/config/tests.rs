@@ -42,7 +42,7 @@ fn every_fault_is_told_at_once() {
     };
     found(&["server.port = \"80a\"", "environment: PORT", "whole number"]);
     found(&["comfyui.urls", "environment: COMFYUI_URL", "http or https"]);
-    found(&["store.database_url", "SQLite only"]);
+    found(&["store.database_url", "SQLite or Redis"]);
     found(&["storage.gcs_bucket_name", "required"]);
     found(&["storage.gcs_credentials", "required"]);
     found(&["COMFYD_QUEUE__LAESE", "did you mean `COMFYD_QUEUE__LEASE`"]);
@@ -114,6 +114,8 @@ fn settings_must_agree_with_each_other() {
         (&[("APP_ENV", "production"), ("COMFYUI_URL", "http://u:p@comfy.example")], "use https"),
         (&[("CORS_ORIGINS", "*")], "every web page"),
         (&[("COMFYUI_CLIENT_ID", "a b")], "part of a URL"),
+        (&[("DATABASE_URL", "redis:///0")], "redis://:<password>@<host>"),
+        (&[("COMFYD_STORE__REDIS_PREFIX", "a{b}")], "store.redis_prefix"),
         (&[("LOG_LEVEL", "info,[bad")], "log.level"),
         (&[("OUTBOUND_ALLOW_PRIVATE", "10.0.0.0/8,my-host")], "outbound.allow_private"),
         (&[("COMFYD_OUTBOUND__PORTS", "443,0")], "from 1 to 65535"),
@@ -152,7 +154,7 @@ fn nothing_printed_holds_a_secret() {
     let mut sources = env(&[
         ("COMFYUI_URL", "http://a,https://u:hunter2@b"),
         ("COMFYUI_HEADERS", "Authorization: hunter2"),
-        ("DATABASE_URL", "sqlite://x.db?key=hunter2"),
+        ("DATABASE_URL", "rediss://u:hunter2@db/0?key=hunter2"),
         ("COMFYD_OUTBOUND__HEADERS", r#"{"a.example": {"Authorization": "hunter2"}}"#),
         ("WEBHOOK_URL", "https://hooks.example/hunter2?token=hunter2"),
         ("WEBHOOK_SECRETS", "whsec_hunter2"),

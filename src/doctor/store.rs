@@ -9,11 +9,14 @@ use std::{
 
 use comfyd_actors::ports::clock::Clock;
 
-use super::report::Section;
+use super::{redis, report::Section};
 use crate::{
     clock::SystemClock,
     config::Config,
-    store::sqlite::{AtRest, OpenError, Schema, SqliteConfig, look, remote_file_system},
+    store::{
+        redis::RedisConfig,
+        sqlite::{AtRest, OpenError, Schema, SqliteConfig, look, remote_file_system},
+    },
 };
 
 /// A disk that takes longer to keep something is slow for a queue: each create waits for it once.
@@ -27,6 +30,9 @@ pub(super) type Kept = (String, String);
 
 /// Looks at the database; returns the workflows it has, too.
 pub(super) async fn examine(config: &Config) -> (Section, Vec<Kept>) {
+    if let Some(server) = RedisConfig::of(&config.store) {
+        return redis::examine(&server).await;
+    }
     let url = config.store.database_url.expose();
     let mut section = Section::new("Store");
     let path = match SqliteConfig::parse(url) {

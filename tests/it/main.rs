@@ -36,6 +36,8 @@ mod process;
 mod properties;
 mod receiver;
 mod recorder;
+mod redis;
+mod redis_server;
 mod rolling;
 mod socket;
 mod storage;

@@ -1,0 +1,185 @@
+//! Tasks come in and are taken from the head of the order.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use comfyd_actors::{
+    domain::{
+        id::TaskId,
+        lane::{ANYBODY, Lanes, allot},
+        task::{ArtifactEdit, Change, Task},
+        webhook::Endpoint,
+    },
+    ports::store::{Assignment, Claim, Created, Creation, Durable, Idempotency, NewTask},
+};
+
+use super::Operation;
+use crate::store::redis::{
+    keys::{number_of, ordered, task_of},
+    rows::{RequestRow, Row, corrupt, from_json, json},
+    tx::{Fault, Rest, Tx, words},
+};
+
+/// `TaskStore::create`.
+pub(in crate::store::redis) struct Create {
+    pub(in crate::store::redis) new: NewTask,
+    pub(in crate::store::redis) claim: Option<Claim>,
+}
+
+impl Operation for Create {
+    type Answer = Creation;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Creation, Fault> {
+        if let Some(asked) = &self.new.idempotency
+            && let Some(created) = find_repeated(tx, self.new.tenant, asked).await?
+        {
+            return Ok(Creation { created, claimed: Vec::new(), durable: Durable::now() });
+        }
+        if tx.find(self.new.id).await?.is_some() {
+            return Err(corrupt(format!("task {} exists already", self.new.id)).into());
+        }
+        let task = insert(tx, &self.new)?;
+        let claimed = match &self.claim {
+            Some(claim) => claim_heads(tx, claim, Some(&self.new)).await?,
+            None => Vec::new(),
+        };
+        // The server answers after it has done what its configuration says for durability.
+        Ok(Creation { created: Created::New(task), claimed, durable: Durable::now() })
+    }
+}
+
+/// `WorkSource::claim`.
+pub(in crate::store::redis) struct ClaimHeads(pub(in crate::store::redis) Claim);
+
+impl Operation for ClaimHeads {
+    type Answer = Vec<Assignment>;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Vec<Assignment>, Fault> {
+        claim_heads(tx, &self.0, None).await
+    }
+}
+
+/// The field of an idempotency key.
+pub(super) fn request_field(tenant: i64, key: &str) -> String {
+    format!("{tenant}:{key}")
+}
+
+/// The member of an idempotency key in the index of their ages: sorted by age, tenant, key.
+pub(super) fn request_member(row: &RequestRow, tenant: i64, key: &str) -> Vec<u8> {
+    [&ordered(row.created_at.0)[..], &ordered(tenant), key.as_bytes()].concat()
+}
+
+async fn find_repeated(tx: &mut Tx<'_>, tenant: i64, asked: &Idempotency) -> Result<Option<Created>, Fault> {
+    let (key, field) = (tx.keys().requests(), request_field(tenant, &asked.key));
+    let Some(found) = tx.field(key.clone(), &field).await? else {
+        tx.check(key, field, None);
+        return Ok(None);
+    };
+    let found: RequestRow = from_json(&found)?;
+    if found.body_sha256 != hex(&asked.body_sha256) {
+        return Ok(Some(Created::KeyReused));
+    }
+    // A key goes with its task.
+    let task = tx.find(found.task).await?.ok_or(Fault::Conflict)?;
+    Ok(Some(Created::Replayed(task)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn insert(tx: &mut Tx<'_>, new: &NewTask) -> Result<Task, Fault> {
+    let (task, keys) = (new.first_state(), tx.keys());
+    tx.introduce_lane(&new.lane)?;
+    if let Some(webhook) = &new.payload.options.webhook {
+        let endpoint = Endpoint::new(webhook);
+        tx.write(words("HSETNX").arg(keys.endpoints()).arg(endpoint.id.0).arg(json(&endpoint)?));
+    }
+    if let Some(asked) = &new.idempotency {
+        let row = RequestRow { body_sha256: hex(&asked.body_sha256), task: task.id, created_at: task.created_at };
+        let field = request_field(task.tenant, &asked.key);
+        tx.write(words("HSET").arg(keys.requests()).arg(field).arg(json(&row)?));
+        let member = request_member(&row, task.tenant, &asked.key);
+        tx.write(words("ZADD").arg(keys.request_ages()).arg(0).arg(member.as_slice()));
+    }
+    let payload = words("HSET").arg(keys.task(task.id)).arg("graph").arg(&*new.payload.graph);
+    let payload = payload.arg("inputs").arg(&*new.payload.inputs).arg("metadata").arg(&*new.payload.metadata);
+    tx.write(payload.arg("options").arg(json(&*new.payload.options)?));
+    let request = new.idempotency.as_ref().map(|asked| asked.key.clone());
+    tx.insert(Row { task: task.clone(), files: new.payload.options.files.clone(), request });
+    tx.write_down(&task, None, &ArtifactEdit::Keep)?;
+    Ok(task)
+}
+
+/// `new`: what is created together with it.
+async fn claim_heads(tx: &mut Tx<'_>, claim: &Claim, new: Option<&NewTask>) -> Result<Vec<Assignment>, Fault> {
+    let served: Vec<Lanes> = claim.slots.iter().map(|slot| slot.lanes.clone()).collect();
+    if served.is_empty() {
+        return Ok(Vec::new());
+    }
+    let heads = heads(tx, &served).await?;
+    let lanes: Vec<i64> = heads.values().copied().collect();
+    let allotted = heads.into_keys().zip(allot(&lanes, &served));
+    let taken: Vec<(TaskId, usize)> = allotted.filter_map(|((_, id), slot)| Some((id, slot?))).collect();
+    let stored: Vec<TaskId> =
+        taken.iter().map(|(id, _)| *id).filter(|id| new.is_none_or(|new| new.id != *id)).collect();
+    let mut rest = tx.load_whole(&stored).await?;
+    if let Some(new) = new {
+        let options = (*new.payload.options).clone();
+        rest.insert(new.id, Rest { graph: new.payload.graph.to_string(), options, artifacts: Vec::new() });
+    }
+    let until = tx.now.after(claim.lease);
+    let mut claimed = Vec::with_capacity(taken.len());
+    for (id, slot) in taken {
+        let (Some(slot), Some(rest)) = (claim.slots.get(slot), rest.get(&id)) else { return Err(Fault::Conflict) };
+        let change = Change::Claim { worker: claim.worker.clone(), until, intent: slot.intent.clone() };
+        // Somebody was faster.
+        tx.change(id, None, change).await.map_err(|_| Fault::Conflict)?;
+        claimed.extend(tx.assignment(id, rest));
+    }
+    Ok(claimed)
+}
+
+/// The first tasks of each lane that any of the slots serves, in the order of the queue, with their lanes: as many of each lane as there are
+/// slots. A seek per lane, whatever waits behind.
+async fn heads(tx: &Tx<'_>, served: &[Lanes]) -> Result<BTreeMap<(i64, TaskId), i64>, Fault> {
+    let keys = tx.keys();
+    let lanes = match lists(served) {
+        Some(lanes) => lanes,
+        None => {
+            let (mut lanes,): (BTreeSet<i64>,) = tx.ask(redis::pipe().hkeys(keys.lane_unfinished())).await?;
+            lanes.insert(ANYBODY);
+            lanes
+        }
+    };
+    if lanes.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let last = isize::try_from(served.len()).unwrap_or(isize::MAX) - 1;
+    let mut pipe = redis::pipe();
+    for lane in &lanes {
+        pipe.zrange(keys.queue(*lane), 0, last);
+    }
+    let found: Vec<Vec<Vec<u8>>> = tx.ask(&pipe).await?;
+    let mut heads = BTreeMap::new();
+    for (lane, members) in lanes.iter().zip(found) {
+        for member in members {
+            let place = number_of(&member).zip(task_of(&member));
+            heads.insert(place.ok_or_else(|| corrupt("a place in the queue is none"))?, *lane);
+        }
+    }
+    let new = tx.new_heads().filter(|task| served.iter().any(|slot| slot.contains(task.lane)));
+    heads.extend(new.map(|task| ((task.sort_key, task.id), task.lane)));
+    Ok(heads)
+}
+
+/// Every lane that is served; `None`: all there are.
+fn lists(served: &[Lanes]) -> Option<BTreeSet<i64>> {
+    let mut lanes = BTreeSet::new();
+    for slot in served {
+        match slot {
+            Lanes::All => return None,
+            Lanes::Only(only) => lanes.extend(only.iter().copied()),
+        }
+    }
+    Some(lanes)
+}
