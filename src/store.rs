@@ -27,6 +27,7 @@ use self::{
 };
 use crate::config;
 
+mod columns;
 pub mod node_lock;
 pub mod redis;
 pub mod sqlite;

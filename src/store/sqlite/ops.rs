@@ -12,7 +12,7 @@ mod upkeep;
 mod wire;
 mod workflows;
 
-pub(super) use control::{Amend, NoteRun, PAUSES, SetPaused, pause};
+pub(super) use control::{Amend, NoteRun, PAUSES, SetPaused};
 pub(super) use create::{ClaimHeads, Create};
 pub(super) use hold::{AdoptExpired, Apply, Held, Renew, TakeOver};
 pub(super) use hooks::{Enable, Redeliver, Settle, Take};

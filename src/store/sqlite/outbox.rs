@@ -1,23 +1,16 @@
 //! Rows of messages to webhooks and of their receivers, and how they come into being.
 
 use comfyd_actors::{
-    domain::{
-        error::TaskError,
-        event::{Fact, Stage},
-        id::TaskId,
-        task::Task,
-        time::Timestamp,
-        webhook::{Delivery, DeliveryState, Endpoint, EndpointId, Events, Hook, Webhook},
-    },
+    domain::{error::TaskError, event::Fact, id::TaskId, task::Task, time::Timestamp, webhook::Webhook},
     ports::store::StoreError,
 };
 use serde::Serialize;
-use sqlx::sqlite::SqliteRow;
 
 use super::{
-    rows::{corrupt, get, id},
+    rows::corrupt,
     statement::{Statement, query},
 };
+pub(super) use crate::store::columns::{delivery, endpoint};
 
 /// The columns [`delivery`] reads, of the table called `d`.
 macro_rules! delivery_columns {
@@ -103,45 +96,4 @@ pub(super) fn call(endpoints: &[i64]) -> Result<Statement, StoreError> {
 
 fn json<T: Serialize + ?Sized>(list: &T) -> Result<String, StoreError> {
     serde_json::to_string(list).map_err(corrupt)
-}
-
-/// Reads who is told of a task.
-pub(super) fn hook(row: &SqliteRow) -> Result<Option<Hook>, StoreError> {
-    let endpoint: Option<i64> = get(row, "hook_endpoint")?;
-    let Some(endpoint) = endpoint.map(EndpointId) else { return Ok(None) };
-    Ok(Some(Hook { endpoint, events: Events::of_bits(get(row, "hook_events")?) }))
-}
-
-/// Reads [`delivery_columns`].
-pub(super) fn delivery(row: &SqliteRow) -> Result<Delivery, StoreError> {
-    let (stage, state): (&str, &str) = (get(row, "stage")?, get(row, "state")?);
-    let error: Option<&str> = get(row, "error")?;
-    Ok(Delivery {
-        id: get(row, "id")?,
-        task: id(row, "task_id")?,
-        endpoint: EndpointId(get(row, "endpoint")?),
-        at: Timestamp(get(row, "at")?),
-        stage: Stage::parse(stage).ok_or_else(|| corrupt(format!("unknown stage `{stage}`")))?,
-        generation: get(row, "generation")?,
-        attempt: get(row, "attempt")?,
-        error: error.map(serde_json::from_str).transpose().map_err(corrupt)?,
-        state: DeliveryState::parse(state).ok_or_else(|| corrupt(format!("unknown state `{state}`")))?,
-        due_at: get::<Option<i64>>(row, "due_at")?.map(Timestamp),
-        turn: get(row, "turn")?,
-        sending: get(row, "sending")?,
-        failures: get(row, "failures")?,
-        tries: serde_json::from_str(get(row, "tries")?).map_err(corrupt)?,
-    })
-}
-
-/// Reads [`endpoint_columns`].
-pub(super) fn endpoint(row: &SqliteRow) -> Result<Endpoint, StoreError> {
-    let time = |column| Ok::<_, StoreError>(get::<Option<i64>>(row, column)?.map(Timestamp));
-    Ok(Endpoint {
-        id: EndpointId(get(row, "endpoint_id")?),
-        url: get(row, "endpoint_url")?,
-        failures: get(row, "endpoint_failures")?,
-        not_before: time("not_before")?,
-        disabled_at: time("disabled_at")?,
-    })
 }

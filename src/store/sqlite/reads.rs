@@ -23,9 +23,10 @@ pub(super) use {failed::page as failed_page, hooks::page as deliveries_page};
 
 use super::{
     fault::store_error,
-    ops::{PAUSES, pause},
+    ops::PAUSES,
     rows::{self, corrupt, get, key},
 };
+use crate::store::columns;
 
 pub(super) const GET: &str = concat!(
     "SELECT ",
@@ -150,7 +151,7 @@ impl Readers {
 
     pub(super) async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
         let found = sqlx::query(PAUSES).fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
-        found.iter().map(pause).collect()
+        found.iter().map(columns::pause).collect()
     }
 
     pub(super) async fn events(&self, of: Option<TaskId>, after: i64, limit: u32) -> Result<Vec<Event>, StoreError> {

@@ -1,27 +1,20 @@
-//! Rows to tasks and back. What cannot be understood is `Corrupt`, never a panic: the file may have been edited or damaged.
-
-use std::{fmt::Display, sync::Arc, time::Duration};
+//! Tasks to rows, and the columns they are read from.
 
 use comfyd_actors::{
     domain::{
-        event::{Event, Fact, Stage},
-        id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
-        input::{About, Input, InputId},
-        lane::{ANYBODY, Lane, Needs},
-        options::TaskOptions,
-        order::Priority,
-        task::{Fence, Lease, Prompt, Task, TaskState},
-        time::{Timestamp, millis},
+        id::TaskId,
+        lane::{ANYBODY, Lane},
+        task::Task,
+        time::millis,
     },
-    ports::store::{Assignment, StoreError, TaskRecord},
+    ports::store::StoreError,
 };
 use sqlx::{Decode, Row, Sqlite, Type, sqlite::SqliteRow};
 use uuid::Uuid;
 
-use super::{
-    outbox,
-    statement::{Statement, query},
-};
+use super::statement::{Statement, query};
+use crate::store::columns::Columns;
+pub(super) use crate::store::columns::{assignment, corrupt, event, input, lane, priority, record, task};
 
 /// The columns [`task`] reads, of the table called `t`.
 macro_rules! task_columns {
@@ -157,152 +150,30 @@ pub(super) fn keys(ids: impl Iterator<Item = TaskId>) -> String {
     format!("[{}]", quoted.join(","))
 }
 
-/// Reads `column` as an id.
-pub(super) fn id(row: &SqliteRow, column: &str) -> Result<TaskId, StoreError> {
-    Uuid::from_slice(get(row, column)?).map(TaskId).map_err(corrupt)
-}
-
 /// Reads a column.
 pub(super) fn get<'r, T: Decode<'r, Sqlite> + Type<Sqlite>>(row: &'r SqliteRow, column: &str) -> Result<T, StoreError> {
     row.try_get(column).map_err(corrupt)
 }
 
-fn time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
-    Ok(get::<Option<i64>>(row, column)?.map(Timestamp))
+/// Reads `column` as an id.
+pub(super) fn id(row: &SqliteRow, column: &str) -> Result<TaskId, StoreError> {
+    row.task_id(column)
 }
 
-/// Reads [`task_columns`].
-pub(super) fn task(row: &SqliteRow) -> Result<Task, StoreError> {
-    let state: &str = get(row, "state")?;
-    let error: Option<&str> = get(row, "error")?;
-    let timeout: Option<i64> = get(row, "timeout_ms")?;
-    Ok(Task {
-        id: id(row, "id")?,
-        tenant: get(row, "tenant")?,
-        lane: get(row, "lane")?,
-        workflow: get(row, "workflow")?,
-        priority: priority(row)?,
-        sort_key: get(row, "sort_key")?,
-        queued_at: Timestamp(get(row, "queued_at")?),
-        state: TaskState::parse(state).ok_or_else(|| corrupt(format!("unknown state `{state}`")))?,
-        generation: get(row, "generation")?,
-        uploads_only: get(row, "uploads_only")?,
-        fence: Fence(get(row, "fence")?),
-        dispatch: get(row, "dispatch")?,
-        attempt: get(row, "attempt")?,
-        max_attempts: get(row, "max_attempts")?,
-        poison: get(row, "poison")?,
-        ooms: get(row, "ooms")?,
-        timeout: timeout.map(u64::try_from).transpose().map_err(corrupt)?.map(Duration::from_millis),
-        lease: lease(row)?,
-        prompt: prompt(row)?,
-        run_at: time(row, "run_at")?,
-        cancel_requested_at: time(row, "cancel_requested_at")?,
-        created_at: Timestamp(get(row, "created_at")?),
-        started_at: time(row, "started_at")?,
-        executing_at: time(row, "executing_at")?,
-        uploading_at: time(row, "uploading_at")?,
-        finished_at: time(row, "finished_at")?,
-        error: error.map(serde_json::from_str).transpose().map_err(corrupt)?,
-        hook: outbox::hook(row)?,
-    })
-}
+impl Columns for SqliteRow {
+    fn number(&self, column: &str) -> Result<Option<i64>, StoreError> {
+        get(self, column)
+    }
 
-/// Reads the priority.
-pub(super) fn priority(row: &SqliteRow) -> Result<Priority, StoreError> {
-    Priority::new(get(row, "priority")?).ok_or_else(|| corrupt("a priority is out of range"))
-}
+    fn words(&self, column: &str) -> Result<Option<&str>, StoreError> {
+        get(self, column)
+    }
 
-fn lease(row: &SqliteRow) -> Result<Option<Lease>, StoreError> {
-    let worker: Option<&str> = get(row, "worker")?;
-    let Some(worker) = worker else { return Ok(None) };
-    Ok(Some(Lease { worker: WorkerId::new(worker), until: Timestamp(get(row, "lease_until")?) }))
-}
+    fn flag(&self, column: &str) -> Result<bool, StoreError> {
+        get(self, column)
+    }
 
-fn prompt(row: &SqliteRow) -> Result<Option<Prompt>, StoreError> {
-    let id: Option<&str> = get(row, "prompt_id")?;
-    let Some(id) = id else { return Ok(None) };
-    Ok(Some(Prompt {
-        id: PromptId::new(id),
-        backend: BackendId::new(get::<&str>(row, "backend")?),
-        client: get::<Option<&str>>(row, "client")?.map(ClientId::new),
-        accepted: get(row, "accepted")?,
-    }))
-}
-
-/// Reads [`assignment_columns`].
-pub(super) fn assignment(row: &SqliteRow) -> Result<Assignment, StoreError> {
-    let artifacts = serde_json::from_str(get(row, "artifacts")?).map_err(corrupt)?;
-    Ok(Assignment { task: task(row)?, graph: text(row, "graph")?, options: options(row)?, artifacts })
-}
-
-/// Reads a task with what the API shows of it.
-pub(super) fn record(row: &SqliteRow) -> Result<TaskRecord, StoreError> {
-    let artifacts = serde_json::from_str(get(row, "artifacts")?).map_err(corrupt)?;
-    let nodes: Option<&str> = get(row, "nodes")?;
-    Ok(TaskRecord {
-        task: task(row)?,
-        inputs: text(row, "inputs")?,
-        metadata: text(row, "metadata")?,
-        options: options(row)?,
-        needs: needs(get(row, "needs")?)?,
-        artifacts,
-        nodes: nodes.map(serde_json::from_str).transpose().map_err(corrupt)?.unwrap_or_default(),
-    })
-}
-
-/// Reads a row of `lanes`.
-pub(super) fn lane(row: &SqliteRow) -> Result<Lane, StoreError> {
-    Ok(Lane { id: get(row, "id")?, needs: needs(get(row, "needs")?)? })
-}
-
-fn needs(text: Option<&str>) -> Result<Arc<Needs>, StoreError> {
-    text.map_or_else(|| Ok(Arc::default()), |text| serde_json::from_str(text).map(Arc::new).map_err(corrupt))
-}
-
-/// Reads [`input_columns`].
-pub(super) fn input(row: &SqliteRow) -> Result<Input, StoreError> {
-    let about = About {
-        name: get(row, "name")?,
-        content_type: get(row, "content_type")?,
-        extension: get(row, "extension")?,
-        bytes: u64::try_from(get::<i64>(row, "bytes")?).map_err(corrupt)?,
-    };
-    let id = InputId::parse(get(row, "sha256")?).ok_or_else(|| corrupt("a hash is not one"))?;
-    Ok(Input { id, key: get(row, "object_key")?, about, expires_at: Timestamp(get(row, "expires_at")?) })
-}
-
-/// Reads an event and the output it is about.
-pub(super) fn event(row: &SqliteRow) -> Result<Event, StoreError> {
-    let artifact: Option<&str> = get(row, "artifact")?;
-    let stage: Option<&str> = get(row, "stage")?;
-    let fact = match stage {
-        Some(stage) => Fact::Stage {
-            stage: Stage::parse(stage).ok_or_else(|| corrupt(format!("unknown stage `{stage}`")))?,
-            attempt: get(row, "attempt")?,
-            error: get::<Option<&str>>(row, "error")?.map(serde_json::from_str).transpose().map_err(corrupt)?,
-        },
-        None => Fact::Output { dispatch: get(row, "dispatch")?, index: get(row, "output")? },
-    };
-    Ok(Event {
-        seq: get(row, "seq")?,
-        task: id(row, "task_id")?,
-        workflow: get(row, "workflow")?,
-        at: Timestamp(get(row, "at")?),
-        fact,
-        artifact: artifact.map(serde_json::from_str).transpose().map_err(corrupt)?,
-    })
-}
-
-fn options(row: &SqliteRow) -> Result<Arc<TaskOptions>, StoreError> {
-    serde_json::from_str(get(row, "options")?).map(Arc::new).map_err(corrupt)
-}
-
-fn text(row: &SqliteRow, column: &str) -> Result<Arc<str>, StoreError> {
-    get::<&str>(row, column).map(Arc::from)
-}
-
-/// What was read makes no sense.
-pub(super) fn corrupt(what: impl Display) -> StoreError {
-    StoreError::Corrupt(what.to_string())
+    fn task_id(&self, column: &str) -> Result<TaskId, StoreError> {
+        Uuid::from_slice(get(self, column)?).map(TaskId).map_err(corrupt)
+    }
 }

@@ -1,22 +1,22 @@
 //! What clients change about tasks and about the queue.
 
+use crate::store::{
+    columns::pause,
+    sqlite::{
+        fault::Fault,
+        rows::corrupt,
+        statement::query,
+        tx::Tx,
+        writer::{Operation, Reach},
+    },
+};
 use comfyd_actors::{
     domain::{
-        id::{BackendId, TaskId},
+        id::TaskId,
         progress::NodeTiming,
         task::{Change, Task},
-        time::Timestamp,
     },
     ports::store::{Hold, Pausable, Pause},
-};
-use sqlx::sqlite::SqliteRow;
-
-use crate::store::sqlite::{
-    fault::Fault,
-    rows::{corrupt, get},
-    statement::query,
-    tx::Tx,
-    writer::{Operation, Reach},
 };
 
 /// The queue's own name is empty, so it comes first.
@@ -78,16 +78,6 @@ impl Operation for SetPaused {
         let paused = tx.fetch(query(PAUSES)).await?;
         Ok(paused.iter().map(pause).collect::<Result<_, _>>()?)
     }
-}
-
-/// Reads a row of [`PAUSES`].
-pub(in crate::store::sqlite) fn pause(row: &SqliteRow) -> Result<Pause, comfyd_actors::ports::store::StoreError> {
-    let what = match get::<&str>(row, "backend")? {
-        "" => Pausable::Queue,
-        backend => Pausable::Backend(BackendId::new(backend)),
-    };
-    let move_at: Option<i64> = get(row, "move_at")?;
-    Ok(Pause { what, since: Timestamp(get(row, "since")?), move_at: move_at.map(Timestamp) })
 }
 
 /// `WorkSource::note_run`.
