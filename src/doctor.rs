@@ -4,6 +4,7 @@
 
 mod clock;
 mod comfyui;
+mod postgres;
 mod redis;
 mod report;
 mod service;

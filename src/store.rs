@@ -22,6 +22,7 @@ use tracing::info;
 
 use self::{
     node_lock::NodeLock,
+    postgres::{PgConfig, PgStore},
     redis::{RedisConfig, RedisStore, Time},
     sqlite::{SqliteConfig, SqliteStore},
 };
@@ -29,6 +30,7 @@ use crate::config;
 
 mod columns;
 pub mod node_lock;
+pub mod postgres;
 pub mod redis;
 pub mod sqlite;
 
@@ -38,12 +40,18 @@ pub const WRITER: &str = "store writer";
 /// The name of the service that hears of what other processes do.
 pub const LISTENER: &str = "store listener";
 
+/// The name of the service that tells other processes of changes, where that is not the writer's work.
+pub const HERALD: &str = "store herald";
+
 /// Why a store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The `SQLite` file.
     #[error(transparent)]
     Sqlite(#[from] sqlite::OpenError),
+    /// The `PostgreSQL` database.
+    #[error(transparent)]
+    Postgres(#[from] postgres::OpenError),
     /// The Redis server.
     #[error(transparent)]
     Redis(#[from] redis::OpenError),
@@ -102,9 +110,40 @@ pub trait Presence: Send + Sync {
 /// # Errors
 /// [`OpenError`] says what is wrong with it, and what to do.
 pub async fn open(config: &config::Store, clock: Arc<dyn Clock>, metrics: &Metrics) -> Result<Store, OpenError> {
+    if let Some(config) = PgConfig::of(config)? {
+        return open_postgres(config, clock, metrics).await;
+    }
     match RedisConfig::of(config) {
         Some(config) => open_redis(config, clock, metrics).await,
         None => open_sqlite(SqliteConfig::parse(config.database_url.expose())?, clock, metrics).await,
+    }
+}
+
+async fn open_postgres(config: PgConfig, clock: Arc<dyn Clock>, metrics: &Metrics) -> Result<Store, OpenError> {
+    let store = PgStore::open(config, clock).await?;
+    store.observe(metrics.clone());
+    Ok(Store {
+        tasks: store.clone(),
+        work: store.clone(),
+        inputs: store.clone(),
+        hooks: store.clone(),
+        workflows: store.clone(),
+        wire: store.clone(),
+        services: store.services(),
+        // Whatever a prompt's name was made of is on the disk before the prompt is sent, and a database is what it was before its crash.
+        was_clean: true,
+        // Who else lives is not known: what a predecessor held is adopted when its leases expire.
+        was_alone: false,
+        presence: Box::new(PgPresence(store)),
+    })
+}
+
+struct PgPresence(Arc<PgStore>);
+
+#[async_trait]
+impl Presence for PgPresence {
+    async fn leave(&self) -> Result<(), LeaveError> {
+        Ok(self.0.leave().await?)
     }
 }
 

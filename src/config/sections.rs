@@ -14,6 +14,8 @@ use comfyd_actors::{
 };
 use url::Url;
 
+use crate::store::postgres::PgConfig;
+
 use super::{
     reader::Reader,
     values::{self, Secret, SecretUrl},
@@ -222,8 +224,10 @@ pub struct Inputs {
 /// `[store]`
 #[derive(Debug, Clone)]
 pub struct Store {
-    /// `sqlite://...` or `redis://...`.
+    /// `sqlite://...`, `postgres://...` or `redis://...`.
     pub database_url: SecretUrl,
+    /// Connections of one process to `PostgreSQL` for reading.
+    pub postgres_readers: u32,
     /// What all keys in Redis begin with.
     pub redis_prefix: String,
 }
@@ -459,6 +463,7 @@ pub(super) fn store(r: &mut Reader) -> Store {
     let url: Option<SecretUrl> = r.text("store.database_url", |text| database_url(text).map(Some));
     Store {
         database_url: url.unwrap_or_else(|| SecretUrl::new("sqlite://data/comfyd.db")),
+        postgres_readers: r.number("store.postgres_readers", 1..=1_000),
         redis_prefix: r.text("store.redis_prefix", redis_prefix),
     }
 }
@@ -470,11 +475,13 @@ fn database_url(text: &str) -> Result<SecretUrl, String> {
             Ok(url) if url.has_host() => Ok(SecretUrl::new(text)),
             _ => Err("expected redis://:<password>@<host>:6379/0, or rediss:// for TLS".into()),
         },
-        Some(("postgres" | "postgresql", _)) => Err(
-            "this version keeps tasks in SQLite or Redis: write sqlite://<file>, for example sqlite://data/comfyd.db, or redis://<host>"
-                .into(),
-        ),
-        _ => Err("expected sqlite://<file>, for example sqlite://data/comfyd.db, or redis://<host>".into()),
+        Some(("postgres" | "postgresql", _)) => match PgConfig::parse(text) {
+            Ok(_) => Ok(SecretUrl::new(text)),
+            Err(error) => Err(error.to_string()),
+        },
+        _ => Err("expected sqlite://<file>, for example sqlite://data/comfyd.db, or postgres://<user>:<password>@<host>/<database>, \
+                  or redis://<host>"
+            .into()),
     }
 }
 

@@ -29,7 +29,7 @@ fn every_fault_is_told_at_once() {
     let mut sources = env(&[
         ("PORT", "80a"),
         ("COMFYUI_URL", "ftp://x"),
-        ("DATABASE_URL", "postgres://u:hunter2@db/x"),
+        ("DATABASE_URL", "mysql://u:hunter2@db/x"),
         ("STORAGE_PROVIDER", "gcs"),
         ("COMFYD_QUEUE__LAESE", "5s"),
         ("COMFYUI_HEADERS", "hunter2"),
@@ -42,7 +42,7 @@ fn every_fault_is_told_at_once() {
     };
     found(&["server.port = \"80a\"", "environment: PORT", "whole number"]);
     found(&["comfyui.urls", "environment: COMFYUI_URL", "http or https"]);
-    found(&["store.database_url", "SQLite or Redis"]);
+    found(&["store.database_url", "postgres://<user>"]);
     found(&["storage.gcs_bucket_name", "required"]);
     found(&["storage.gcs_credentials", "required"]);
     found(&["COMFYD_QUEUE__LAESE", "did you mean `COMFYD_QUEUE__LEASE`"]);
@@ -116,6 +116,8 @@ fn settings_must_agree_with_each_other() {
         (&[("COMFYUI_CLIENT_ID", "a b")], "part of a URL"),
         (&[("DATABASE_URL", "redis:///0")], "redis://:<password>@<host>"),
         (&[("COMFYD_STORE__REDIS_PREFIX", "a{b}")], "store.redis_prefix"),
+        (&[("DATABASE_URL", "postgres://u:p#x@db/x")], "%40"),
+        (&[("COMFYD_STORE__POSTGRES_READERS", "0")], "store.postgres_readers"),
         (&[("LOG_LEVEL", "info,[bad")], "log.level"),
         (&[("OUTBOUND_ALLOW_PRIVATE", "10.0.0.0/8,my-host")], "outbound.allow_private"),
         (&[("COMFYD_OUTBOUND__PORTS", "443,0")], "from 1 to 65535"),

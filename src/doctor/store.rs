@@ -9,11 +9,12 @@ use std::{
 
 use comfyd_actors::ports::clock::Clock;
 
-use super::{redis, report::Section};
+use super::{postgres, redis, report::Section};
 use crate::{
     clock::SystemClock,
     config::Config,
     store::{
+        postgres::PgConfig,
         redis::RedisConfig,
         sqlite::{AtRest, OpenError, Schema, SqliteConfig, look, remote_file_system},
     },
@@ -30,6 +31,15 @@ pub(super) type Kept = (String, String);
 
 /// Looks at the database; returns the workflows it has, too.
 pub(super) async fn examine(config: &Config) -> (Section, Vec<Kept>) {
+    match PgConfig::of(&config.store) {
+        Ok(Some(database)) => return postgres::examine(&database).await,
+        Ok(None) => {}
+        Err(error) => {
+            let mut section = Section::new("Store  PostgreSQL");
+            section.bad(error.to_string(), "");
+            return (section, Vec::new());
+        }
+    }
     if let Some(server) = RedisConfig::of(&config.store) {
         return redis::examine(&server).await;
     }

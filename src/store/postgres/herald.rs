@@ -1,0 +1,260 @@
+//! Tells the other processes on the database what this one changed, and hears what they tell: NOTIFY and LISTEN.
+//!
+//! All of it is a hint. A word may be lost with its connection, or never come (a pooler in between, a server that fails over), and whoever
+//! needs to know looks by itself now and then. So what there is no room for is dropped, and nobody waits for it: NOTIFY makes the commits of a
+//! whole database take turns, so a process speaks at most once in [`PAUSE`], on a connection of its own, after the commit.
+
+use std::{sync::Arc, time::Duration};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use comfyd_actors::{
+    domain::{id::TaskId, order::Priority, task::TaskState},
+    ports::{
+        store::{Changed, StoreError},
+        wire::{Kind, Notice},
+    },
+};
+use serde::{Deserialize, Serialize};
+use sqlx::{
+    PgConnection,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+};
+use tokio::{
+    sync::{Mutex, mpsc},
+    time::{Instant, sleep, sleep_until},
+};
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+use super::{
+    PgStore,
+    fault::store_error,
+    rows::json,
+    writer::{connect, hang_up},
+};
+use crate::store::columns::corrupt;
+
+/// Where all processes on a database speak.
+pub(super) const CHANNEL: &str = "comfyd";
+
+/// The least time between two words about changes.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Changes in one word: a hundred letters each, and a word has room for 8,000 bytes.
+const CHANGES_PER_WORD: usize = 60;
+
+/// Changes told at a time. More are not worth it: who is so far behind looks by itself.
+const CHANGES_AT_ONCE: usize = 600;
+
+/// Bodies of notices that go with the word, in bytes; longer ones are looked up.
+const LONGEST_INLINE: usize = 4096;
+
+/// Before the next try to listen.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+const NOTIFY: &str = "SELECT pg_notify($1, word) FROM unnest($2::text[]) word";
+
+/// What is said.
+#[derive(Debug, Serialize, Deserialize)]
+struct Word {
+    /// Whose process.
+    from: Uuid,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    changes: Vec<Change>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    notice: Option<Posted>,
+}
+
+/// Task, where it stood, where it stands, priority, whether it is being cancelled, whether a webhook is told.
+#[derive(Debug, Serialize, Deserialize)]
+struct Change(TaskId, Option<TaskState>, TaskState, i64, bool, bool);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Posted {
+    kind: String,
+    name: String,
+    /// base64; none when it is too long.
+    body: Option<String>,
+}
+
+impl Change {
+    fn of(changed: &Changed) -> Self {
+        let Changed { id, was, state, priority, cancelling, hooked, here: _ } = *changed;
+        Self(id, was, state, priority.level(), cancelling, hooked)
+    }
+
+    fn read(&self) -> Option<Changed> {
+        let Self(id, was, state, priority, cancelling, hooked) = *self;
+        let priority = Priority::new(priority)?;
+        Some(Changed { id, was, state, priority, cancelling, hooked, here: false })
+    }
+}
+
+/// The writer's end.
+#[derive(Clone)]
+pub(super) struct Herald {
+    /// Who speaks.
+    id: Uuid,
+    changes: mpsc::Sender<Changed>,
+}
+
+/// What is to be told; it outlives who tells it.
+pub(super) struct Waiting(Mutex<mpsc::Receiver<Changed>>);
+
+impl Herald {
+    pub(super) fn new(id: Uuid) -> (Self, Waiting) {
+        let (changes, waiting) = mpsc::channel(CHANGES_AT_ONCE);
+        (Self { id, changes }, Waiting(Mutex::new(waiting)))
+    }
+
+    /// Has these told, as far as there is room.
+    pub(super) fn tell(&self, changed: &[Changed]) {
+        for change in changed {
+            if self.changes.try_send(*change).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// What is said when a notice is posted.
+    pub(super) fn word_of(&self, notice: &Notice) -> Result<String, StoreError> {
+        let body = (notice.body.len() <= LONGEST_INLINE).then(|| BASE64_STANDARD.encode(&notice.body));
+        let posted = Posted { kind: notice.kind.as_str().to_owned(), name: notice.name.clone(), body };
+        json(&Word { from: self.id, changes: Vec::new(), notice: Some(posted) })
+    }
+
+    fn words(&self, changed: &[Changed]) -> Result<Vec<String>, StoreError> {
+        let word = |changes: &[Changed]| {
+            json(&Word { from: self.id, changes: changes.iter().map(Change::of).collect(), notice: None })
+        };
+        changed.chunks(CHANGES_PER_WORD).map(word).collect()
+    }
+
+    /// Tells what waits, until nobody can have anything told any more.
+    pub(super) async fn speak(&self, waiting: &Waiting, options: &PgConnectOptions) {
+        let mut waiting = waiting.0.lock().await;
+        let (mut conn, mut batch) = (None, Vec::new());
+        while waiting.recv_many(&mut batch, CHANGES_AT_ONCE).await > 0 {
+            let next = Instant::now() + PAUSE;
+            if let Err(error) = self.say(&mut conn, options, &batch).await {
+                debug!(%error, "could not tell other processes of changes; they look by themselves");
+            }
+            batch.clear();
+            sleep_until(next).await;
+        }
+        if let Some(conn) = conn {
+            hang_up(conn).await;
+        }
+    }
+
+    async fn say(
+        &self,
+        conn: &mut Option<PgConnection>,
+        options: &PgConnectOptions,
+        changed: &[Changed],
+    ) -> Result<(), StoreError> {
+        let mut open = match conn.take() {
+            Some(open) => open,
+            None => connect(options).await?,
+        };
+        let notify = sqlx::query(NOTIFY).bind(CHANNEL).bind(self.words(changed)?);
+        notify.execute(&mut open).await.map_err(|error| store_error(&error))?;
+        *conn = Some(open);
+        Ok(())
+    }
+}
+
+/// Listens to the other processes, for ever.
+pub(super) async fn listen(store: Arc<PgStore>, options: PgConnectOptions) {
+    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+    let mut is_told = false;
+    loop {
+        let mut listener = match PgListener::connect_with(&pool).await {
+            Ok(listener) => listener,
+            Err(error) => {
+                if !std::mem::replace(&mut is_told, true) {
+                    warn!(%error, "cannot listen to the other processes on the database; what they do is found by looking");
+                }
+                sleep(LISTEN_AGAIN).await;
+                continue;
+            }
+        };
+        if let Err(error) = hear(&store, &mut listener, &mut is_told).await {
+            debug!(%error, "the connection for listening broke");
+        }
+        sleep(LISTEN_AGAIN).await;
+    }
+}
+
+/// Until the connection breaks.
+async fn hear(store: &PgStore, listener: &mut PgListener, is_told: &mut bool) -> Result<(), sqlx::Error> {
+    listener.listen(CHANNEL).await?;
+    if std::mem::take(is_told) {
+        info!("listening to the other processes on the database again");
+    }
+    while let Some(word) = listener.try_recv().await? {
+        match serde_json::from_str::<Word>(word.payload()) {
+            Ok(word) if word.from == store.herald.id => {}
+            Ok(word) => store.take_note(word).await,
+            // Of another version, or of somebody else who uses the channel.
+            Err(error) => debug!(%error, "did not understand a notification"),
+        }
+    }
+    Ok(())
+}
+
+impl PgStore {
+    async fn take_note(&self, word: Word) {
+        for change in word.changes.iter().filter_map(Change::read) {
+            _ = self.changes.send(change);
+        }
+        let Some(posted) = word.notice else { return };
+        match self.posted(&posted).await {
+            Ok(Some(notice)) => _ = self.heard.send(Arc::new(notice)),
+            Ok(None) => {}
+            Err(error) => debug!(%error, name = posted.name, "could not read a notice"),
+        }
+    }
+
+    async fn posted(&self, posted: &Posted) -> Result<Option<Notice>, StoreError> {
+        let Some(kind) = Kind::parse(&posted.kind) else { return Ok(None) };
+        let Some(body) = &posted.body else { return self.notice(kind, &posted.name).await };
+        let body = Bytes::from(BASE64_STANDARD.decode(body).map_err(corrupt)?);
+        Ok(Some(Notice { kind, name: posted.name.clone(), body }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_of_changes_has_room_and_says_all_of_it() {
+        let (herald, _waiting) = Herald::new(Uuid::now_v7());
+        let state = TaskState::Dispatching;
+        let changed = Changed {
+            id: TaskId::new(),
+            was: Some(state),
+            state,
+            priority: Priority::new(-100).unwrap(),
+            cancelling: false,
+            hooked: false,
+            here: true,
+        };
+        let words = herald.words(&vec![changed; CHANGES_PER_WORD + 1]).unwrap();
+        assert!(words.len() == 2 && words.iter().all(|word| word.len() < 8000), "{}", words[0].len());
+        let word: Word = serde_json::from_str(&words[1]).unwrap();
+        assert_eq!(word.changes[0].read(), Some(Changed { here: false, ..changed }));
+    }
+
+    #[test]
+    fn a_word_of_a_notice_has_room() {
+        let (herald, _waiting) = Herald::new(Uuid::now_v7());
+        let body = Bytes::from(vec![255; LONGEST_INLINE]);
+        let notice = Notice { kind: Kind::Consumer, name: "n".repeat(500), body };
+        assert!(herald.word_of(&notice).unwrap().len() < 8000);
+        let longer = Notice { body: Bytes::from(vec![0; LONGEST_INLINE + 1]), ..notice };
+        assert!(herald.word_of(&longer).unwrap().len() < 1000);
+    }
+}

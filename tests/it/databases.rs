@@ -1,0 +1,96 @@
+//! PostgreSQL for tests: one server for all of them, a server of its own for those that stop it, a database of its own for each.
+
+use std::{
+    io::{BufRead, BufReader, Lines, Write},
+    net::TcpListener,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{Mutex, OnceLock},
+};
+
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
+use uuid::Uuid;
+
+use crate::tools::root;
+
+/// A server that ends with its handle, or with this process.
+pub struct Server {
+    port: u16,
+    /// Its orders and its answers; none when it is to end.
+    pipe: Mutex<Option<(ChildStdin, Lines<BufReader<ChildStdout>>)>>,
+    process: Child,
+}
+
+impl Server {
+    /// Starts one; that takes a second.
+    pub fn start() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut command = Command::new(root().join("tests/postgres_server"));
+        command.arg(port.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let ready = lines.next().expect("PostgreSQL does not start: tests/run installs it").unwrap();
+        assert_eq!(ready, "ready");
+        Self { port, pipe: Mutex::new(process.stdin.take().map(|orders| (orders, lines))), process }
+    }
+
+    /// Stops it as a crash does.
+    pub fn kill(&self) {
+        self.order("kill");
+    }
+
+    /// Starts it again with what its disk holds.
+    pub fn start_again(&self) {
+        self.order("start");
+    }
+
+    fn order(&self, order: &str) {
+        let mut pipe = self.pipe.lock().unwrap();
+        let (orders, answers) = pipe.as_mut().unwrap();
+        writeln!(orders, "{order}").unwrap();
+        assert_eq!(answers.next().unwrap().unwrap(), format!("{order} done"));
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The address of a database, reached through `port`.
+    pub fn url(&self, database: &str, port: u16) -> String {
+        format!("postgres://comfyd:hunter2@127.0.0.1:{port}/{database}?sslmode=disable")
+    }
+
+    /// A connection of the test's own.
+    pub async fn connect(&self, database: &str) -> PgConnection {
+        let options: PgConnectOptions = self.url(database, self.port).parse().unwrap();
+        options.connect().await.unwrap()
+    }
+
+    /// Makes an empty database; its name.
+    pub async fn database(&self) -> String {
+        let name = format!("d{}", Uuid::new_v4().simple());
+        let mut conn = self.connect("postgres").await;
+        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut conn).await.unwrap();
+        conn.close().await.unwrap();
+        name
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Its input ends here, and with that it does.
+        *self.pipe.get_mut().unwrap() = None;
+        self.process.wait().unwrap();
+    }
+}
+
+/// The one for tests that only use it.
+pub fn server() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(Server::start)
+}
+
+/// The address of an empty database.
+pub async fn database() -> String {
+    let server = tokio::task::spawn_blocking(server).await.unwrap();
+    server.url(&server.database().await, server.port)
+}

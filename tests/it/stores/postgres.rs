@@ -1,0 +1,263 @@
+//! The suite, and what only a server can do: fail, be shared, lose a word.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use comfyd::{
+    clock::SystemClock,
+    store::postgres::{PgConfig, PgStore},
+};
+use comfyd_actors::{
+    domain::task::{Change, Fence, Task, TaskState},
+    ports::{
+        clock::Clock,
+        store::{Counts, Created, Query, StoreError, TaskStore, WorkSource},
+        wire::{Kind, Notice, Wire},
+    },
+    testing::store_conformance::{
+        Subject,
+        fixtures::{claim, error, new_task, worker},
+    },
+};
+use futures_util::FutureExt;
+use tokio::task::JoinSet;
+
+use self::ambush::{Ambush, Cut};
+use crate::databases::{Server, database, server};
+
+mod ambush;
+
+/// How long notices are kept.
+const KEEP: Duration = Duration::from_secs(60);
+
+comfyd_actors::store_conformance!(open_postgres, cases: 24);
+
+/// Runs the services as their supervisor does: again when they panicked.
+fn run(store: &Arc<PgStore>) -> JoinSet<()> {
+    let mut running = JoinSet::new();
+    for (_, make) in store.services() {
+        running.spawn(async move { while tokio::spawn(make()).await.is_err() {} });
+    }
+    running
+}
+
+async fn open_postgres(clock: Arc<dyn Clock>) -> Subject {
+    let store = PgStore::open_at(PgConfig::parse(&database().await).unwrap(), clock).await.unwrap();
+    let running = run(&store);
+    Subject::new(store, running)
+}
+
+async fn open(url: &str) -> (Arc<PgStore>, JoinSet<()>) {
+    let store = PgStore::open(PgConfig::parse(url).unwrap(), Arc::new(SystemClock::start())).await.unwrap();
+    let running = run(&store);
+    (store, running)
+}
+
+async fn listed(store: &PgStore) -> Vec<Task> {
+    store.list(Query { limit: 10_000, ..Query::default() }).await.unwrap()
+}
+
+/// Whichever way a COMMIT is lost, it is answered as what it was, and done once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_answer_is_lost_is_done_once() {
+    database().await;
+    for cut in [Cut::Before, Cut::After, Cut::Late] {
+        let name = server().database().await;
+        let ambush = Ambush::lay(server().port()).await;
+        let (store, _running) = open(&server().url(&name, ambush.address.port())).await;
+        let mut changes = store.changes();
+        store.create(new_task(1), None).await.unwrap();
+        ambush.arm(cut).await;
+        let creating = {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.create(new_task(2), Some(claim(&worker("node", 1), 9))).await })
+        };
+        ambush.sprung().await;
+        ambush.let_go();
+        let creation = creating.await.unwrap().unwrap();
+        assert!(matches!(creation.created, Created::New(_)) && creation.claimed.len() == 2, "{cut:?}: {creation:?}");
+        let tasks = listed(&store).await;
+        assert!(tasks.len() == 2 && tasks.iter().all(|task| task.fence == Fence(1)), "{cut:?}: {tasks:?}");
+        let told: Vec<_> = std::iter::from_fn(|| changes.try_recv().ok()).collect();
+        assert_eq!(told.len(), 4, "{cut:?}: {told:?}");
+        let held = store.held(&worker("node", 1)).await.unwrap();
+        for held in held {
+            ambush.arm(cut).await;
+            let failing = {
+                let (store, Task { id, fence, .. }) = (Arc::clone(&store), held.task);
+                tokio::spawn(async move { store.apply(id, fence, Change::Fail { error: error().permanent() }).await })
+            };
+            ambush.sprung().await;
+            ambush.let_go();
+            assert_eq!(failing.await.unwrap().unwrap().state, TaskState::Failed, "{cut:?}");
+        }
+    }
+}
+
+/// Everything that was answered is there after a crash of the server, and work goes on by itself when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_crashes_loses_nothing_it_answered() {
+    let server = Arc::new(tokio::task::spawn_blocking(Server::start).await.unwrap());
+    let (store, _running) = open(&server.url(&server.database().await, server.port())).await;
+    let mut answered = 0;
+    for _ in 0..3 {
+        let creators: Vec<_> = (0..64)
+            .map(|sort_key| {
+                let store = Arc::clone(&store);
+                tokio::spawn(async move { store.create(new_task(sort_key), None).await.is_ok() })
+            })
+            .collect();
+        let crashing = Arc::clone(&server);
+        tokio::task::spawn_blocking(move || crashing.kill()).await.unwrap();
+        for creator in creators {
+            answered += usize::from(creator.await.unwrap());
+        }
+        assert!(matches!(store.check().await, Err(StoreError::Unavailable(_))), "it is away");
+        let starting = Arc::clone(&server);
+        tokio::task::spawn_blocking(move || starting.start_again()).await.unwrap();
+        store.check().await.unwrap();
+        store.create(new_task(0), None).await.unwrap();
+        answered += 1;
+    }
+    let found = listed(&store).await.len();
+    assert!(found >= answered, "{found} of {answered} answered ones are there");
+    assert_eq!(store.claim(claim(&worker("node", 1), found)).await.unwrap().len(), found);
+}
+
+/// Processes that write at the same time: each task is claimed once, and whoever has read up to an event never finds an earlier one later.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_become_visible_in_their_order() {
+    const WRITERS: u32 = 4;
+    const EACH: i64 = 40;
+    let url = database().await;
+    let (reader, _running) = open(&url).await;
+    let mut writers = JoinSet::new();
+    for boot in 0..WRITERS {
+        let (store, running) = open(&url).await;
+        writers.spawn(async move {
+            let _running = running;
+            let me = worker("node", boot);
+            let mut claimed = HashSet::new();
+            for sort_key in 0..EACH {
+                let creation = store.create(new_task(sort_key), Some(claim(&me, 1))).await.unwrap();
+                claimed.extend(creation.claimed.iter().map(|held| held.task.id));
+            }
+            claimed
+        });
+    }
+    let (mut seen, mut done) = (Vec::<i64>::new(), false);
+    let mut claimed = Vec::new();
+    while !done {
+        done = match writers.join_next().now_or_never() {
+            Some(None) => true,
+            Some(Some(ids)) => {
+                claimed.extend(ids.unwrap());
+                false
+            }
+            None => false,
+        };
+        let after = seen.last().copied().unwrap_or(0);
+        seen.extend(reader.events(None, after, 10_000).await.unwrap().iter().map(|event| event.seq));
+    }
+    let all: Vec<i64> = reader.events(None, 0, 10_000).await.unwrap().iter().map(|event| event.seq).collect();
+    assert_eq!(seen, all, "none came late");
+    let unique: HashSet<_> = claimed.iter().collect();
+    assert_eq!(unique.len(), claimed.len(), "each is claimed once");
+    let left = reader.claim(claim(&worker("late", 1), 1_000)).await.unwrap().len();
+    assert_eq!(claimed.len() + left, WRITERS as usize * usize::try_from(EACH).unwrap(), "and all of them");
+}
+
+/// What one process changes or posts, another hears of; with its ears shut it finds it by looking.
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_hear_of_each_other() {
+    let url = database().await;
+    let ((one, _one), (two, _two)) = (open(&url).await, open(&url).await);
+    let deaf = PgStore::open(PgConfig::parse(&url).unwrap(), Arc::new(SystemClock::start())).await.unwrap();
+    let _writer = {
+        let mut running = JoinSet::new();
+        let make = deaf.services().remove(0).1;
+        running.spawn(make());
+        running
+    };
+    let (mut changes, mut heard, mut own) = (two.changes(), two.heard(), one.changes());
+    let small = Notice { kind: Kind::Pause, name: "queue".into(), body: Bytes::from_static(b"\0\xff") };
+    let large = Notice { kind: Kind::Catalogue, name: "x".into(), body: Bytes::from(vec![7; 1 << 20]) };
+    // The listener may still be on its way: a first word tells when it is there.
+    let hello = Notice { kind: Kind::Watched, name: "hello".into(), body: Bytes::new() };
+    let mut is_there = heard.recv().boxed();
+    loop {
+        one.post(hello.clone(), KEEP).await.unwrap();
+        if (&mut is_there).now_or_never().is_some() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    drop(is_there);
+    let id = new_task(1);
+    let name = id.id;
+    one.create(id, None).await.unwrap();
+    let told = changes.recv().await.unwrap();
+    assert_eq!((told.id, told.was, told.state, told.here), (name, None, TaskState::Pending, false));
+    assert!(own.recv().await.unwrap().here, "one's own is told once, as one's own");
+    for posted in [&small, &large] {
+        one.post(posted.clone(), KEEP).await.unwrap();
+        loop {
+            let notice = heard.recv().await.unwrap();
+            if *notice != hello {
+                assert_eq!(*notice, *posted);
+                break;
+            }
+        }
+    }
+    assert_eq!(deaf.notices(Kind::Pause).await.unwrap(), [small]);
+    let taken = deaf.claim(claim(&worker("deaf", 1), 1)).await.unwrap();
+    assert_eq!(taken[0].task.id, name);
+    assert!(own.try_recv().is_err(), "its own word does not come back");
+}
+
+/// Several processes may start at once on an empty database; a newer schema is refused, and so is whatever else is wrong, in plain words
+/// and without the password.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_said_at_the_start() {
+    let url = database().await;
+    let try_open = |url: String| async move {
+        PgStore::open(PgConfig::parse(&url).unwrap(), Arc::new(SystemClock::start())).await
+    };
+    let together = futures_util::future::join_all((0..4).map(|_| try_open(url.clone()))).await;
+    assert!(together.iter().all(Result::is_ok));
+    let name = url.rsplit_once('/').unwrap().1.split('?').next().unwrap();
+    let mut conn = server().connect(name).await;
+    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (99, '', true, '', 0)";
+    sqlx::query(newer).execute(&mut conn).await.unwrap();
+    sqlx::raw_sql("CREATE ROLE guest LOGIN PASSWORD 'hunter2'").execute(&mut conn).await.unwrap();
+    let empty = database().await;
+    for (url, told) in [
+        (url.clone(), "newer comfyd"),
+        (url.replace("hunter2", "hunter22"), "user or the password"),
+        (url.replace(name, "nobody_made_it"), "no such database"),
+        (url.replace(&format!(":{}/", server().port()), ":1/"), "cannot be reached"),
+        (url.replace("sslmode=disable", "sslmode=require"), "sslmode"),
+        (empty.replace("comfyd:", "guest:"), "may not make or use tables"),
+    ] {
+        let Err(error) = try_open(url).await else { panic!("not refused: {told}") };
+        let error = error.to_string();
+        assert!(error.contains(told) && !error.contains("hunter2"), "{told}: {error}");
+    }
+}
+
+/// While somebody holds an old snapshot nothing is cleared away: work gets slower, and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn work_goes_on_under_a_long_snapshot() {
+    let url = database().await;
+    let name = url.rsplit_once('/').unwrap().1.split('?').next().unwrap();
+    let (store, _running) = open(&url).await;
+    let mut old = server().connect(name).await;
+    sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM tasks").execute(&mut old).await.unwrap();
+    for _ in 0..200 {
+        let creation = store.create(new_task(1), Some(claim(&worker("node", 1), 1))).await.unwrap();
+        let task = creation.claimed[0].task.clone();
+        store.apply(task.id, task.fence, Change::Fail { error: error().permanent() }).await.unwrap();
+    }
+    assert_eq!(store.counts().await.unwrap(), Counts::default());
+    sqlx::raw_sql("COMMIT").execute(&mut old).await.unwrap();
+}
