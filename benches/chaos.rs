@@ -95,7 +95,7 @@ async fn work_off(kills: Option<StdRng>) -> Outcome {
 
 async fn all_over(system: &System) {
     loop {
-        let counts = system.store.counts().await.expect("counts");
+        let counts = system.desk.as_ref().expect("it serves clients").store.counts().await.expect("counts");
         if counts.scheduled + counts.pending + counts.held == 0 {
             return;
         }

@@ -9,40 +9,47 @@ use std::{
 
 use comfyd_actors::{
     board::Board,
-    bridge::{self, Bridge},
+    bridge::Bridge,
     catalogues::Catalogues,
-    domain::id::{BackendId, WorkerId},
-    kit::{deadline::Deadline, service::factory},
+    domain::{allowance::Allowance, id::BackendId},
+    kit::deadline::Deadline,
     metrics::{Metrics, MetricsError},
     ports::{clock::Clock, comfy::ComfyTransport, store::StoreError},
     posts::Posts,
-    root::{RootArgs, RootMsg, RootSupervisor},
-    system::{self, Predecessors, SessionSettings, Settings, Slots, System, UploadSettings},
-    watch,
+    root::{RootMsg, RootSupervisor},
+    system::{self, Predecessors, Role, System},
 };
 use ractor::{Actor, ActorRef};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use self::ground::Common;
 use crate::{
     clock::SystemClock,
     comfy::{ComfyConfig, HttpComfy},
     config::{self, Config},
-    fetch::UrlFetcher,
-    http::{AxumEdge, HttpConfig},
+    http::AxumEdge,
     media::Studio,
-    outbound::Outbound,
     storage,
     store::{self, Presence},
-    webhooks::Receivers,
-    workflows::Workflows,
 };
+
+mod ground;
+mod settings;
 
 /// The name of the service that keeps the named workflows current.
 pub const WORKFLOWS: &str = "workflows";
 
 /// The name of the service that shows that the process lives.
 pub const PULSE: &str = "pulse";
+
+/// The name of the service that hears what happens, for consumers or from the API.
+pub const HEARING: &str = "hearing";
+
+/// The name of the service that tells other processes which servers this one has.
+pub const HERALD: &str = "herald";
+/// The name of the service that keeps a picture of the servers of other processes.
+pub const MUSTER: &str = "muster";
 
 /// The name of the service that reads the log of events for those who watch.
 pub const EVENTS: &str = "events";
@@ -51,7 +58,9 @@ pub const EVENTS: &str = "events";
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// The address is taken, or not of this machine.
-    #[error("failed to listen on {address}; set HOST and PORT to an address that is free")]
+    #[error(
+        "failed to listen on {address}; set HOST and PORT (of a consumer, consumer.port) to an address that is free"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -67,6 +76,9 @@ pub enum AppError {
     /// A backend's address or headers make no sense.
     #[error("failed to set up a ComfyUI backend")]
     Backend(#[from] crate::comfy::ConfigError),
+    /// The client for the API cannot be made.
+    #[error("failed to set up the connection to the API")]
+    Api(#[source] reqwest::Error),
     /// The client for URLs of clients cannot be made.
     #[error("failed to set up the client for URL inputs and webhooks: {0}")]
     Outbound(String),
@@ -88,10 +100,10 @@ pub enum AppError {
 pub struct App {
     address: SocketAddr,
     system: System,
-    bridge: Bridge,
+    bridge: Option<Bridge>,
     root: ActorRef<RootMsg>,
     ended: JoinHandle<()>,
-    presence: Box<dyn Presence>,
+    presence: Option<Box<dyn Presence>>,
 }
 
 impl App {
@@ -108,82 +120,68 @@ impl App {
     /// # Errors
     /// As there.
     pub async fn start_at(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
+        Self::start_as(Role::Both, config, clock).await
+    }
+
+    /// Starts what a role asks for.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_as(role: Role, config: &Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
         crate::tls::install_crypto_provider();
-        let (listener, address) = listen(config)?;
-        let metrics = Metrics::new().map_err(AppError::Metrics)?;
-        let store = store::open(&config.store, clock.clone(), &metrics).await?;
-        let workflows = Arc::new(Workflows::open(&config.workflows.dir, store.workflows.clone()).await?);
-        let edge = AxumEdge::new(listener, HttpConfig::from(config), workflows.clone(), config.server.drain_grace)
-            .map_err(|source| AppError::Listen { address, source })?;
-        let targets = storage::open(&config.storage, config.tasks.upload_retry)?;
-        storage::prove(&targets).await?;
-        let in_order = backends(config)?;
+        let (listener, address) = listen(config, role)?;
+        let in_order = if role.runs_tasks() { backends(config, role)? } else { Vec::new() };
         let backends: BTreeMap<BackendId, _> =
             in_order.iter().map(|backend| (backend.id().clone(), backend.clone())).collect();
         let board = Board::default();
         let catalogues = Catalogues::new(backends.keys().cloned());
-        let outbound = Outbound::new(&config.outbound).map_err(AppError::Outbound)?;
-        let fetcher = UrlFetcher::new(outbound.clone(), store.inputs.clone(), targets.inputs().clone(), config.inputs);
-        let (log, watched, pulse) = (store.tasks.clone(), board.clone(), board.pulse().clone());
-        let mut services = store.services;
-        services.extend([
-            (WORKFLOWS, factory(move || workflows.clone().keep_current())),
-            (EVENTS, factory(move || watch::tail(log.clone(), watched.clone()))),
-            (PULSE, factory(move || pulse.clone().beat())),
-        ]);
-        let slots = Slots::new(backends.keys(), services.iter().map(|(name, _)| *name));
-        let bridge = Bridge::new(bridge::Parts {
-            queue: slots.queue.clone(),
-            store: store.tasks.clone(),
-            inputs: store.inputs.clone(),
-            hooks: store.hooks.clone(),
-            webhooks: slots.webhooks.clone(),
-            targets: targets.clone(),
-            backends: in_order,
-            board: board.clone(),
-            catalogues: catalogues.clone(),
-            sessions: slots.sessions.clone(),
-            validate: config.comfyui.validate,
-            metrics: metrics.clone(),
-            clock: clock.clone(),
-        });
-        let public_url = config.server.public_url.as_deref();
-        let receivers = Receivers::new(outbound, targets.clone(), &config.webhooks, public_url, clock.clone());
-        let settings = settings(config, !store.was_clean);
+        let metrics = Metrics::new().map_err(AppError::Metrics)?;
+        let allowance =
+            Allowance { labels: config.consumer.labels.clone(), workflows: config.consumer.workflows.clone() };
+        backends.keys().for_each(|backend| catalogues.allow(backend, &allowance));
+        let common = Common { role, config, clock, board, catalogues, metrics, in_order };
+        let ground = match &config.consumer.api_url {
+            Some(url) if role == Role::Consumer && config.consumer.remote => common.remote(url)?,
+            _ => common.near().await?,
+        };
+        let edge = AxumEdge::new(listener, config.connections, ground.pages, config.server.drain_grace)
+            .map_err(|source| AppError::Listen { address, source })?;
+        let Common { clock, board, catalogues, metrics, .. } = common;
+        let settings = settings::settings(config, !ground.was_clean);
         let system = Arc::new(system::Parts {
-            worker: WorkerId::starting(&config.app.node),
+            worker: ground.worker,
             started_at: clock.now(),
-            store: store.tasks,
-            source: store.work,
-            inputs: store.inputs,
-            hooks: store.hooks,
-            wire: store.wire,
-            hook_sender: Arc::new(receivers),
-            targets,
-            fetcher: Arc::new(fetcher),
+            role,
+            store: ground.store,
+            source: ground.source,
+            hints: ground.hints,
+            desk: ground.desk,
+            files: ground.files,
+            wire: ground.wire,
+            outputs: ground.outputs,
             media: Arc::new(Studio::default()),
             backends,
             edge: Arc::new(edge),
-            services,
+            services: ground.services,
             clock,
             board,
             catalogues,
             metrics,
-            predecessors: Predecessors::new(store.was_alone),
+            predecessors: Predecessors::new(ground.was_alone && role.runs_tasks()),
             posts: Posts::default(),
             deadline: Deadline::new(settings.lease * 2 / 3),
             settings,
-            slots,
+            slots: ground.slots,
         });
-        let args = RootArgs { system: system.clone(), bridge: bridge.clone() };
-        let (root, ended) = RootSupervisor::spawn(None, RootSupervisor, args)
+        let (root, ended) = RootSupervisor::spawn(None, RootSupervisor, system.clone())
             .await
             .map_err(|error| AppError::Tree(error.to_string()))?;
-        for warning in config::public_address_warning(&config.server).into_iter().chain(config.storage.warnings()) {
+        let public = config::public_address_warning(&config.server).filter(|_| role != Role::Consumer);
+        for warning in public.into_iter().chain(config.storage.warnings()) {
             warn!("{warning}");
         }
-        info!(%address, worker = %system.worker, backends = system.backends.len(), "comfyd listens");
-        Ok(Self { address, system, bridge, root, ended, presence: store.presence })
+        info!(%address, worker = %system.worker, ?role, backends = system.backends.len(), "comfyd listens");
+        Ok(Self { address, system, bridge: ground.bridge, root, ended, presence: ground.presence })
     }
 
     /// The address it listens on, with the real port.
@@ -192,10 +190,10 @@ impl App {
         self.address
     }
 
-    /// What HTTP handlers hold.
+    /// What HTTP handlers hold; `None` in a consumer, which has no clients.
     #[must_use]
-    pub fn bridge(&self) -> &Bridge {
-        &self.bridge
+    pub fn bridge(&self) -> Option<&Bridge> {
+        self.bridge.as_ref()
     }
 
     /// Ports, settings and the addresses of all actors.
@@ -225,7 +223,9 @@ impl App {
         if !self.system.board.is_draining() {
             return Err(AppError::GaveUp);
         }
-        if let Err(error) = self.presence.leave().await {
+        if let Some(presence) = &self.presence
+            && let Err(error) = presence.leave().await
+        {
             warn!(%error, "could not note the clean end; the next start will be more careful than it needs to be");
         }
         Ok(())
@@ -233,8 +233,9 @@ impl App {
 }
 
 /// Binds the socket once, for the life of the process.
-fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), AppError> {
-    let address = SocketAddr::new(config.server.host, config.server.port);
+fn listen(config: &Config, role: Role) -> Result<(TcpListener, SocketAddr), AppError> {
+    let port = if role == Role::Consumer { config.consumer.port } else { config.server.port };
+    let address = SocketAddr::new(config.server.host, port);
     let bind = || {
         let listener = TcpListener::bind(address)?;
         let bound = listener.local_addr()?;
@@ -243,7 +244,7 @@ fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), AppError> {
     bind().map_err(|source| AppError::Listen { address, source })
 }
 
-pub(crate) fn backends(config: &Config) -> Result<Vec<Arc<dyn ComfyTransport>>, AppError> {
+pub(crate) fn backends(config: &Config, role: Role) -> Result<Vec<Arc<dyn ComfyTransport>>, AppError> {
     let headers: Vec<_> =
         config.comfyui.headers.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())).collect();
     let mut backends: Vec<Arc<dyn ComfyTransport>> = Vec::new();
@@ -256,55 +257,10 @@ pub(crate) fn backends(config: &Config) -> Result<Vec<Arc<dyn ComfyTransport>>, 
             relay_idle_timeout: config.passthrough.idle_timeout,
             ping_interval: config.comfyui.ping_interval,
             max_json_bytes: config.comfyui.max_answer,
+            machine: (role == Role::Consumer).then(|| config.app.node.clone()),
             ..ComfyConfig::new(url.expose())
         })?;
         backends.push(Arc::new(comfy));
     }
     Ok(backends)
-}
-
-fn settings(config: &Config, unclean_start: bool) -> Settings {
-    let (comfyui, tasks) = (&config.comfyui, &config.tasks);
-    Settings {
-        unclean_start,
-        validate: comfyui.validate,
-        ordering: config.queue.ordering,
-        max_pending: config.queue.max_pending,
-        prepare_ahead: config.queue.prepare_ahead,
-        lease: config.queue.lease,
-        renew_every: config.queue.renew_every,
-        max_attempts: tasks.max_attempts,
-        timeout: tasks.timeout,
-        retry: tasks.retry,
-        session: SessionSettings {
-            client_prefix: comfyui.client_id.clone(),
-            reconnect: comfyui.reconnect,
-            post_timeout: comfyui.post_timeout,
-            validate_grace: comfyui.validate_grace,
-            silence: comfyui.silence,
-            deaf_after: comfyui.deaf_after,
-            backend_lost_after: comfyui.backend_lost_after,
-            stop_grace: comfyui.stop_grace,
-            free_wait: comfyui.free_wait,
-            quiet_after: config.health.quiet_after,
-            no_progress_timeout: config.health.no_progress_timeout,
-            health: config.health.limits,
-            nodes_refresh: comfyui.nodes_refresh,
-            nodes_recheck: comfyui.nodes_recheck,
-            previews: comfyui.previews,
-        },
-        uploads: UploadSettings {
-            largest: tasks.max_output,
-            parallel: tasks.upload_parallel,
-            max_tasks: tasks.upload_max_waiting,
-            attempts: tasks.upload_attempts,
-            backoff: tasks.upload_retry,
-            patience: tasks.upload_patience,
-        },
-        webhooks: config.webhooks.settings.clone(),
-        retention: config.retention,
-        restarts: config.supervision.limits,
-        quarantine: config.supervision.quarantine,
-        drain: config.server.drain_grace,
-    }
 }

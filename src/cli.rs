@@ -16,6 +16,10 @@ pub struct Cli {
 /// What else the binary can do.
 #[derive(Debug, PartialEq, Subcommand)]
 pub enum Command {
+    /// Takes tasks in and shows them; consumers run them. What the service does without a command, without ComfyUI servers.
+    Api,
+    /// Runs tasks that an API takes in: it shares the API's store (DATABASE_URL), or comes to its tasks over HTTP (TASK_API_URL).
+    Consumer,
     /// Starts everything with a pretended ComfyUI, makes a picture and shows where it is.
     Demo {
         /// Stop when the picture is there.

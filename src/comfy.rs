@@ -46,6 +46,8 @@ pub struct ComfyConfig {
     pub url: String,
     /// Sent with every request and with the WebSocket handshake, for servers behind authentication.
     pub headers: Vec<(String, String)>,
+    /// The name of this machine, which goes into the server's name in the place of `localhost`: for consumers, as each machine has one.
+    pub machine: Option<String>,
     /// Limit for opening a TCP and TLS connection.
     pub connect_timeout: Duration,
     /// Limit for a whole question and answer. Below 5 s it raises false alarms: the server freezes for up to 1.2 s at a
@@ -70,6 +72,7 @@ impl ComfyConfig {
         Self {
             url: url.into(),
             headers: Vec::new(),
+            machine: None,
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(15),
             post_timeout: Duration::from_secs(30),

@@ -4,6 +4,7 @@
 //! setting never stops the reading: everything wrong is told at once, each with its key, its source and its value.
 
 mod check;
+mod consumer;
 mod fault;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
@@ -21,6 +22,7 @@ use self::reader::Reader;
 pub use self::values::SecretUrl;
 pub use self::{
     check::check,
+    consumer::{Consumer, label},
     fault::{Fault, Faults, nearest},
     outbound::Outbound,
     sections::{
@@ -63,6 +65,8 @@ pub struct Config {
     pub inputs: Inputs,
     /// Where tasks are kept.
     pub store: Store,
+    /// Consumers that run apart from the API.
+    pub consumer: Consumer,
     /// Where outputs are kept.
     pub storage: Storage,
     /// Where named workflows are.
@@ -100,7 +104,10 @@ pub fn load() -> Result<(Config, Vec<String>), Faults> {
 pub fn read(sources: Sources) -> Loaded {
     let layers = sources::merge(sources);
     let mut reader = Reader::new(&layers);
-    let config = read_sections(&mut reader);
+    let mut config = read_sections(&mut reader);
+    let names_database =
+        layers.settings.get("store.database_url").is_some_and(|given| given.source != sources::DEFAULT);
+    config.consumer.remote = config.consumer.api_url.is_some() && !names_database;
     debug_assert_eq!(reader.asked().len(), layers.defaults.len(), "each setting of the manual is read exactly once");
     demand_agreement(&mut reader, &config);
     if config.app.env == Env::Production {
@@ -125,6 +132,7 @@ fn read_sections(r: &mut Reader) -> Config {
         retention: sections::retention(r),
         inputs: sections::inputs(r),
         store: sections::store(r),
+        consumer: consumer::consumer(r),
         storage: storage::storage(r),
         workflows: sections::workflows(r),
         supervision: sections::supervision(r),
@@ -170,6 +178,15 @@ fn demand_safety(r: &mut Reader, config: &Config) {
         !config.store.database_url.expose().contains(":memory:"),
         &["store.database_url"],
         "APP_ENV=production refuses a database in memory: every restart would lose all tasks",
+    );
+    r.demand(
+        config
+            .consumer
+            .api_url
+            .as_ref()
+            .is_none_or(|url| !url.expose().starts_with("http://") || is_near(url.expose())),
+        &["consumer.api_url"],
+        "APP_ENV=production refuses to send the consumer's token over http to a public address; use https",
     );
     r.demand(
         config.server.cors_origins.iter().all(|origin| origin.starts_with("https://") || is_near(origin)),

@@ -78,7 +78,7 @@ async fn draw_all(app: &App, base: &str, outputs: &Path) -> anyhow::Result<()> {
     }
     println!("\nThe files they made:");
     for (id, prompt) in tasks {
-        let (record, _) = app.bridge().get(id.parse::<TaskId>()?).await?;
+        let (record, _) = app.bridge().context("the demo serves clients")?.get(id.parse::<TaskId>()?).await?;
         for object in record.artifacts.iter().filter_map(|artifact| artifact.object.as_ref()) {
             println!("  {}  ({prompt})", outputs.join(&object.key).display());
         }

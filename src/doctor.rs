@@ -48,7 +48,7 @@ fn settings(warnings: Vec<String>) -> Section {
 }
 
 async fn servers(config: &Config, kept: Vec<store::Kept>) -> Vec<Section> {
-    let backends = match app::backends(config) {
+    let backends = match app::backends(config, comfyd_actors::system::Role::Both) {
         Ok(backends) => backends,
         Err(error) => {
             let mut section = Section::new("ComfyUI");

@@ -6,6 +6,8 @@ mod backends;
 mod body;
 mod cached;
 mod comfyui;
+mod consumer_pages;
+mod consumers;
 mod control;
 mod create;
 mod docs;
@@ -51,8 +53,13 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(crate) use self::storage::link_all;
 pub(crate) use self::validate::is_placeholder;
-use self::{docs::Intro, health::Checks, metrics::Memory};
-pub use self::{docs::document, server::AxumEdge};
+pub use self::{
+    consumer_pages::{ConsumerPages, router as consumer_router},
+    consumers::Consumers,
+    docs::document,
+    server::{AxumEdge, Pages},
+};
+use self::{docs::Intro, health::Checks, metrics::Memory, problem::Problem};
 use crate::{
     config::{self, Config},
     inputs::Shelves,
@@ -85,6 +92,8 @@ pub struct HttpConfig {
     pub events: config::Events,
     /// Who is told of tasks that name nobody.
     pub webhook: Option<Webhook>,
+    /// Named workflows wait in lanes of their own, because there may be consumers that take some of them only.
+    pub workflow_lanes: bool,
     /// What the names of our own connections to ComfyUI begin with.
     pub client_prefix: String,
 }
@@ -117,6 +126,7 @@ impl From<&Config> for HttpConfig {
             passthrough: config.passthrough.clone(),
             events: config.events,
             webhook: config.webhooks.webhook(&config.outbound.policy),
+            workflow_lanes: !config.consumer.workflows.is_empty(),
             client_prefix: config.comfyui.client_id.clone(),
         }
     }
@@ -127,6 +137,8 @@ struct Service {
     bridge: Bridge,
     config: Arc<HttpConfig>,
     workflows: Arc<Workflows>,
+    /// What consumers without a database reach through us.
+    consumers: Option<Arc<Consumers>>,
     stop: CancellationToken,
     /// Places for WebSockets that go through to ComfyUI.
     sockets: Arc<Semaphore>,
@@ -139,6 +151,12 @@ impl Service {
     /// Whether clients should go elsewhere: sooner than nothing is taken any more.
     fn is_leaving(&self) -> bool {
         self.stop.is_cancelled() || self.bridge.is_leaving()
+    }
+
+    /// The way for consumers.
+    fn consumers(&self) -> Result<&Consumers, Problem> {
+        let none = || Problem::unavailable("no_consumers", "this process serves no consumers");
+        self.consumers.as_deref().ok_or_else(none)
     }
 
     /// Where the files of clients go.
@@ -158,7 +176,13 @@ impl Service {
 }
 
 /// The whole service as a router. `stop` ends the patience of requests that wait for something.
-pub fn router(bridge: Bridge, config: Arc<HttpConfig>, workflows: Arc<Workflows>, stop: CancellationToken) -> Router {
+pub fn router(
+    bridge: Bridge,
+    config: Arc<HttpConfig>,
+    workflows: Arc<Workflows>,
+    consumers: Option<Arc<Consumers>>,
+    stop: CancellationToken,
+) -> Router {
     let cors = cors(&config);
     let framed = middleware::from_fn_with_state(config.clone(), frame::frame);
     let sockets = Arc::new(Semaphore::new(config.passthrough.max_sockets));
@@ -167,6 +191,7 @@ pub fn router(bridge: Bridge, config: Arc<HttpConfig>, workflows: Arc<Workflows>
         bridge,
         config,
         workflows,
+        consumers,
         stop,
         sockets,
         checks,
@@ -224,6 +249,9 @@ fn routes() -> OpenApiRouter<Arc<Service>> {
         // From here on, those that may take as long as a client needs to send.
         .routes(routes!(inputs::upload_inputs))
         .routes(routes!(passthrough::pass))
+        .routes(routes!(consumers::call))
+        .routes(routes!(consumers::read_file))
+        .routes(routes!(consumers::store_output))
 }
 
 /// Off unless origins are named.

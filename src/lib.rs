@@ -28,6 +28,7 @@ pub mod lifecycle;
 pub mod media;
 pub mod outbound;
 pub mod pace;
+pub mod remote;
 pub mod storage;
 pub mod store;
 pub mod telemetry;

@@ -4,15 +4,18 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     process::ExitCode,
+    sync::Arc,
 };
 
 use clap::Parser;
 use comfyd::{
     app::{App, AppError},
     cli::{Cli, Command},
+    clock::SystemClock,
     config::{self, Config, Faults},
     demo, doctor, healthcheck, lifecycle, telemetry,
 };
+use comfyd_actors::system::Role;
 use fake_comfyui::FakeConfig;
 
 /// The configuration is at fault, as `sysexits.h` has it.
@@ -51,12 +54,18 @@ fn main() -> ExitCode {
         Some(Command::Healthcheck) => {
             with_config(|config| (config.clone(), async move { healthcheck::run(&config).await }))
         }
-        None => with_config(|config| (config.clone(), async move { Ok(serve(config).await?) })),
+        Some(Command::Api) => start(Role::Api),
+        Some(Command::Consumer) => start(Role::Consumer),
+        None => start(Role::Both),
     }
 }
 
-async fn serve(config: Config) -> Result<(), AppError> {
-    let mut app = App::start(&config).await?;
+fn start(role: Role) -> ExitCode {
+    with_config(|config| (config.clone(), async move { Ok(serve(role, config).await?) }))
+}
+
+async fn serve(role: Role, config: Config) -> Result<(), AppError> {
+    let mut app = App::start_as(role, &config, Arc::new(SystemClock::start())).await?;
     lifecycle::until_stopped(&mut app, config.server.drain_delay).await
 }
 

@@ -69,18 +69,32 @@ pub enum OpenError {
 /// # Errors
 /// `Folder`, `Settings`.
 pub fn open(config: &Storage, backoff: Backoff) -> Result<Targets, OpenError> {
-    let settings = |target: &str, reason: String| OpenError::Settings { target: target.to_owned(), reason };
-    let http = || client::client(config.connect_timeout, config.request_timeout);
-    let http = http().map_err(|error| settings(&config.usual, client::describe(error)))?;
     let folder = |target: &str, dir| {
         LocalStorage::new(dir).map(Arc::new).map_err(|source| OpenError::Folder { target: target.to_owned(), source })
     };
     let inputs = folder(LOCAL, &config.local_dir)?;
+    let mut targets = far(config, backoff)?;
+    for (name, target) in &config.targets {
+        let TargetKind::Local { dir } = &target.kind else { continue };
+        let store: Arc<dyn ObjectStore> = if *dir == config.local_dir { inputs.clone() } else { folder(name, dir)? };
+        targets.insert(name.clone(), Target { store, prefix: target.prefix.clone(), others: target.others.clone() });
+    }
+    let (usual, fallback) = (config.usual.clone(), config.fallback.clone());
+    Ok(Targets::new(targets::Parts { targets, inputs, usual, fallback }))
+}
+
+/// Makes the adapters of the targets that can be reached from any machine.
+///
+/// # Errors
+/// `Settings`.
+pub fn far(config: &Storage, backoff: Backoff) -> Result<BTreeMap<String, Target>, OpenError> {
+    let settings = |target: &str, reason: String| OpenError::Settings { target: target.to_owned(), reason };
+    let http = client::client(config.connect_timeout, config.request_timeout);
+    let http = http.map_err(|error| settings(&config.usual, client::describe(error)))?;
     let mut targets = BTreeMap::new();
     for (name, target) in &config.targets {
         let store: Arc<dyn ObjectStore> = match &target.kind {
-            TargetKind::Local { dir } if *dir == config.local_dir => inputs.clone(),
-            TargetKind::Local { dir } => folder(name, dir)?,
+            TargetKind::Local { .. } => continue,
             TargetKind::S3(bucket) => Arc::new(S3Storage::new(bucket, http.clone(), backoff, config.link_ttl)),
             TargetKind::Gcs(bucket) => {
                 let bucket = GcsStorage::new(bucket, http.clone(), backoff, config.link_ttl);
@@ -90,8 +104,7 @@ pub fn open(config: &Storage, backoff: Backoff) -> Result<Targets, OpenError> {
         };
         targets.insert(name.clone(), Target { store, prefix: target.prefix.clone(), others: target.others.clone() });
     }
-    let (usual, fallback) = (config.usual.clone(), config.fallback.clone());
-    Ok(Targets::new(targets::Parts { targets, inputs, usual, fallback }))
+    Ok(targets)
 }
 
 /// Proves that outputs can be stored, before anything is taken on: a round trip to the usual target and to those it leads to. One that

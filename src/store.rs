@@ -13,7 +13,7 @@ use comfyd_actors::{
         clock::Clock,
         hook_store::HookStore,
         input_store::InputStore,
-        store::{StoreError, TaskStore, WorkSource},
+        store::{Hints, StoreError, TaskStore, WorkSource},
         wire::Wire,
         workflow_store::WorkflowStore,
     },
@@ -77,6 +77,8 @@ pub struct Store {
     pub tasks: Arc<dyn TaskStore>,
     /// Its consumer side.
     pub work: Arc<dyn WorkSource>,
+    /// What others do to tasks.
+    pub hints: Arc<dyn Hints>,
     /// The files clients gave.
     pub inputs: Arc<dyn InputStore>,
     /// The messages to webhooks.
@@ -154,6 +156,7 @@ async fn open_redis(config: RedisConfig, clock: Arc<dyn Clock>, metrics: &Metric
     Ok(Store {
         tasks: store.clone(),
         work: store.clone(),
+        hints: store.clone(),
         inputs: store.clone(),
         hooks: store.clone(),
         workflows: store.clone(),
@@ -184,6 +187,7 @@ async fn open_sqlite(config: SqliteConfig, clock: Arc<dyn Clock>, metrics: &Metr
     Ok(Store {
         tasks: store.clone(),
         work: store.clone(),
+        hints: store.clone(),
         inputs: store.clone(),
         hooks: store.clone(),
         workflows: store.clone(),

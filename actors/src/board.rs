@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     domain::{
@@ -39,6 +40,7 @@ struct Inner {
 struct Contents {
     progress: HashMap<TaskId, Progress>,
     backends: BTreeMap<BackendId, BackendStatus>,
+    elsewhere: BTreeMap<BackendId, Elsewhere>,
     restarts: BTreeMap<String, u64>,
     pauses: Vec<Pause>,
     webhooks: HookLevels,
@@ -56,7 +58,7 @@ enum Ending {
 }
 
 /// A backend as `/api/status` shows it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackendStatus {
     /// What the session is doing.
     pub phase: PhaseName,
@@ -77,8 +79,19 @@ pub struct BackendStatus {
     pub health: Health,
 }
 
+/// A backend of another process, as that told last.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Elsewhere {
+    /// Its machine's name.
+    pub node: String,
+    /// What its session is doing.
+    pub status: BackendStatus,
+    /// ComfyUI's own `/system_stats`.
+    pub stats: Option<Value>,
+}
+
 /// A session's phase, in a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PhaseName {
     /// Not reachable; tries again by itself.
@@ -160,7 +173,8 @@ impl Board {
     #[must_use]
     pub fn place(&self, workflow: Option<&str>, ahead: u32) -> Place {
         let contents = self.lock();
-        let online = contents.backends.values().filter(|backend| backend.takes_work()).count();
+        let others = contents.elsewhere.values().map(|other| &other.status);
+        let online = contents.backends.values().chain(others).filter(|backend| backend.takes_work()).count();
         let servers = u32::try_from(online).unwrap_or(u32::MAX);
         // How many more there are than were counted nobody knows.
         let eta = (ahead < FAR).then(|| contents.durations.until_done(workflow, ahead, servers)).flatten();
@@ -177,6 +191,17 @@ impl Board {
     #[must_use]
     pub fn backends(&self) -> BTreeMap<BackendId, BackendStatus> {
         self.lock().backends.clone()
+    }
+
+    /// Those of other processes.
+    #[must_use]
+    pub fn elsewhere(&self) -> BTreeMap<BackendId, Elsewhere> {
+        self.lock().elsewhere.clone()
+    }
+
+    /// Notes which backends other processes have.
+    pub fn set_elsewhere(&self, backends: BTreeMap<BackendId, Elsewhere>) {
+        self.lock().elsewhere = backends;
     }
 
     /// Alters one backend's entry.

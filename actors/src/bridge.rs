@@ -8,7 +8,7 @@ use tokio::{sync::broadcast, time::Instant};
 
 pub use self::replay::{Replay, Replayed, Unfit};
 use crate::{
-    board::{BackendStatus, Board, PhaseName},
+    board::{BackendStatus, Board, Elsewhere, PhaseName},
     catalogues::Catalogues,
     comfy_session::SessionMsg,
     domain::{
@@ -351,9 +351,11 @@ impl Bridge {
     /// Whether a backend that is online can run tasks with these needs.
     #[must_use]
     pub fn is_served(&self, needs: &Needs) -> bool {
-        let (fleet, backends) = (self.0.catalogues.fleet(), self.0.board.backends());
-        let mut online = backends.iter().filter(|(_, status)| status.phase == PhaseName::Online);
-        needs.is_empty() || !self.0.validate || online.any(|(backend, _)| fleet.meets(backend, needs))
+        let fleet = self.0.catalogues.fleet();
+        let fits = |backend: &BackendId| {
+            if self.0.validate { fleet.meets(backend, needs) } else { fleet.allows(backend, needs) }
+        };
+        needs.is_empty() || self.all_backends().iter().any(|(id, status)| status.phase == PhaseName::Online && fits(id))
     }
 
     /// Every committed change from now on.
@@ -444,6 +446,23 @@ impl Bridge {
     #[must_use]
     pub fn backend_status(&self) -> BTreeMap<BackendId, BackendStatus> {
         self.0.board.backends()
+    }
+
+    /// The same of every backend there is, those of other processes included.
+    #[must_use]
+    pub fn all_backends(&self) -> BTreeMap<BackendId, BackendStatus> {
+        let mut all: BTreeMap<_, _> =
+            self.0.board.elsewhere().into_iter().map(|(id, other)| (id, other.status)).collect();
+        let known = self.0.board.backends();
+        let own = self.0.backends.iter().map(|backend| backend.id().clone());
+        all.extend(own.map(|id| (id.clone(), known.get(&id).cloned().unwrap_or_else(BackendStatus::unknown))));
+        all
+    }
+
+    /// Backends of other processes.
+    #[must_use]
+    pub fn elsewhere(&self) -> BTreeMap<BackendId, Elsewhere> {
+        self.0.board.elsewhere()
     }
 
     /// What takes nothing new, as this process knows it.

@@ -3,6 +3,7 @@
 //! Nothing here knows an actor, a runtime, a socket or a clock. Every decision the product makes (order, admission, retry,
 //! reconciling, a change of state) is a function in this folder, so it can be tested with a table.
 
+pub mod allowance;
 pub mod artifact;
 pub mod catalogue;
 pub mod check;

@@ -1,7 +1,7 @@
 //! HttpActor: the HTTP server as an actor.
 //!
 //! - **Owns** the server's future and its stop signal. The socket is bound outside, so a restart never loses the port.
-//! - **Talks** to nobody: handlers hold the [`Bridge`].
+//! - **Talks** to nobody: handlers hold the [`Bridge`](crate::bridge::Bridge).
 //! - **When it dies** open connections are reset, and its successor serves on the same socket.
 //! - **Must never** stop serving before the requests in flight are answered, when asked to drain.
 
@@ -10,7 +10,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::info;
 
 use crate::{
-    bridge::Bridge,
     kit::tasks::{Panicked, Tasks},
     system::System,
 };
@@ -22,14 +21,6 @@ pub enum HttpMsg {
     Ended(Result<std::io::Result<()>, Panicked>),
     /// Take no more connections, finish the requests in flight; answered when done.
     Drain { reply: RpcReplyPort<()> },
-}
-
-/// Start data.
-pub struct HttpArgs {
-    /// Ports, settings, peers.
-    pub system: System,
-    /// What handlers hold.
-    pub bridge: Bridge,
 }
 
 /// The HTTP server's owner.
@@ -47,14 +38,13 @@ pub struct State {
 impl Actor for HttpActor {
     type Msg = HttpMsg;
     type State = State;
-    type Arguments = HttpArgs;
+    type Arguments = System;
 
-    async fn pre_start(&self, me: ActorRef<HttpMsg>, args: HttpArgs) -> Result<State, ActorProcessingErr> {
-        let HttpArgs { system, bridge } = args;
+    async fn pre_start(&self, me: ActorRef<HttpMsg>, system: System) -> Result<State, ActorProcessingErr> {
         let stop = CancellationToken::new();
         let mut server = Tasks::default();
         let (edge, token) = (system.edge.clone(), stop.clone());
-        server.run(&me, async move { edge.serve(bridge, token).await }, HttpMsg::Ended);
+        server.run(&me, async move { edge.serve(token).await }, HttpMsg::Ended);
         let _stop_all = stop.clone().drop_guard();
         Ok(State { stop, draining: Vec::new(), _server: server, _stop_all })
     }

@@ -16,7 +16,7 @@ use crate::{
     kit::tasks::{Panicked, Tasks},
     ports::{
         object_store::ObjectError,
-        store::{Assignment, StoreError},
+        store::{Assignment, StoreError, Sweep},
     },
     queue::QueueMsg,
     system::System,
@@ -24,6 +24,8 @@ use crate::{
 
 /// Most leases adopted in one sweep: a crowd is shared with other consumers.
 const SWEEP_LIMIT: u32 = 50;
+/// A consumer that stops ends its leases at once, and whoever goes on with them should not take longer than this to notice.
+const SWEEP_AT_LEAST_EVERY: Duration = Duration::from_millis(750);
 /// Sweeps within the life of a lease.
 const SWEEPS_PER_LEASE: u32 = 6;
 /// Most tasks promoted or deleted in one transaction, so that others get their turn.
@@ -88,9 +90,14 @@ impl Actor for JanitorActor {
     type Arguments = System;
 
     async fn pre_start(&self, me: ActorRef<JanitorMsg>, system: System) -> Result<State, ActorProcessingErr> {
-        me.send_interval(system.settings.lease / SWEEPS_PER_LEASE, || JanitorMsg::Sweep);
-        me.send_interval(PRUNE_EVERY, || JanitorMsg::Prune);
-        me.send_interval(PRUNE_EVERY, || JanitorMsg::PruneInputs);
+        if system.role.runs_tasks() {
+            let every = SWEEP_AT_LEAST_EVERY.min(system.settings.lease / SWEEPS_PER_LEASE);
+            me.send_interval(every, || JanitorMsg::Sweep);
+        }
+        if system.desk.is_some() {
+            me.send_interval(PRUNE_EVERY, || JanitorMsg::Prune);
+            me.send_interval(PRUNE_EVERY, || JanitorMsg::PruneInputs);
+        }
         me.send_interval(PROMOTE_AT_LEAST_EVERY, || JanitorMsg::Promote);
         let mut state =
             State { system, tasks: Tasks::default(), promoting: false, promote_again: false, promote_at: None };
@@ -122,7 +129,7 @@ impl Actor for JanitorActor {
 impl State {
     /// A task that becomes scheduled may be due before the timer fires.
     fn listen(&mut self, me: &ActorRef<JanitorMsg>) {
-        let (mut changes, me) = (self.system.store.changes(), me.clone());
+        let (mut changes, me) = (self.system.hints.changes(), me.clone());
         self.tasks.run_unreported(async move {
             loop {
                 match changes.recv().await {
@@ -144,7 +151,14 @@ impl State {
             return;
         }
         let system = self.system.clone();
-        let work = async move { system.source.adopt_expired(&system.worker, system.settings.lease, SWEEP_LIMIT).await };
+        let sweep = Sweep {
+            worker: system.worker.clone(),
+            lease: system.settings.lease,
+            backends: system.backends.keys().cloned().collect(),
+            stranded_after: system.settings.session.backend_lost_after,
+            limit: SWEEP_LIMIT,
+        };
+        let work = async move { system.source.adopt_expired(&sweep).await };
         self.tasks.run(me, work, JanitorMsg::Swept);
     }
 
@@ -161,16 +175,18 @@ impl State {
     }
 
     fn promote(&mut self, me: &ActorRef<JanitorMsg>) {
+        // Who has no store leaves it to those who have.
+        let Some(store) = self.system.store.clone() else { return };
         if std::mem::replace(&mut self.promoting, true) {
             self.promote_again = true;
             return;
         }
-        let (source, clock) = (self.system.source.clone(), self.system.clock.clone());
+        let clock = self.system.clock.clone();
         let work = async move {
             // Most of the time there is nothing to write, and a read costs others nothing.
             loop {
-                let next = source.next_scheduled().await?;
-                if next.is_none_or(|at| at > clock.now()) || source.promote(BATCH).await? == 0 {
+                let next = store.next_scheduled().await?;
+                if next.is_none_or(|at| at > clock.now()) || store.promote(BATCH).await? == 0 {
                     return Ok(next);
                 }
             }
@@ -207,8 +223,9 @@ impl State {
     }
 
     fn prune(&mut self, me: &ActorRef<JanitorMsg>) {
-        let (source, retention) = (self.system.source.clone(), self.system.settings.retention);
-        self.tasks.run(me, async move { source.prune(retention, BATCH).await }, JanitorMsg::Pruned);
+        let Some(store) = self.system.store.clone() else { return };
+        let retention = self.system.settings.retention;
+        self.tasks.run(me, async move { store.prune(retention, BATCH).await }, JanitorMsg::Pruned);
     }
 
     fn on_pruned(&mut self, me: &ActorRef<JanitorMsg>, result: Result<Result<u32, StoreError>, Panicked>) {
@@ -221,7 +238,8 @@ impl State {
 
     /// Given up in the store first, then deleted, then forgotten: whatever ends this in between, it is done again.
     fn prune_inputs(&mut self, me: &ActorRef<JanitorMsg>) {
-        let (inputs, objects) = (self.system.inputs.clone(), self.system.targets.inputs().clone());
+        let Some(desk) = &self.system.desk else { return };
+        let (inputs, objects) = (desk.inputs.clone(), desk.objects.clone());
         let work = async move {
             let keys = inputs.give_up(OBJECTS).await?;
             for key in &keys {

@@ -6,12 +6,14 @@ pub mod bridge;
 pub mod catalogues;
 pub mod comfy_session;
 pub mod domain;
+pub mod files;
 pub mod http;
 pub mod janitor;
 pub mod kit;
 pub mod metrics;
 #[cfg(test)]
 mod model;
+pub mod muster;
 pub mod ports;
 pub mod posts;
 pub mod queue;

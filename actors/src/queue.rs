@@ -175,6 +175,8 @@ pub enum QueueMsg {
     },
     /// Something became pending.
     Wake,
+    /// The same in another process, perhaps in a lane that is not known here.
+    WokenElsewhere,
     /// Another process took note that a task is to end. Perhaps it is held here.
     CancelledElsewhere { id: TaskId },
     /// Another process may have paused something, or let it go on.
@@ -306,6 +308,7 @@ impl Actor for QueueActor {
         state.recover(&me);
         state.read_pauses(&me);
         state.hear_of_pauses(&me);
+        state.work_out_routes();
         state.watch_catalogues(&me);
         state.read_lanes(&me);
         state.learn_from_the_past();
@@ -338,6 +341,7 @@ impl Actor for QueueActor {
             QueueMsg::Settle { id, fence, change, prompt } => state.settle(&me, id, fence, *change, prompt),
             QueueMsg::Settled { id, fence, prompt, result } => state.on_settled(&me, id, fence, prompt, result),
             QueueMsg::Wake => state.on_wake(&me),
+            QueueMsg::WokenElsewhere => state.on_woken_elsewhere(&me),
             QueueMsg::CancelledElsewhere { id } => state.on_cancelled(id),
             QueueMsg::ReadPauses => state.read_pauses(&me),
             QueueMsg::CataloguesChanged => state.on_catalogues_changed(&me),
@@ -392,20 +396,18 @@ impl State {
     /// How long tasks take was learned by a process that is gone: the last that completed teach it anew.
     fn learn_from_the_past(&mut self) {
         let system = self.system.clone();
-        if system.board.has_learned() {
-            return;
-        }
+        let Some(store) = system.store.clone().filter(|_| !system.board.has_learned()) else { return };
         self.tasks.run_unreported(async move {
             let last = Query { states: vec![TaskState::Completed], limit: LESSONS, ..Query::default() };
             // Without them the next tasks teach it.
-            let tasks = system.store.list(last).await.unwrap_or_default();
+            let tasks = store.list(last).await.unwrap_or_default();
             tasks.iter().rev().for_each(|task| system.board.learn(task));
         });
     }
 
     /// Wakes the queue when something becomes pending, whoever made it so. A lagging listener has missed something: it wakes too.
     fn listen(&mut self, me: &ActorRef<QueueMsg>) {
-        let (mut changes, me) = (self.system.store.changes(), me.clone());
+        let (mut changes, me) = (self.system.hints.changes(), me.clone());
         let (metrics, clock) = (self.system.metrics.clone(), self.system.clock.clone());
         self.tasks.run_unreported(async move {
             loop {
@@ -413,7 +415,8 @@ impl State {
                     Ok(changed) => {
                         metrics.changed(&changed, clock.now());
                         let word = match changed.state {
-                            TaskState::Pending => QueueMsg::Wake,
+                            TaskState::Pending if changed.here => QueueMsg::Wake,
+                            TaskState::Pending => QueueMsg::WokenElsewhere,
                             _ if changed.cancelling && !changed.here => QueueMsg::CancelledElsewhere { id: changed.id },
                             _ => continue,
                         };

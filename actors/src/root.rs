@@ -14,8 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     backends::BackendSupervisor,
-    bridge::Bridge,
-    http::{HttpActor, HttpArgs, HttpMsg},
+    http::{HttpActor, HttpMsg},
     janitor::JanitorActor,
     kit::{
         budget::Decision,
@@ -54,14 +53,6 @@ struct Child {
     clear: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// Start data.
-pub struct RootArgs {
-    /// Ports, settings, addresses.
-    pub system: System,
-    /// What HTTP handlers hold.
-    pub bridge: Bridge,
-}
-
 /// The root.
 pub struct RootSupervisor;
 
@@ -77,15 +68,15 @@ pub struct State {
 impl Actor for RootSupervisor {
     type Msg = RootMsg;
     type State = State;
-    type Arguments = RootArgs;
+    type Arguments = System;
 
-    async fn pre_start(&self, me: ActorRef<RootMsg>, args: RootArgs) -> Result<State, ActorProcessingErr> {
-        let plan = start_order(&args);
+    async fn pre_start(&self, me: ActorRef<RootMsg>, system: System) -> Result<State, ActorProcessingErr> {
+        let plan = start_order(&system);
         for child in &plan {
             me.cast(RootMsg::Start(child.name))?;
         }
-        let children = Children::new(args.system.settings.restarts);
-        Ok(State { system: args.system, plan, children, stopping: false, tasks: Tasks::default() })
+        let children = Children::new(system.settings.restarts);
+        Ok(State { system, plan, children, stopping: false, tasks: Tasks::default() })
     }
 
     async fn handle(
@@ -116,8 +107,8 @@ impl Actor for RootSupervisor {
 }
 
 /// The whole tree, in start order: nobody is served before those it needs are there.
-fn start_order(args: &RootArgs) -> Vec<Child> {
-    let (system, slots) = (&args.system, &args.system.slots);
+fn start_order(system: &System) -> Vec<Child> {
+    let slots = &system.slots;
     let shared = || {
         let system = system.clone();
         move || system.clone()
@@ -126,20 +117,23 @@ fn start_order(args: &RootArgs) -> Vec<Child> {
         let (slot, factory) = (slots.services.get(name)?, factory.clone());
         Some(child(name, slot, || ServiceActor, move || factory.clone()))
     });
-    let (hooked, http_system, bridge) = (system.clone(), system.clone(), args.bridge.clone());
-    services
-        .chain([
-            child("queue", &slots.queue, || QueueActor, shared()),
+    let workers = system.role.runs_tasks().then(|| {
+        [
             child("uploads", &slots.uploads, || UploadSupervisor, shared()),
             child("backends", &slots.backends, || BackendSupervisor, shared()),
-            child("webhooks", &slots.webhooks, || WebhookActor, move || WebhookArgs::from(&*hooked)),
+        ]
+    });
+    let webhooks = system.desk.as_ref().map(|desk| {
+        let args = WebhookArgs::of(system, desk);
+        child("webhooks", &slots.webhooks, || WebhookActor, move || args.clone())
+    });
+    services
+        .chain([child("queue", &slots.queue, || QueueActor, shared())])
+        .chain(workers.into_iter().flatten())
+        .chain(webhooks)
+        .chain([
             child("janitor", &slots.janitor, || JanitorActor, shared()),
-            child(
-                "http",
-                &slots.http,
-                || HttpActor,
-                move || HttpArgs { system: http_system.clone(), bridge: bridge.clone() },
-            ),
+            child("http", &slots.http, || HttpActor, shared()),
         ])
         .collect()
 }

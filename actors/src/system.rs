@@ -35,17 +35,18 @@ use crate::{
         clock::Clock,
         comfy::ComfyTransport,
         edge::HttpEdge,
-        fetcher::Fetcher,
         hook_sender::HookSender,
         hook_store::HookStore,
+        input_files::InputFiles,
         input_store::InputStore,
         media::Media,
-        store::{Retention, TaskStore, WorkSource},
+        object_store::ObjectStore,
+        outputs::Outputs,
+        store::{Hints, Retention, TaskStore, WorkSource},
         wire::Wire,
     },
     posts::Posts,
     queue::QueueMsg,
-    targets::Targets,
     uploads::{UploadsMsg, transfer::Keeper},
     webhooks::{HookSettings, WebhookMsg},
 };
@@ -59,22 +60,22 @@ pub struct Parts {
     pub worker: WorkerId,
     /// When it started.
     pub started_at: Timestamp,
-    /// The API side of the store.
-    pub store: Arc<dyn TaskStore>,
-    /// The consumer side of the store.
+    /// What it is there for.
+    pub role: Role,
+    /// The API side of the store; `None` in a consumer that comes to its tasks over HTTP.
+    pub store: Option<Arc<dyn TaskStore>>,
+    /// The consumer side of the store, or the way to it.
     pub source: Arc<dyn WorkSource>,
-    /// The files clients gave.
-    pub inputs: Arc<dyn InputStore>,
-    /// The messages to webhooks.
-    pub hooks: Arc<dyn HookStore>,
+    /// What others do to tasks.
+    pub hints: Arc<dyn Hints>,
+    /// What only the side towards clients needs; `None` in a consumer.
+    pub desk: Option<Desk>,
+    /// The files of inputs.
+    pub files: Arc<dyn InputFiles>,
     /// Notices for processes that share the store.
     pub wire: Arc<dyn Wire>,
-    /// The way to their receivers.
-    pub hook_sender: Arc<dyn HookSender>,
-    /// Where outputs and inputs are kept.
-    pub targets: Targets,
-    /// What brings files from elsewhere.
-    pub fetcher: Arc<dyn Fetcher>,
+    /// Where outputs are kept.
+    pub outputs: Arc<dyn Outputs>,
     /// What is done to outputs on their way there.
     pub media: Arc<dyn Media>,
     /// The ComfyUI servers.
@@ -101,6 +102,40 @@ pub struct Parts {
     pub settings: Settings,
     /// Where the actors are.
     pub slots: Slots,
+}
+
+/// What a process is there for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Clients and tasks.
+    #[default]
+    Both,
+    /// Clients: it takes tasks in and shows them, and others run them.
+    Api,
+    /// Tasks: it runs what others took in.
+    Consumer,
+}
+
+impl Role {
+    /// Whether it runs tasks.
+    #[must_use]
+    pub fn runs_tasks(self) -> bool {
+        self != Self::Api
+    }
+}
+
+/// What only the side towards clients needs.
+pub struct Desk {
+    /// The task store.
+    pub store: Arc<dyn TaskStore>,
+    /// What is known of the files clients gave.
+    pub inputs: Arc<dyn InputStore>,
+    /// Their bytes.
+    pub objects: Arc<dyn ObjectStore>,
+    /// The messages to webhooks.
+    pub hooks: Arc<dyn HookStore>,
+    /// The way to their receivers.
+    pub hook_sender: Arc<dyn HookSender>,
 }
 
 /// Whether the leases of this node's earlier processes are still to be taken over. Only who was alone at its start may, and only once:
@@ -153,7 +188,7 @@ impl Parts {
     #[must_use]
     pub fn keeper(&self) -> Keeper {
         let largest = self.settings.uploads.largest;
-        Keeper { media: self.media.clone(), targets: self.targets.clone(), largest }
+        Keeper { media: self.media.clone(), outputs: self.outputs.clone(), largest }
     }
 }
 

@@ -6,9 +6,18 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
+
 use crate::{
-    domain::{artifact::StoredObject, options::StorageChoice, storage::LOCAL},
-    ports::object_store::ObjectStore,
+    domain::{
+        artifact::{Facts, StoredObject},
+        options::StorageChoice,
+        storage::{LOCAL, below},
+    },
+    ports::{
+        object_store::{ObjectError, ObjectStore, Written},
+        outputs::{Output, Outputs},
+    },
 };
 
 /// One place.
@@ -116,12 +125,31 @@ impl Targets {
     ///
     /// # Errors
     /// It is not configured any more; says what to do.
-    pub fn route<'a>(&'a self, choice: &'a StorageChoice, away: Duration) -> Result<Route<'a>, String> {
+    fn route<'a>(&'a self, choice: &StorageChoice, away: Duration) -> Result<Route<'a>, String> {
         let name = match &self.0.fallback {
             Some((fallback, after)) if away >= *after => fallback,
             _ => self.wanted(choice),
         };
         self.at(name)
+    }
+
+    /// Where an output goes, and the whole of its key there.
+    ///
+    /// # Errors
+    /// `Misconfigured`, `Refused`.
+    pub fn place_of(
+        &self,
+        name: &str,
+        content_type: &str,
+        bytes: Option<u64>,
+        choice: &StorageChoice,
+        away: Duration,
+    ) -> Result<(Route<'_>, String), ObjectError> {
+        let from = self.route(choice, away).map_err(ObjectError::Misconfigured)?;
+        let route = self.route_of(from, content_type, bytes);
+        let route = route.map_err(|unfit| ObjectError::Refused(unfit.to_string()))?;
+        let key = below(&[&route.target.prefix, choice.prefix.as_deref().unwrap_or_default()], name);
+        Ok((route, key))
     }
 
     /// Where an output of this type and size goes from there.
@@ -143,6 +171,20 @@ impl Targets {
         found.map(|(name, target)| Route { name, target }).ok_or_else(|| {
             format!("there is no storage target named {name} (any more): name it in the configuration, then nothing has to run again")
         })
+    }
+}
+
+#[async_trait]
+impl Outputs for Targets {
+    fn wanted(&self, choice: &StorageChoice) -> String {
+        Self::wanted(self, choice).to_owned()
+    }
+
+    async fn keep(&self, output: Output) -> Result<StoredObject, ObjectError> {
+        let Output { name, content_type, bytes, body, choice, away } = output;
+        let (route, key) = self.place_of(&name, &content_type, bytes, &choice, away)?;
+        let Written { bytes, sha256 } = route.target.store.put(&key, &content_type, bytes, body).await?;
+        Ok(StoredObject { target: route.name.to_owned(), key, content_type, bytes, sha256, facts: Facts::default() })
     }
 }
 

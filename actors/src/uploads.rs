@@ -181,8 +181,8 @@ impl State {
     async fn start_transfer(&mut self, me: &ActorRef<UploadsMsg>, id: TaskId, fence: Fence, index: u32) {
         let Some(batch) = self.batches.get(&id).filter(|batch| batch.task.fence == fence) else { return };
         let Some((artifact, stem)) = batch.transfer(index) else { return };
-        let wanted = self.system.targets.wanted(&batch.options.storage);
-        let away = self.outages.away(wanted, self.system.clock.steady());
+        let wanted = self.system.outputs.wanted(&batch.options.storage);
+        let away = self.outages.away(&wanted, self.system.clock.steady());
         let options = batch.options.clone();
         let Some(comfy) = self.backend_of(id) else {
             return self.on_transferred(
@@ -259,7 +259,7 @@ impl State {
         self.system.metrics.upload_failed(failure.as_str());
         let Some(batch) = self.batches.get_mut(&id).filter(|batch| batch.task.fence == fence) else { return };
         if matches!(failure, Failure::Storage(_)) {
-            self.outages.failed(self.system.targets.wanted(&batch.options.storage), now);
+            self.outages.failed(&self.system.outputs.wanted(&batch.options.storage), now);
         }
         match batch.failed(index, &failure, now, settings, rand::random()) {
             Verdict::Again(delay) => {

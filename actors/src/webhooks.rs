@@ -28,7 +28,7 @@ use crate::{
         hook_store::{HookLevels, HookStore},
         store::{Changed, StoreError, TaskStore},
     },
-    system::Parts,
+    system::{Desk, Parts},
 };
 
 /// The backstop behind every wake-up: another process may have something to tell, or may have died over it.
@@ -92,12 +92,14 @@ pub struct WebhookArgs {
     pub settings: HookSettings,
 }
 
-impl From<&Parts> for WebhookArgs {
-    fn from(system: &Parts) -> Self {
+impl WebhookArgs {
+    /// What is there for it in a process.
+    #[must_use]
+    pub fn of(system: &Parts, desk: &Desk) -> Self {
         Self {
-            hooks: system.hooks.clone(),
-            tasks: system.store.clone(),
-            sender: system.hook_sender.clone(),
+            hooks: desk.hooks.clone(),
+            tasks: desk.store.clone(),
+            sender: desk.hook_sender.clone(),
             clock: system.clock.clone(),
             board: system.board.clone(),
             metrics: system.metrics.clone(),

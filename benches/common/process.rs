@@ -115,6 +115,11 @@ impl Service {
 
     /// As [`Self::start`], with some settings of its own.
     pub async fn start_with(folder: &Path, comfyui: &str, settings: &[(&str, &str)]) -> Self {
+        Self::start_as(None, folder, comfyui, settings).await
+    }
+
+    /// As [`Self::start_with`], in a role of its own. A consumer that is told of an API is not told of the database.
+    pub async fn start_as(role: Option<&str>, folder: &Path, comfyui: &str, settings: &[(&str, &str)]) -> Self {
         let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr()).expect("a free port").port();
         let url = format!("http://127.0.0.1:{port}");
         let http = client();
@@ -124,14 +129,18 @@ impl Service {
             .current_dir(folder)
             .env("COMFYUI_URL", comfyui)
             .env("HOST", "127.0.0.1")
-            .env("PORT", port.to_string())
+            .env(if role == Some("consumer") { "COMFYD_CONSUMER__PORT" } else { "PORT" }, port.to_string())
             .env("DATABASE_URL", database(folder))
             .env("STORAGE_LOCAL_DIR", folder.join("outputs"))
             .env("COMFYD_LOG__DIR", folder.join("logs"))
             // A benchmark makes more tasks in seconds than may wait by default.
             .env("COMFYD_QUEUE__MAX_PENDING", "10000000")
             .envs(settings.iter().copied())
+            .args(role)
             .stdout(Stdio::null());
+        if settings.iter().any(|(name, _)| *name == "TASK_API_URL") {
+            command.env_remove("DATABASE_URL");
+        }
         let process = Process(command.spawn().expect("comfyd starts"));
         let ready = async {
             loop {

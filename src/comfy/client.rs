@@ -98,7 +98,13 @@ impl HttpComfy {
     /// When the address or a header cannot be used.
     pub fn new(config: ComfyConfig) -> Result<Self, ConfigError> {
         let http = Http::new(&config)?;
-        Ok(Self { id: http.id(), http, config, jobs: Jobs::default(), interrupts_by_id: AtomicBool::new(false) })
+        Ok(Self {
+            id: http.id(config.machine.as_deref()),
+            http,
+            config,
+            jobs: Jobs::default(),
+            interrupts_by_id: AtomicBool::new(false),
+        })
     }
 
     /// Asks `/api/jobs/{id}`. `None` when it has no usable answer: `/queue` and `/history` then decide.

@@ -12,7 +12,7 @@ use reqwest::{
     redirect,
 };
 use serde::Serialize;
-use url::Url;
+use url::{Host, Url};
 
 use super::{ComfyConfig, ConfigError, json::relaxed};
 use crate::{describe::describe, json::count_values, tls};
@@ -83,9 +83,14 @@ impl Http {
         Ok(Self { client, base, headers, timeout: config.request_timeout, max_bytes: config.max_json_bytes })
     }
 
-    /// The address without credentials and without a trailing slash.
-    pub fn id(&self) -> BackendId {
-        BackendId::new(self.base.as_str().trim_end_matches('/'))
+    /// The address without credentials and without a trailing slash; with the name of the machine for its own.
+    pub fn id(&self, machine: Option<&str>) -> BackendId {
+        let mut named = self.base.clone();
+        if machine.is_some() && is_loopback(&self.base) {
+            // A name that is no host name leaves the address as it is.
+            let _ = named.set_host(machine);
+        }
+        BackendId::new(named.as_str().trim_end_matches('/'))
     }
 
     /// Headers of every request, credentials among them.
@@ -223,6 +228,16 @@ fn client(config: &ComfyConfig) -> Result<Client, ConfigError> {
 }
 
 /// `user:password@` in the address as a header. The HTTP client knows how to write one.
+/// Whether an address means another server on each machine.
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
+}
+
 fn basic_auth(client: &Client, base: &Url) -> Result<Option<HeaderValue>, ConfigError> {
     if base.username().is_empty() && base.password().is_none() {
         return Ok(None);

@@ -12,6 +12,9 @@ use super::fault::{Fault, nearest};
 /// The manual, and the only list of settings there is.
 pub const DEFAULTS: &str = include_str!("../../config/default.toml");
 
+/// Who gave what nobody gave.
+pub const DEFAULT: &str = "default";
+
 /// Read when `COMFYD_CONFIG` names no other file.
 const FILE: &str = "config/comfyd.toml";
 
@@ -52,12 +55,14 @@ pub const NAMES: &[(&str, &str)] = &[
     ("CORS_ORIGINS", "server.cors_origins"),
     ("WEBHOOK_URL", "webhooks.url"),
     ("WEBHOOK_SECRETS", "webhooks.secrets"),
+    ("TASK_API_URL", "consumer.api_url"),
+    ("CONSUMER_TOKEN", "consumer.token"),
+    ("ALLOWED_WORKFLOWS", "consumer.workflows"),
     ("OUTBOUND_ALLOW_PRIVATE", "outbound.allow_private"),
 ];
 
 /// Names a `.env` shared with other versions and parts may hold. Known, and without effect here.
-const ELSEWHERE: &[&str] =
-    &["TASK_API_URL", "API_KEYS_REQUIRED", "CONSUMER_TOKEN", "COMFYD_CONFIG", "RUST_LOG", "RUST_BACKTRACE"];
+const ELSEWHERE: &[&str] = &["API_KEYS_REQUIRED", "COMFYD_CONFIG", "RUST_LOG", "RUST_BACKTRACE"];
 
 /// The raw texts of all layers but the defaults.
 #[derive(Debug, Default)]
@@ -138,7 +143,7 @@ impl Sources {
 #[must_use]
 pub fn merge(sources: Sources) -> Layers {
     let mut layers = Layers { faults: sources.faults, ..Layers::default() };
-    layers.add_toml("default", DEFAULTS);
+    layers.add_toml(DEFAULT, DEFAULTS);
     layers.defaults = layers.settings.iter().map(|(key, given)| (key.clone(), given.value.clone())).collect();
     if let Some((name, text)) = &sources.file {
         layers.add_toml(name, text);

@@ -1,6 +1,6 @@
 //! The ComfyUI servers behind us: what they are doing, and whether they take new work.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -119,7 +119,8 @@ impl BackendView {
         self.phase == PhaseName::Online && self.health.breaker == Breaker::Closed
     }
 
-    fn of(id: &BackendId, status: BackendStatus, pauses: &[Pause]) -> Self {
+    /// A server as it is known.
+    pub fn of(id: &BackendId, status: BackendStatus, pauses: &[Pause]) -> Self {
         let what = Pausable::Backend(id.clone());
         let pause = pauses.iter().find(|pause| pause.what == what);
         Self {
@@ -161,12 +162,9 @@ pub struct DrainView {
     pub backend: BackendView,
 }
 
-/// Every configured server.
+/// Every server there is: those of this process, and those that consumers told of.
 pub fn views(bridge: &Bridge, pauses: &[Pause]) -> Vec<BackendView> {
-    let mut known = bridge.backend_status();
-    let ids: BTreeMap<_, _> = bridge.backends().iter().map(|backend| (backend.id(), ())).collect();
-    let mut status = |id| known.remove(id).unwrap_or_else(BackendStatus::unknown);
-    ids.into_keys().map(|id| (id, status(id))).map(|(id, status)| BackendView::of(id, status, pauses)).collect()
+    bridge.all_backends().into_iter().map(|(id, status)| BackendView::of(&id, status, pauses)).collect()
 }
 
 /// List the ComfyUI servers
@@ -276,7 +274,7 @@ async fn set_paused(service: &Service, name: &str, hold: Hold) -> Result<Json<Ba
 }
 
 fn view(service: &Service, id: &BackendId, pauses: &[Pause]) -> BackendView {
-    let status = service.bridge.backend_status().remove(id).unwrap_or_else(BackendStatus::unknown);
+    let status = service.bridge.all_backends().remove(id).unwrap_or_else(BackendStatus::unknown);
     BackendView::of(id, status, pauses)
 }
 
@@ -285,7 +283,8 @@ fn view(service: &Service, id: &BackendId, pauses: &[Pause]) -> BackendView {
 /// # Errors
 /// 404 with the names there are.
 pub fn find(bridge: &Bridge, name: &str) -> Result<BackendId, Problem> {
-    let ids = || bridge.backends().iter().map(|backend| backend.id());
+    let all = bridge.all_backends();
+    let ids = || all.keys();
     let exact = ids().find(|id| id.as_str() == name);
     let mut by_name = ids().filter(|id| short(id) == name);
     let found = exact.or_else(|| by_name.next().filter(|_| by_name.next().is_none()));

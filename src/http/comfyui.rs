@@ -4,6 +4,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::{Json, body::Body, extract::State, http::HeaderMap};
 use comfyd_actors::{
+    board::Elsewhere,
     domain::id::TaskId,
     ports::comfy::{ComfyError, ComfyTransport},
 };
@@ -142,6 +143,15 @@ pub async fn queue_status(State(service): State<Arc<Service>>) -> Result<Json<Qu
     }
     data.running = data.queue_running.len();
     data.pending = data.queue_pending.len();
+    // Consumers tell how much there is, and not what.
+    for (backend, Elsewhere { status, .. }) in service.bridge.elsewhere() {
+        let remaining = usize::try_from(status.queue_remaining).unwrap_or(usize::MAX);
+        let (running, pending) = (remaining.min(1), remaining.saturating_sub(1));
+        data.running += running;
+        data.pending += pending;
+        let (running, pending) = (Some(running), Some(pending));
+        backends.push(BackendQueue { backend: backend.to_string(), running, pending, error: status.problem });
+    }
     data.total = data.running + data.pending;
     Ok(Json(QueueStatus { success: true, data, backends }))
 }
@@ -163,13 +173,19 @@ fn take_list(queue: &mut Value, name: &str) -> Vec<Value> {
 )]
 pub async fn system_stats(State(service): State<Arc<Service>>) -> Result<Json<SystemStats>, Problem> {
     let answers = ask_all(&service, |backend| async move { backend.system_stats().await }).await?;
-    let backends: Vec<BackendStats> = answers
-        .into_iter()
-        .map(|(backend, answer)| match answer {
-            Ok(data) => BackendStats { backend, data: Some(data), error: None },
-            Err(error) => BackendStats { backend, data: None, error: Some(error) },
-        })
-        .collect();
+    let own = answers.into_iter().map(|(backend, answer)| match answer {
+        Ok(data) => BackendStats { backend, data: Some(data), error: None },
+        Err(error) => BackendStats { backend, data: None, error: Some(error) },
+    });
+    let others = service.bridge.elsewhere().into_iter().map(|(backend, Elsewhere { status, stats, .. })| {
+        let error = if stats.is_some() {
+            None
+        } else {
+            status.problem.or_else(|| Some("its consumer has not told yet".into()))
+        };
+        BackendStats { backend: backend.to_string(), data: stats, error }
+    });
+    let backends: Vec<BackendStats> = own.chain(others).collect();
     let data = backends.iter().find_map(|backend| backend.data.clone()).unwrap_or_default();
     Ok(Json(SystemStats { success: true, data, backends }))
 }
@@ -195,8 +211,12 @@ where
         }
     }))
     .await;
-    if answers.iter().any(|(_, answer)| answer.is_ok()) {
+    if answers.iter().any(|(_, answer)| answer.is_ok()) || !service.bridge.elsewhere().is_empty() {
         return Ok(answers);
+    }
+    if answers.is_empty() {
+        let detail = "no consumer with a ComfyUI server is there: start `comfyd consumer`; tasks wait for it";
+        return Err(Problem::unavailable("comfyui_unavailable", detail));
     }
     let reasons = answers.into_iter().filter_map(|(name, answer)| Some(format!("{name}: {}", answer.err()?)));
     let detail = format!("no ComfyUI server answered: {}", reasons.collect::<Vec<_>>().join("; "));

@@ -1,6 +1,6 @@
 //! `POST /api/tasks/create`: reads the request by hand, so that a client is told everything that is wrong with it at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -13,7 +13,7 @@ use comfyd_actors::{
     bridge::{Start, TaskRequest},
     domain::{
         graph::{self, GraphFault, escape},
-        lane::Lane,
+        lane::{Lane, Needs},
         options::{OutputOptions, TaskOptions},
         order::Priority,
         task::Task,
@@ -39,10 +39,14 @@ use super::{
     webhook_url::{self, WebhookUrl},
     workflows::not_found,
 };
-use crate::{config::nearest, crash_point, workflows::Found};
+use crate::{
+    config::{label, nearest},
+    crash_point,
+    workflows::Found,
+};
 
 /// `workflow` is the first: where the path names it, the others are what is left.
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 15] = [
     "workflow",
     "inputs",
     "priority",
@@ -57,10 +61,12 @@ const FIELDS: [&str; 14] = [
     "output_options",
     "webhook_url",
     "storage",
+    "labels",
 ];
 /// Metadata is for labels, not for files.
 const MAX_METADATA: usize = 64 << 10;
 const MAX_ATTEMPTS: i64 = 100;
+const MAX_LABELS: usize = 16;
 /// Names that are compared with all others to guess what was meant.
 const MAX_GUESSES: usize = 10;
 /// A run that takes longer than this is hung.
@@ -112,6 +118,9 @@ pub struct CreateTask {
     webhook_url: Option<WebhookUrl>,
     /// Where they are kept.
     storage: Option<StorageBody>,
+    /// What the consumer that runs it must be labelled with (`consumer.labels`), all of them: at most 16. It waits until there is one.
+    #[schema(max_items = 16, example = json!(["a100"]))]
+    labels: Option<Vec<String>>,
     /// Your own data, at most 64 KiB; comes back with the task.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Value>,
@@ -325,6 +334,7 @@ pub fn parse(
     let start = reading.start();
     let max_attempts = reading.field("max_attempts", max_attempts);
     let timeout = reading.field("timeout", timeout);
+    let labels = reading.field("labels", labels).unwrap_or_default();
     let mut options = reading.options();
     let inputs = reading.inputs();
     let run = match subject {
@@ -352,7 +362,7 @@ pub fn parse(
                     metadata: metadata.into(),
                     options: options.into(),
                 },
-                lane: Lane::default(),
+                lane: Lane::of(Needs { labels, ..Needs::default() }),
                 priority,
                 start,
                 max_attempts,
@@ -585,6 +595,12 @@ pub fn priority(value: &Value) -> Result<Priority, String> {
 
 fn truth(value: &Value) -> Result<bool, String> {
     value.as_bool().ok_or_else(|| "expected true or false".to_owned())
+}
+
+fn labels(value: &Value) -> Result<BTreeSet<String>, String> {
+    let expected = || format!("expected a list of at most {MAX_LABELS} labels");
+    let list = value.as_array().filter(|list| list.len() <= MAX_LABELS).ok_or_else(expected)?;
+    list.iter().map(|item| label(item.as_str().ok_or_else(expected)?)).collect()
 }
 
 fn max_attempts(value: &Value) -> Result<i32, String> {

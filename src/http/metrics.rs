@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 use super::{Service, cached::Cached, problem::Problem};
 
 /// The format of Prometheus' text, and its version.
-const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Servers are asked for their memory at most this often, however many scrape.
 const FRESH: Duration = Duration::from_secs(10);
 /// A scrape does not wait longer for a server.

@@ -23,7 +23,7 @@ use axum::{
     body::{Body, Bytes, HttpBody},
     http::{Request, Response, StatusCode},
 };
-use comfyd_actors::{bridge::Bridge, ports::edge::HttpEdge};
+use comfyd_actors::ports::edge::HttpEdge;
 use hyper::{
     body::{Frame, Incoming, SizeHint},
     server::conn::http1,
@@ -41,8 +41,8 @@ use self::{
     door::{Door, Place},
     wire::Wire,
 };
-use super::{HttpConfig, problem::Problem, router};
-use crate::workflows::Workflows;
+use super::{consumers::Peer, problem::Problem};
+use crate::config::Connections;
 
 /// Largest head of a request, in bytes: several times what browsers and proxies send. Kept once per connection that is not done with it.
 const MAX_HEAD: usize = 64 << 10;
@@ -53,11 +53,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often it is told that connections were turned away.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
 
+/// What is served: made anew for each start of the server, with the token that ends the patience of requests.
+pub type Pages = Box<dyn Fn(CancellationToken) -> Router + Send + Sync>;
+
 /// The HTTP server. Owns the listening socket: connections that come while it is restarted wait in the kernel's queue.
 pub struct AxumEdge {
     listener: std::net::TcpListener,
-    config: Arc<HttpConfig>,
-    workflows: Arc<Workflows>,
+    pages: Pages,
     door: Arc<Door>,
     drain_grace: Duration,
 }
@@ -69,13 +71,12 @@ impl AxumEdge {
     /// When the socket cannot be prepared.
     pub fn new(
         listener: std::net::TcpListener,
-        config: HttpConfig,
-        workflows: Arc<Workflows>,
+        connections: Connections,
+        pages: Pages,
         drain_grace: Duration,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let door = Door::new(config.connections);
-        Ok(Self { listener, config: Arc::new(config), workflows, door, drain_grace })
+        Ok(Self { listener, pages, door: Door::new(connections), drain_grace })
     }
 
     /// Where it listens: the true port when 0 was asked for.
@@ -89,9 +90,9 @@ impl AxumEdge {
 
 #[async_trait]
 impl HttpEdge for AxumEdge {
-    async fn serve(&self, bridge: Bridge, stop: CancellationToken) -> io::Result<()> {
+    async fn serve(&self, stop: CancellationToken) -> io::Result<()> {
         let listener = TcpListener::from_std(self.listener.try_clone()?)?;
-        let app = router(bridge, self.config.clone(), self.workflows.clone(), stop.clone());
+        let app = (self.pages)(stop.clone());
         tokio::select! {
             () = accept(&listener, &self.door, &app, &stop) => {}
             () = stop.cancelled() => {}
@@ -126,7 +127,7 @@ async fn accept(listener: &TcpListener, door: &Arc<Door>, app: &Router, stop: &C
         };
         match accepted {
             Ok((socket, address)) => match door.enter(address.ip()) {
-                Ok(place) => drop(tokio::spawn(attend(socket, place, app.clone(), stop.clone()))),
+                Ok(place) => drop(tokio::spawn(attend(socket, Peer(address.ip()), place, app.clone(), stop.clone()))),
                 Err(register::Full) => refuse(socket),
             },
             // The client has gone again.
@@ -147,13 +148,14 @@ fn is_of_connection(error: &io::Error) -> bool {
 }
 
 /// Serves one connection to its end, or until the server stops: then to the end of the request in flight.
-async fn attend(socket: TcpStream, place: Place, app: Router, stop: CancellationToken) {
+async fn attend(socket: TcpStream, peer: Peer, place: Place, app: Router, stop: CancellationToken) {
     // Answers are small and whole: waiting to fill a packet only delays them.
     if let Err(error) = socket.set_nodelay(true) {
         tracing::trace!(%error, "TCP_NODELAY could not be set");
     }
-    let handler = service_fn(|request: Request<Incoming>| {
+    let handler = service_fn(|mut request: Request<Incoming>| {
         place.busy();
+        request.extensions_mut().insert(peer);
         let (app, place) = (app.clone(), place.clone());
         async move { Ok::<_, Infallible>(answer(app, request, place).await) }
     });

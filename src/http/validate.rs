@@ -10,6 +10,7 @@ use comfyd_actors::{
         fleet::{Fleet, Objection, Verdict},
         graph::escape,
         id::BackendId,
+        lane::{Lane, Needs},
         workflow::Workflow,
     },
 };
@@ -36,7 +37,7 @@ pub async fn validate(
     request: TaskRequest,
     workflow: Option<&Workflow>,
 ) -> Result<TaskRequest, Problem> {
-    let Some(fleet) = service.bridge.fleet() else { return Ok(request) };
+    let Some(fleet) = service.bridge.fleet() else { return Ok(in_lane(service, Needs::default(), request)) };
     let first = judge(fleet.clone(), &request).await?;
     let verdict = match &first {
         Verdict::Refused(objections) if objections.iter().any(|objection| objection.fault.lack.is_some()) => {
@@ -47,7 +48,7 @@ pub async fn validate(
         _ => first,
     };
     match verdict {
-        Verdict::Taken(lane) => Ok(TaskRequest { lane, ..request }),
+        Verdict::Taken(lane) => Ok(in_lane(service, Needs::clone(&lane.needs), request)),
         Verdict::Refused(objections) => {
             let fleet = service.bridge.fleet().unwrap_or_default();
             let origins = Origins::of(workflow, &request);
@@ -56,6 +57,13 @@ pub async fn validate(
             Err(refused.unwrap_or_else(|_| Problem::internal()))
         }
     }
+}
+
+/// The lane of what a graph needs and what its client said.
+fn in_lane(service: &Service, needs: Needs, request: TaskRequest) -> TaskRequest {
+    let labels = request.lane.needs.labels.clone();
+    let workflow = request.workflow.clone().filter(|_| service.config.workflow_lanes);
+    TaskRequest { lane: Lane::of(Needs { labels, workflow, ..needs }), ..request }
 }
 
 async fn judge(fleet: Arc<Fleet>, request: &TaskRequest) -> Result<Verdict, Problem> {

@@ -110,6 +110,11 @@ pub struct NeedsView {
     pub values: Vec<ListValueView>,
     /// One of these servers itself; empty = any.
     pub backends: Vec<String>,
+    /// Labels of a consumer.
+    pub labels: Vec<String>,
+    /// A consumer that takes this workflow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<String>,
 }
 
 /// A value that must be in the list of a node's input.
@@ -353,6 +358,8 @@ impl NeedsView {
             classes: needs.classes.iter().cloned().collect(),
             values: needs.values.iter().map(value).collect(),
             backends: needs.backends.iter().map(ToString::to_string).collect(),
+            labels: needs.labels.iter().cloned().collect(),
+            workflow: needs.workflow.clone(),
         })
     }
 }

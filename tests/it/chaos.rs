@@ -57,7 +57,7 @@ async fn two_hundred_tasks_end_once_while_actors_die() {
             assert_eq!(done["attempt"], 1, "{done}");
             assert_eq!(world.executions(id), 1, "{id} ran more than once");
         }
-        let counts = world.system().store.counts().await.unwrap();
+        let counts = world.desk().store.counts().await.unwrap();
         assert_eq!((counts.scheduled, counts.pending, counts.held), (0, 0, 0));
     })
     .await;

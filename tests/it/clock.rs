@@ -47,14 +47,14 @@ impl Clock for Wall {
 
 /// Waits until the lease of a task was renewed so often; what fence it is held with then.
 async fn renewed(world: &World, task: TaskId, times: usize) -> Fence {
-    let mut changes = world.system().store.changes();
+    let mut changes = world.desk().store.changes();
     let renewals = async {
         let mut seen = 0;
         while seen < times {
             let changed = changes.recv().await.unwrap();
             seen += usize::from(changed.id == task && changed.state == TaskState::Executing);
         }
-        world.system().store.get(task).await.unwrap().task.fence
+        world.desk().store.get(task).await.unwrap().task.fence
     };
     tokio::time::timeout(PATIENCE, renewals).await.expect("the lease is not renewed")
 }

@@ -32,7 +32,7 @@ impl World {
 
     /// The failures of a task that were told, in order.
     async fn told(&self, task: &str) -> Vec<(Stage, TaskError)> {
-        let events = self.system().store.events(Some(id(task)), 0, 1_000).await.unwrap();
+        let events = self.desk().store.events(Some(id(task)), 0, 1_000).await.unwrap();
         let failures = events.into_iter().filter_map(|event| match event.fact {
             Fact::Stage { stage, error: Some(error), .. } => Some((stage, error)),
             _ => None,
@@ -187,7 +187,7 @@ async fn those_that_failed_together_do_not_come_back_together() {
     for color in 0..24 {
         let id = world.create(&task(color)).await;
         world.stage(&id, "scheduled").await;
-        let record = world.system().store.get(crate::support::id(&id)).await.unwrap();
+        let record = world.desk().store.get(crate::support::id(&id)).await.unwrap();
         let error = record.task.error.unwrap();
         assert_eq!((error.class, error.next), (Class::Transient, Next::Retry));
         delays.push(record.task.run_at.unwrap().since(record.task.created_at).as_secs());

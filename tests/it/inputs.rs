@@ -242,8 +242,8 @@ async fn an_upload_that_always_fails_fails_the_task() {
 async fn a_file_whose_bytes_are_gone_fails_the_task() {
     let world = world().start().await;
     let stored = world.store(picture(1, 0)).await;
-    let input = world.system().inputs.find(&InputId::from_uri(stored.as_str().unwrap()).unwrap()).await.unwrap();
-    world.system().targets.inputs().delete(&input.key).await.unwrap();
+    let input = world.desk().inputs.find(&InputId::from_uri(stored.as_str().unwrap()).unwrap()).await.unwrap();
+    world.desk().objects.delete(&input.key).await.unwrap();
     let failed = world.finished(&world.create(&task(&stored)).await).await;
     assert_eq!(
         (&failed["error"]["code"], &failed["error"]["node_id"]),
@@ -388,19 +388,19 @@ async fn what_is_no_file_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_past_its_time_is_deleted() {
     let world = world().start().await;
-    let system = world.system();
+    let (system, desk) = (world.system(), world.desk());
     let body = || stream::once(async { Ok(bytes::Bytes::from_static(b"x")) }).boxed();
     for (key, patience) in [("inputs/aa/past", 0), ("inputs/aa/not-past", 3_600)] {
-        system.inputs.reserve(key, Duration::from_secs(patience)).await.unwrap();
-        system.targets.inputs().put(key, "text/plain", None, body()).await.unwrap();
+        desk.inputs.reserve(key, Duration::from_secs(patience)).await.unwrap();
+        desk.objects.put(key, "text/plain", None, body()).await.unwrap();
     }
     system.slots.janitor.cast(JanitorMsg::PruneInputs);
     let gone = async {
-        while system.targets.inputs().size("inputs/aa/past").await.is_ok() {
+        while desk.objects.size("inputs/aa/past").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(crate::support::PATIENCE, gone).await.unwrap();
-    assert!(system.targets.inputs().size("inputs/aa/not-past").await.is_ok());
-    assert!(system.inputs.give_up(9).await.unwrap().is_empty(), "what is deleted is forgotten");
+    assert!(desk.objects.size("inputs/aa/not-past").await.is_ok());
+    assert!(desk.inputs.give_up(9).await.unwrap().is_empty(), "what is deleted is forgotten");
 }

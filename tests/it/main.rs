@@ -5,6 +5,7 @@
     reason = "a test may panic; these lints spare only functions marked as tests, not their helpers"
 )]
 
+mod apart;
 mod backends;
 mod buckets;
 mod cancel;

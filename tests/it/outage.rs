@@ -140,7 +140,7 @@ async fn a_store_that_somebody_else_locked_is_waited_for() {
     for id in &ids {
         world.ran(id, 1).await;
     }
-    let counts = world.system().store.counts().await.unwrap();
+    let counts = world.desk().store.counts().await.unwrap();
     assert_eq!(json!([counts.scheduled, counts.pending, counts.held]), json!([0, 0, 0]));
     world.assert_nothing_was_repeated();
 }

@@ -40,9 +40,14 @@ impl Process {
     }
 
     fn launch_as(mut command: Command, dir: &TempDir, comfyui: &str, settings: &[(String, String)]) -> Self {
-        let output = dir.path().join("output");
-        let file = File::options().create(true).append(true).open(&output).unwrap();
         command.envs(environment(dir, comfyui, settings));
+        Self::spawn(command, dir.path())
+    }
+
+    /// Starts a program whose output goes to a file of its folder.
+    pub fn spawn(mut command: Command, dir: &Path) -> Self {
+        let output = dir.join("output");
+        let file = File::options().create(true).append(true).open(&output).unwrap();
         command.stdout(file.try_clone().unwrap()).stderr(file);
         Self { child: command.spawn().unwrap(), output }
     }
@@ -134,6 +139,12 @@ impl Place {
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Where the API listens.
+    pub fn address(&self) -> SocketAddr {
+        let port = self.settings.iter().find(|(name, _)| name == "PORT").and_then(|(_, port)| port.parse().ok());
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap()))
     }
 
     pub fn control(&self) -> Control {

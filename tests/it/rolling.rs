@@ -244,7 +244,7 @@ async fn the_living_are_not_taken_over() {
     // The first has no place left.
     let theirs = api.create(&task(2)).await;
     world.stage(&theirs, "executing").await;
-    let holder = async || world.system().store.get(id(&theirs)).await.unwrap().task.lease.unwrap().worker;
+    let holder = async || world.desk().store.get(id(&theirs)).await.unwrap().task.lease.unwrap().worker;
     assert_eq!(holder().await, second.system().worker);
     let held = async || world.system().source.held(&world.system().worker).await.unwrap().len();
     world.kill(&world.system().slots.queue).await;
@@ -273,7 +273,7 @@ async fn who_is_about_to_stop_takes_up_nothing_that_was_abandoned() {
     assert!(system.slots.janitor.cast(JanitorMsg::Sweep));
     // It does this after it heard of the sweep.
     world.stage(&later, "queued").await;
-    let task = system.store.get(abandoned).await.unwrap().task;
+    let task = world.desk().store.get(abandoned).await.unwrap().task;
     assert_eq!(task.lease.map(|lease| lease.worker), Some(gone));
 }
 

@@ -11,7 +11,7 @@ use comfyd_actors::{
     domain::id::{BackendId, TaskId},
     kit::slot::Slot,
     ports::clock::Clock,
-    system::System,
+    system::{Desk, System},
 };
 use fake_comfyui::{Control, EventKind, FakeComfy, FakeConfig};
 use reqwest::{Client, Response, StatusCode};
@@ -281,6 +281,11 @@ impl Deref for World {
 
 impl World {
     /// Ports, settings and addresses.
+    /// What its side towards clients stands on.
+    pub fn desk(&self) -> &Desk {
+        self.system().desk.as_ref().unwrap()
+    }
+
     pub fn system(&self) -> &System {
         self.app.system()
     }

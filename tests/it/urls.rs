@@ -341,7 +341,7 @@ async fn a_restart_does_not_fetch_again_what_is_there() {
     let id = world.create(&loading_all(urls)).await;
     let noted = async {
         loop {
-            let there = world.system().inputs.fetched(crate::support::id(&id)).await.unwrap();
+            let there = world.desk().inputs.fetched(crate::support::id(&id)).await.unwrap();
             if there.len() == 1 {
                 return;
             }

@@ -61,7 +61,7 @@ impl<R: Fn(u64, u64) + Send + Sync + 'static> Preparation<R> {
             } else if !files.contains_key(id) {
                 let file = match &place.source {
                     Source::Url(url) => fetched.get(url).cloned().ok_or(StoreError::NotFound),
-                    Source::Stored(id) => self.system.inputs.find(id).await,
+                    Source::Stored(id) => self.system.files.find(id).await,
                 };
                 let file = file.map_err(|error| trouble(place, unknown(error)))?;
                 files.insert(id.clone(), (file, place.clone()));
@@ -96,7 +96,7 @@ impl<R: Fn(u64, u64) + Send + Sync + 'static> Preparation<R> {
             }
         }
         let Some(first) = missing.values().next() else { return Ok(BTreeMap::new()) };
-        let there = self.system.inputs.fetched(self.task).await.map_err(|error| trouble(first, unknown(error)))?;
+        let there = self.system.files.fetched(self.task).await.map_err(|error| trouble(first, unknown(error)))?;
         missing.retain(|url, _| !there.contains_key(url));
         let fetches = missing.into_iter().map(|(url, place)| {
             let (system, task, wanted) = (self.system.clone(), self.task, self.options.urls.get(&url).cloned());
@@ -131,9 +131,7 @@ async fn fetch_one(
         Some(UrlInput { name, kind }) => (name, kind),
         None => (format!("{}.{}", place.node, place.field), None),
     };
-    let file = system.fetcher.fetch(url, kind).await.map_err(|error| not_fetched(&name, error))?;
-    system.inputs.note_fetched(task, url, &file.id).await.map_err(unknown)?;
-    Ok(file)
+    system.files.fetch(task, url, kind).await.map_err(|error| not_fetched(&name, error))
 }
 
 async fn hand_over(
@@ -142,7 +140,7 @@ async fn hand_over(
     file: &Input,
     progress: impl Fn(u64) + Send + 'static,
 ) -> Result<String, Trouble> {
-    let reading = system.targets.inputs().open(&file.key, None).await.map_err(|error| match error {
+    let reading = system.files.open(file).await.map_err(|error| match error {
         ObjectError::NotFound => Trouble::Missing,
         other => Trouble::Storage(other.to_string()),
     })?;

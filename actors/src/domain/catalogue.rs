@@ -10,6 +10,7 @@ use std::{
     sync::Arc,
 };
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
 use uuid::Uuid;
 
@@ -19,7 +20,7 @@ use super::{
 };
 
 /// The node classes of one server.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Catalogue {
     classes: BTreeMap<Arc<str>, Class>,
     /// A hash of the answer it was read from: comparing whole catalogues would take milliseconds.
@@ -33,7 +34,7 @@ impl PartialEq for Catalogue {
 }
 
 /// A node class.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Class {
     /// Its name for people.
     pub title: String,
@@ -52,7 +53,7 @@ pub struct Class {
 }
 
 /// An input of a class.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InputSpec {
     /// Its name.
     pub name: Arc<str>,
@@ -67,7 +68,7 @@ pub struct InputSpec {
 }
 
 /// What an input takes.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Takes {
     /// `INT`
     Whole(Range),
@@ -86,7 +87,7 @@ pub enum Takes {
 }
 
 /// The bounds of a number, both inclusive.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Range {
     /// The least.
     pub least: Option<Number>,
@@ -95,7 +96,7 @@ pub struct Range {
 }
 
 /// A choice among listed values.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
     /// The values; `None` when the server does not know them itself.
     pub list: Option<Arc<List>>,
@@ -106,7 +107,8 @@ pub struct Choice {
 }
 
 /// A list of values. Long ones (models) are shared by all inputs that have the same.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Vec<Value>", into = "Vec<Value>")]
 pub struct List {
     /// In the server's order.
     pub values: Vec<Value>,
@@ -114,7 +116,7 @@ pub struct List {
 }
 
 /// An output of a class.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OutputSpec {
     /// Its name.
     pub name: String,
@@ -125,7 +127,7 @@ pub struct OutputSpec {
 }
 
 /// The type of an output.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum OutputKind {
     /// By name.
     Named(Arc<str>),
@@ -134,6 +136,12 @@ pub enum OutputKind {
 }
 
 impl Catalogue {
+    /// What tells it from others.
+    #[must_use]
+    pub fn print(&self) -> String {
+        self.print.simple().to_string()
+    }
+
     /// Reads the answer to `/object_info`.
     ///
     /// # Errors
@@ -259,6 +267,18 @@ impl OutputKind {
             Self::Named(name) => name,
             Self::OneOf(_) => "COMBO",
         }
+    }
+}
+
+impl From<Vec<Value>> for List {
+    fn from(values: Vec<Value>) -> Self {
+        Self::new(values)
+    }
+}
+
+impl From<List> for Vec<Value> {
+    fn from(list: List) -> Self {
+        list.values
     }
 }
 

@@ -1,10 +1,14 @@
 //! All backends together: whether any of them can run a graph, and which.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde_json::{Map, Value};
 
 use super::{
+    allowance::Allowance,
     catalogue::Catalogue,
     check::{Fault, Lack, Terms, check, needed},
     id::BackendId,
@@ -16,6 +20,8 @@ use super::{
 pub struct Fleet {
     /// `None` = it was never asked, or never answered.
     backends: BTreeMap<BackendId, Option<Arc<Catalogue>>>,
+    /// Those that are not told apart may do everything.
+    allowances: BTreeMap<BackendId, Allowance>,
 }
 
 /// What the fleet makes of a graph.
@@ -49,7 +55,7 @@ impl Fleet {
     /// Backends of which nothing is known yet.
     #[must_use]
     pub fn of(backends: impl IntoIterator<Item = BackendId>) -> Self {
-        Self { backends: backends.into_iter().map(|backend| (backend, None)).collect() }
+        Self { backends: backends.into_iter().map(|backend| (backend, None)).collect(), allowances: BTreeMap::new() }
     }
 
     /// Notes what a backend has; tells whether that is news. Backends with the same share one catalogue.
@@ -58,6 +64,36 @@ impl Fleet {
         let catalogue = known.unwrap_or_else(|| Arc::new(catalogue));
         let before = self.backends.insert(backend.clone(), Some(catalogue.clone()));
         before.flatten().as_ref() != Some(&catalogue)
+    }
+
+    /// Those of others, beside one's own: whoever is not among them any more is forgotten.
+    pub fn muster(&mut self, own: &BTreeSet<BackendId>, others: &BTreeMap<BackendId, Allowance>) {
+        self.backends.retain(|backend, _| own.contains(backend) || others.contains_key(backend));
+        self.allowances.retain(|backend, _| own.contains(backend));
+        for (backend, allowance) in others {
+            self.backends.entry(backend.clone()).or_default();
+            self.allow(backend, allowance.clone());
+        }
+    }
+
+    /// Notes what a backend may do.
+    pub fn allow(&mut self, backend: &BackendId, allowance: Allowance) {
+        self.allowances.insert(backend.clone(), allowance);
+    }
+
+    /// What a backend may do.
+    #[must_use]
+    pub fn allowance(&self, backend: &BackendId) -> Allowance {
+        self.allowances.get(backend).cloned().unwrap_or_default()
+    }
+
+    /// Whether a backend may run tasks with these needs, whatever it has.
+    #[must_use]
+    pub fn allows(&self, backend: &BackendId, needs: &Needs) -> bool {
+        match self.allowances.get(backend) {
+            Some(allowance) => allowance.takes(needs),
+            None => needs.labels.is_empty(),
+        }
     }
 
     /// What a backend has.
@@ -74,9 +110,11 @@ impl Fleet {
     /// Whether a backend can run tasks with these needs. Of one that is not known nothing is expected.
     #[must_use]
     pub fn meets(&self, backend: &BackendId, needs: &Needs) -> bool {
-        needs.is_empty()
-            || (needs.backends.is_empty() || needs.backends.contains(backend))
+        let has = || {
+            (needs.backends.is_empty() || needs.backends.contains(backend))
                 && self.catalogue(backend).is_some_and(|catalogue| catalogue.meets(needs))
+        };
+        self.allows(backend, needs) && (needs.are_met_by_all() || has())
     }
 
     /// Whether anybody will take a graph that passed [`graph::check`](super::graph::check), and what it needs that not everybody has.

@@ -14,7 +14,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     error::{ErrorCode, TaskError},
@@ -62,7 +62,7 @@ impl Default for Limits {
 }
 
 /// Why a backend is given nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// It could not be reached, several times in a row.
@@ -167,7 +167,7 @@ struct Open {
 }
 
 /// A breaker as people see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     /// Whether it gets work.
     pub state: State,
@@ -182,7 +182,7 @@ pub struct Health {
 }
 
 /// Whether a backend gets work.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// It does.

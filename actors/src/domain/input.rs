@@ -83,7 +83,7 @@ impl Source {
 }
 
 /// A stored file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
     /// Its content's name.
     pub id: InputId,

@@ -30,6 +30,12 @@ pub struct Needs {
     /// inputs, say). Empty = any.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub backends: BTreeSet<BackendId>,
+    /// It is made from this named workflow, and there may be servers that take some workflows only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<String>,
+    /// What its client says it needs, in words of the operator's.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub labels: BTreeSet<String>,
 }
 
 /// A value that must be in the list of an input.
@@ -47,6 +53,12 @@ impl Needs {
     /// Whether any backend will do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
+        self.are_met_by_all() && self.workflow.is_none() && self.labels.is_empty()
+    }
+
+    /// Whether nothing is needed that a server may lack, whatever it is allowed to do.
+    #[must_use]
+    pub fn are_met_by_all(&self) -> bool {
         self.classes.is_empty() && self.values.is_empty() && self.backends.is_empty()
     }
 }
@@ -56,12 +68,14 @@ impl fmt::Display for Needs {
         let classes = self.classes.iter().map(|class| format!("node {class}"));
         let values = self.values.iter().map(|need| format!("{} ({} of {})", need.value, need.input, need.class));
         let backends = self.backends.iter().map(|backend| format!("server {backend}"));
-        f.write_str(&classes.chain(values).chain(backends).collect::<Vec<_>>().join(", "))
+        let workflow = self.workflow.iter().map(|name| format!("workflow {name}"));
+        let labels = self.labels.iter().map(|label| format!("label {label}"));
+        f.write_str(&classes.chain(values).chain(backends).chain(workflow).chain(labels).collect::<Vec<_>>().join(", "))
     }
 }
 
 /// A lane: its id and what it stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lane {
     /// A hash of the needs; [`ANYBODY`] without any.
     pub id: i64,
@@ -91,7 +105,7 @@ impl Lane {
 }
 
 /// The lanes a claimer can serve.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Lanes {
     /// Whatever there is.
     All,

@@ -70,7 +70,7 @@ impl fmt::Display for Priority {
 }
 
 /// How much one level of priority is worth.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ordering {
     /// A minute of waiting outweighs one level, so nothing starves.

@@ -16,6 +16,7 @@
 
 mod endings;
 mod generation;
+mod repeat;
 mod stages;
 
 use std::{fmt, time::Duration};
@@ -199,7 +200,7 @@ pub struct Task {
 }
 
 /// A prompt about to be submitted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intent {
     /// The server it is for.
     pub backend: BackendId,
@@ -208,7 +209,7 @@ pub struct Intent {
 }
 
 /// Why a holder gives a task back unfinished, at no cost to its attempts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Release {
     /// Taken back from the server before it ran, or never sent.
     Recalled,
@@ -221,7 +222,7 @@ pub enum Release {
 }
 
 /// Something that happens to a task.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Change {
     /// A consumer takes a pending task, and says at once what it is about to submit where.
     Claim { worker: WorkerId, until: Timestamp, intent: Intent },
@@ -279,7 +280,7 @@ pub enum ArtifactEdit {
 }
 
 /// Why a change was refused. Nothing was altered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Refusal {
     /// Somebody else holds the task now. The writer must stop all work on it.
     #[error("the lease is held by somebody else")]

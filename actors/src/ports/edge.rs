@@ -3,8 +3,6 @@
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::bridge::Bridge;
-
 /// Serves clients on a socket that is already bound, so that a restart of the server never loses the port.
 #[async_trait]
 pub trait HttpEdge: Send + Sync + 'static {
@@ -13,5 +11,5 @@ pub trait HttpEdge: Send + Sync + 'static {
     ///
     /// # Errors
     /// When it can no longer accept connections.
-    async fn serve(&self, bridge: Bridge, stop: CancellationToken) -> std::io::Result<()>;
+    async fn serve(&self, stop: CancellationToken) -> std::io::Result<()>;
 }

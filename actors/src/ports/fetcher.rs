@@ -1,11 +1,12 @@
 //! Files that lie elsewhere, at URLs that clients gave.
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use crate::domain::{input::Input, workflow::Kind};
 
 /// Why a file was not fetched: words that name the host and never the URL, which may hold secrets.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum FetchError {
     /// It is the same each time: not there, not allowed, too large, another kind of file.
     #[error("{0}")]

@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, future::ready, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::ByteStream;
 use crate::domain::storage::below;
 
 /// Why storage could not do what was asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum ObjectError {
     /// Storage cannot be reached, is overloaded or full. Worth trying again.
     #[error("the storage is unavailable: {0}")]
@@ -52,7 +53,7 @@ pub struct Reading {
 }
 
 /// What a put stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Written {
     /// Size.
     pub bytes: u64,

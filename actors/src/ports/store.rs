@@ -14,9 +14,10 @@
 //!   nothing. A store with concurrent writers must see to it, for example by drawing the numbers under a lock that is held until the
 //!   commit; a plain sequence is not enough, because a transaction that drew early may commit late.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, oneshot};
 
 use crate::domain::{
@@ -186,7 +187,7 @@ impl fmt::Debug for Durable {
 }
 
 /// A request for work.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Claim {
     /// Who asks.
     pub worker: WorkerId,
@@ -197,7 +198,7 @@ pub struct Claim {
 }
 
 /// A place for one task.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClaimSlot {
     /// Where its task would run.
     pub intent: Intent,
@@ -205,8 +206,33 @@ pub struct ClaimSlot {
     pub lanes: Lanes,
 }
 
+/// A search for tasks that nobody holds any more, by who can go on with them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sweep {
+    /// Who asks.
+    pub worker: WorkerId,
+    /// How long the new leases last.
+    pub lease: Duration,
+    /// The servers it can reach: whoever cannot reach the server of a task cannot tell what became of it.
+    pub backends: BTreeSet<BackendId>,
+    /// Tasks on any other server, once their lease has been over for so long: nobody came who can reach it.
+    pub stranded_after: Duration,
+    /// At most this many: a crowd is shared with others.
+    pub limit: u32,
+}
+
+impl Sweep {
+    /// Whether a task whose lease ended then is to be adopted now.
+    #[must_use]
+    pub fn takes(&self, task: &Task, now: Timestamp) -> bool {
+        let Some(lease) = &task.lease else { return false };
+        let reached = task.prompt.as_ref().is_none_or(|prompt| self.backends.contains(&prompt.backend));
+        lease.until <= if reached { now } else { now.before(self.stranded_after) }
+    }
+}
+
 /// A held task with all that is needed to run it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Assignment {
     /// The task, held by the asker under `task.fence`.
     pub task: Task,
@@ -219,7 +245,7 @@ pub struct Assignment {
 }
 
 /// A renewed lease. A task that is missing from the answer was lost to somebody else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Renewed {
     /// Which.
     pub id: TaskId,
@@ -305,7 +331,7 @@ pub struct Depth {
 }
 
 /// What can be told to take nothing new.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Pausable {
     /// All of it.
     Queue,
@@ -314,7 +340,7 @@ pub enum Pausable {
 }
 
 /// Something that takes nothing new, until it is told to go on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pause {
     /// What.
     pub what: Pausable,
@@ -352,7 +378,7 @@ pub struct Retention {
 }
 
 /// A committed change, told to whoever listens. A hint: a listener that lags reads the store instead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changed {
     /// Which task.
     pub id: TaskId,
@@ -381,7 +407,7 @@ impl Changed {
 }
 
 /// Why a store could not do what was asked. In every case nothing is half-done.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error, Serialize, Deserialize)]
 pub enum StoreError {
     /// The store cannot be reached or written now: busy for too long, disk full, gone. Worth trying again.
     #[error("the task store is unavailable: {0}")]
@@ -499,8 +525,50 @@ pub trait TaskStore: Send + Sync + 'static {
     /// `Unavailable`.
     async fn ahead(&self, id: TaskId, limit: u32) -> Result<Option<u32>, StoreError>;
 
+    /// Makes up to `limit` scheduled tasks whose time has come pending; returns how many.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn promote(&self, limit: u32) -> Result<u32, StoreError>;
+
+    /// When the next scheduled task's time comes, if any is scheduled.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError>;
+
+    /// Deletes up to `limit` finished tasks and idempotency keys past their retention; returns how many.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn prune(&self, retention: Retention, limit: u32) -> Result<u32, StoreError>;
+
     /// All changes committed through this process from now on and, as far as the store hears of them, those of others.
     fn changes(&self) -> broadcast::Receiver<Changed>;
+}
+
+/// What somebody has to hear of to do its part in time, whichever way it comes to its tasks.
+#[async_trait]
+pub trait Hints: Send + Sync + 'static {
+    /// As [`TaskStore::changes`], at least those that concern a consumer: what became pending, and what is to end.
+    fn changes(&self) -> broadcast::Receiver<Changed>;
+
+    /// As [`TaskStore::pauses`].
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn pauses(&self) -> Result<Vec<Pause>, StoreError>;
+}
+
+#[async_trait]
+impl<S: TaskStore> Hints for S {
+    fn changes(&self) -> broadcast::Receiver<Changed> {
+        TaskStore::changes(self)
+    }
+
+    async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
+        TaskStore::pauses(self).await
+    }
 }
 
 /// What a consumer needs.
@@ -556,32 +624,9 @@ pub trait WorkSource: Send + Sync + 'static {
     /// `Unavailable`.
     async fn take_over(&self, worker: &WorkerId, lease: Duration) -> Result<Vec<Assignment>, StoreError>;
 
-    /// Adopts up to `limit` tasks whose lease expired, oldest first.
+    /// Adopts tasks whose lease expired, as the sweep says, oldest first.
     ///
     /// # Errors
     /// `Unavailable`.
-    async fn adopt_expired(
-        &self,
-        worker: &WorkerId,
-        lease: Duration,
-        limit: u32,
-    ) -> Result<Vec<Assignment>, StoreError>;
-
-    /// Makes up to `limit` scheduled tasks whose time has come pending; returns how many.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    async fn promote(&self, limit: u32) -> Result<u32, StoreError>;
-
-    /// When the next scheduled task's time comes, if any is scheduled.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError>;
-
-    /// Deletes up to `limit` finished tasks and idempotency keys past their retention; returns how many.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    async fn prune(&self, retention: Retention, limit: u32) -> Result<u32, StoreError>;
+    async fn adopt_expired(&self, sweep: &Sweep) -> Result<Vec<Assignment>, StoreError>;
 }

@@ -59,6 +59,8 @@ impl Pauses {
 
 impl State {
     pub(super) fn amend(&mut self, me: &ActorRef<QueueMsg>, id: TaskId, wish: Wish, reply: RpcReplyPort<Amended>) {
+        // Without a store there are no clients either.
+        let Some(store) = self.system.store.clone() else { return };
         let ordering = self.system.settings.ordering;
         let change = match wish {
             Wish::Cancel => Change::Cancel,
@@ -76,7 +78,7 @@ impl State {
             }
             self.entering += 1;
         }
-        let (store, asked) = (self.system.store.clone(), self.system.clock.now());
+        let asked = self.system.clock.now();
         self.tasks.run(me, async move { store.amend(id, change).await }, move |result| QueueMsg::Amended {
             wish,
             asked,
@@ -130,8 +132,8 @@ impl State {
         hold: Hold,
         reply: RpcReplyPort<Result<Vec<Pause>, RequestError>>,
     ) {
+        let Some(store) = self.system.store.clone() else { return };
         self.pauses.changes += 1;
-        let store = self.system.store.clone();
         self.tasks.run(me, async move { store.set_paused(what, hold).await }, |result| QueueMsg::PauseStored {
             reply,
             result,
@@ -183,8 +185,8 @@ impl State {
 
     /// Another process may have paused or resumed something.
     pub(super) fn read_pauses(&mut self, me: &ActorRef<QueueMsg>) {
-        let (store, changes) = (self.system.store.clone(), self.pauses.changes);
-        self.tasks.run(me, async move { store.pauses().await }, move |result| QueueMsg::PausesRead { changes, result });
+        let (hints, changes) = (self.system.hints.clone(), self.pauses.changes);
+        self.tasks.run(me, async move { hints.pauses().await }, move |result| QueueMsg::PausesRead { changes, result });
     }
 
     pub(super) fn on_pauses_read(

@@ -61,6 +61,11 @@ impl State {
         self.fill(me);
     }
 
+    pub(super) fn on_woken_elsewhere(&mut self, me: &ActorRef<QueueMsg>) {
+        self.read_lanes(me);
+        self.on_wake(me);
+    }
+
     /// Takes tasks for all free places, if there may be any.
     pub(super) fn fill(&mut self, me: &ActorRef<QueueMsg>) {
         let places = self.places();

@@ -40,12 +40,13 @@ impl State {
         request: TaskRequest,
         reply: RpcReplyPort<Result<Created, RequestError>>,
     ) {
+        // Without a store there are no clients either.
+        let Some(store) = self.system.store.clone() else { return };
         self.enter_lane(&request.lane);
         let new = self.new_task(request);
         let slot = self.places_to_fill(&self.places()).into_iter().find(|slot| slot.lanes.contains(new.lane.id));
         let claim = slot.map(|slot| self.keep(vec![slot]));
         let kept = claim.as_ref().and_then(|claim| claim.slots.first()).map(|slot| slot.intent.backend.clone());
-        let store = self.system.store.clone();
         self.entering += 1;
         let stretch = self.system.deadline.stretch();
         self.tasks.run(me, async move { store.create(new, claim).await }, move |result| QueueMsg::Stored {

@@ -21,10 +21,10 @@ impl State {
     }
 
     pub(super) fn count(&mut self, me: &ActorRef<QueueMsg>) {
+        let Some(store) = self.system.store.clone() else { return };
         if std::mem::replace(&mut self.counting, true) {
             return;
         }
-        let store = self.system.store.clone();
         let work = async move { Ok((store.counts().await?, store.depths().await?)) };
         self.tasks.run(me, work, QueueMsg::Counted);
     }

@@ -8,7 +8,6 @@ use tracing::{debug, error};
 use super::{Held, QueueMsg, State};
 use crate::{
     domain::{
-        fleet::Fleet,
         id::BackendId,
         lane::{ANYBODY, Lane, Lanes, Needs},
         memory::roomier,
@@ -64,10 +63,15 @@ impl Routes {
     }
 
     /// Works out anew who serves what; tells whether that changed.
-    fn work_out<'a>(&mut self, fleet: &Fleet, backends: impl Iterator<Item = &'a BackendId>) -> bool {
+    fn work_out<'a>(
+        &mut self,
+        fits: impl Fn(&BackendId, &Needs) -> bool,
+        backends: impl Iterator<Item = &'a BackendId>,
+    ) -> bool {
         let meeting = |backend: &BackendId| {
-            let met = self.lanes.iter().filter(|(_, known)| fleet.meets(backend, &known.needs));
-            Lanes::only(met.map(|(lane, _)| *lane).chain([ANYBODY]))
+            let met = self.lanes.iter().filter(|(_, known)| fits(backend, &known.needs));
+            let anybody = fits(backend, &Needs::default()).then_some(ANYBODY);
+            Lanes::only(met.map(|(lane, _)| *lane).chain(anybody))
         };
         let served = backends.map(|backend| (backend.clone(), meeting(backend))).collect();
         let before = std::mem::replace(&mut self.served, served);
@@ -84,9 +88,9 @@ impl State {
         });
     }
 
-    /// The lanes a backend can serve. Without validation nobody knows better than the servers themselves.
+    /// The lanes a backend can serve.
     pub(super) fn lanes_of(&self, backend: &BackendId) -> Lanes {
-        if self.system.settings.validate { self.routes.served_by(backend) } else { Lanes::All }
+        self.routes.served_by(backend)
     }
 
     pub(super) fn enter_lane(&mut self, lane: &Lane) {
@@ -115,7 +119,7 @@ impl State {
 
     /// Other processes make lanes too, and a task that failed long ago may be tried again.
     pub(super) fn read_lanes(&mut self, me: &ActorRef<QueueMsg>) {
-        if self.system.settings.validate && !std::mem::replace(&mut self.routes.reading, true) {
+        if !std::mem::replace(&mut self.routes.reading, true) {
             let source = self.system.source.clone();
             self.tasks.run(me, async move { source.lanes().await }, QueueMsg::LanesRead);
         }
@@ -137,16 +141,20 @@ impl State {
         }
     }
 
-    fn work_out_routes(&mut self) -> bool {
-        let fleet = self.system.catalogues.fleet();
-        self.routes.work_out(&fleet, self.system.backends.keys())
+    /// Without validation nobody knows better than the servers themselves what they have.
+    pub(super) fn work_out_routes(&mut self) -> bool {
+        let (fleet, validate) = (self.system.catalogues.fleet(), self.system.settings.validate);
+        let fits = |backend: &BackendId, needs: &Needs| {
+            if validate { fleet.meets(backend, needs) } else { fleet.allows(backend, needs) }
+        };
+        self.routes.work_out(fits, self.system.backends.keys())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::catalogue::Catalogue;
+    use crate::domain::{catalogue::Catalogue, fleet::Fleet};
 
     fn lane(class: &str) -> Lane {
         Lane::of(Needs { classes: [class.to_owned()].into(), ..Needs::default() })
@@ -159,11 +167,11 @@ mod tests {
         let mut routes = Routes::default();
         let video = lane("SaveVideo");
         assert!(routes.enter(&video) && !routes.enter(&video) && !routes.enter(&Lane::default()));
-        assert!(routes.work_out(&fleet, [&a, &b].into_iter()));
+        assert!(routes.work_out(|backend, needs| fleet.meets(backend, needs), [&a, &b].into_iter()));
         assert_eq!(routes.served_by(&a), Lanes::only([ANYBODY]), "nothing is known of it");
         fleet.learn(&a, Catalogue::parse(r#"{"SaveVideo": {"input": {}}}"#).unwrap());
-        assert!(routes.work_out(&fleet, [&a, &b].into_iter()));
-        assert!(!routes.work_out(&fleet, [&a, &b].into_iter()));
+        assert!(routes.work_out(|backend, needs| fleet.meets(backend, needs), [&a, &b].into_iter()));
+        assert!(!routes.work_out(|backend, needs| fleet.meets(backend, needs), [&a, &b].into_iter()));
         assert_eq!(routes.served_by(&a), Lanes::only([ANYBODY, video.id]));
         assert_eq!(routes.served_by(&b), Lanes::only([ANYBODY]));
     }

@@ -31,7 +31,7 @@ use crate::{
         clock::Clock,
         store::{
             Assignment, Changed, Claim, Counts, Created, Creation, Depth, Durable, FailedQuery, Hold, NewTask,
-            Pausable, Pause, Payload, Query, Renewed, Retention, StoreError, TaskRecord, TaskStore, WorkSource,
+            Pausable, Pause, Payload, Query, Renewed, Retention, StoreError, Sweep, TaskRecord, TaskStore, WorkSource,
         },
         wire::Notice,
     },
@@ -440,6 +440,53 @@ impl TaskStore for MemoryStore {
         Ok(Some(u32::try_from(ahead).unwrap_or(u32::MAX)))
     }
 
+    async fn promote(&self, limit: u32) -> Result<u32, StoreError> {
+        let mut shelf = self.open()?;
+        let now = self.clock.now();
+        let mut ids = shelf.sorted(|task| task.run_at.is_some_and(|at| at <= now), |task| (task.run_at, task.id));
+        ids.truncate(up_to(limit));
+        let promoted = self.change_all(&mut shelf, ids, &Change::Promote)?;
+        Ok(u32::try_from(promoted.len()).unwrap_or(u32::MAX))
+    }
+
+    async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {
+        Ok(self.open()?.tasks.values().filter_map(|row| row.task.run_at).min())
+    }
+
+    async fn prune(&self, retention: Retention, limit: u32) -> Result<u32, StoreError> {
+        let mut shelf = self.open()?;
+        let Moment { now, .. } = shelf.moment;
+        if !shelf.moment.is_settled(DATE_TRUSTED_AFTER) {
+            return Ok(0);
+        }
+        let past = |since: Timestamp, kept: Duration| since <= now.before(kept);
+        let due = |task: &Task| {
+            let kept = if task.state == TaskState::Failed { retention.failed } else { retention.completed };
+            let untold = shelf.outbox.needs(task.id, now.before(retention.webhooks));
+            task.finished_at.is_some_and(|at| past(at, kept)) && !untold
+        };
+        let mut gone = shelf.sorted(due, |task| (task.finished_at, task.id));
+        gone.truncate(up_to(limit));
+        for id in &gone {
+            shelf.tasks.remove(id);
+            shelf.events.retain(|event| event.task != *id);
+            shelf.keys.retain(|_, key| key.task != *id);
+        }
+        let hooked = shelf.tasks.values().filter_map(|row| row.task.hook).map(|hook| hook.endpoint);
+        let hooked: Vec<_> = hooked.collect();
+        shelf.outbox.forget(&gone, hooked.into_iter());
+        let inhabited: BTreeSet<i64> = shelf.tasks.values().map(|row| row.task.lane).collect();
+        shelf.lanes.retain(|id, _| inhabited.contains(id));
+        let old = shelf.keys.iter().filter(|(_, key)| past(key.created_at, retention.idempotency));
+        let mut old: Vec<_> = old.map(|(name, key)| (key.created_at, name.clone())).collect();
+        old.sort();
+        old.truncate(up_to(limit) - gone.len());
+        for (_, name) in &old {
+            shelf.keys.remove(name);
+        }
+        Ok(u32::try_from(gone.len() + old.len()).unwrap_or(u32::MAX))
+    }
+
     fn changes(&self) -> broadcast::Receiver<Changed> {
         self.changes.subscribe()
     }
@@ -506,68 +553,15 @@ impl WorkSource for MemoryStore {
         self.change_all(&mut shelf, ids, &adopt)
     }
 
-    async fn adopt_expired(
-        &self,
-        worker: &WorkerId,
-        lease: Duration,
-        limit: u32,
-    ) -> Result<Vec<Assignment>, StoreError> {
+    async fn adopt_expired(&self, sweep: &Sweep) -> Result<Vec<Assignment>, StoreError> {
         let mut shelf = self.open()?;
         let Moment { now, .. } = shelf.moment;
-        if !shelf.moment.is_settled(lease) {
+        if !shelf.moment.is_settled(sweep.lease) {
             return Ok(Vec::new());
         }
-        let expired = |task: &Task| lease_until(task).is_some_and(|until| until <= now);
-        let mut ids = shelf.sorted(expired, |task| (lease_until(task), task.id));
-        ids.truncate(up_to(limit));
-        let adopt = Change::Adopt { worker: worker.clone(), until: now.after(lease) };
+        let mut ids = shelf.sorted(|task| sweep.takes(task, now), |task| (lease_until(task), task.id));
+        ids.truncate(up_to(sweep.limit));
+        let adopt = Change::Adopt { worker: sweep.worker.clone(), until: now.after(sweep.lease) };
         self.change_all(&mut shelf, ids, &adopt)
-    }
-
-    async fn promote(&self, limit: u32) -> Result<u32, StoreError> {
-        let mut shelf = self.open()?;
-        let now = self.clock.now();
-        let mut ids = shelf.sorted(|task| task.run_at.is_some_and(|at| at <= now), |task| (task.run_at, task.id));
-        ids.truncate(up_to(limit));
-        let promoted = self.change_all(&mut shelf, ids, &Change::Promote)?;
-        Ok(u32::try_from(promoted.len()).unwrap_or(u32::MAX))
-    }
-
-    async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {
-        Ok(self.open()?.tasks.values().filter_map(|row| row.task.run_at).min())
-    }
-
-    async fn prune(&self, retention: Retention, limit: u32) -> Result<u32, StoreError> {
-        let mut shelf = self.open()?;
-        let Moment { now, .. } = shelf.moment;
-        if !shelf.moment.is_settled(DATE_TRUSTED_AFTER) {
-            return Ok(0);
-        }
-        let past = |since: Timestamp, kept: Duration| since <= now.before(kept);
-        let due = |task: &Task| {
-            let kept = if task.state == TaskState::Failed { retention.failed } else { retention.completed };
-            let untold = shelf.outbox.needs(task.id, now.before(retention.webhooks));
-            task.finished_at.is_some_and(|at| past(at, kept)) && !untold
-        };
-        let mut gone = shelf.sorted(due, |task| (task.finished_at, task.id));
-        gone.truncate(up_to(limit));
-        for id in &gone {
-            shelf.tasks.remove(id);
-            shelf.events.retain(|event| event.task != *id);
-            shelf.keys.retain(|_, key| key.task != *id);
-        }
-        let hooked = shelf.tasks.values().filter_map(|row| row.task.hook).map(|hook| hook.endpoint);
-        let hooked: Vec<_> = hooked.collect();
-        shelf.outbox.forget(&gone, hooked.into_iter());
-        let inhabited: BTreeSet<i64> = shelf.tasks.values().map(|row| row.task.lane).collect();
-        shelf.lanes.retain(|id, _| inhabited.contains(id));
-        let old = shelf.keys.iter().filter(|(_, key)| past(key.created_at, retention.idempotency));
-        let mut old: Vec<_> = old.map(|(name, key)| (key.created_at, name.clone())).collect();
-        old.sort();
-        old.truncate(up_to(limit) - gone.len());
-        for (_, name) in &old {
-            shelf.keys.remove(name);
-        }
-        Ok(u32::try_from(gone.len() + old.len()).unwrap_or(u32::MAX))
     }
 }

@@ -142,6 +142,7 @@ macro_rules! store_conformance {
             a_retry_keeps_its_place
             create_can_claim_at_once
             an_expired_lease_is_not_renewed
+            a_task_is_adopted_by_who_reaches_its_server
             a_stale_fence_is_refused
             a_refused_change_leaves_no_trace
             a_repeated_request_finds_its_task

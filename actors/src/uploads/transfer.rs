@@ -21,16 +21,15 @@ use crate::{
         artifact::{Artifact, Source, StoredObject},
         id::TaskId,
         options::TaskOptions,
-        storage::below,
         task::Fence,
     },
     kit::tasks::{Panicked, Tasks},
     ports::{
         comfy::{ComfyError, ComfyTransport},
-        media::{Incoming, Media, MediaError},
-        object_store::{ObjectError, Written},
+        media::{Incoming, Media, MediaError, Prepared},
+        object_store::ObjectError,
+        outputs::{Output, Outputs},
     },
-    targets::{Route, Targets},
 };
 
 /// Why a transfer failed.
@@ -180,7 +179,7 @@ pub struct Keeper {
     /// What is done to it.
     pub media: Arc<dyn Media>,
     /// Where it goes.
-    pub targets: Targets,
+    pub outputs: Arc<dyn Outputs>,
     /// Most bytes of one output.
     pub largest: u64,
 }
@@ -214,34 +213,22 @@ impl Keeper {
         options: &TaskOptions,
         away: Duration,
     ) -> Result<StoredObject, Failure> {
-        let route = self.targets.route(&options.storage, away).map_err(Failure::Storage)?;
         let prepared = self.media.prepare(incoming, &options.output).await.map_err(|error| match error {
             MediaError::Source(reason) => Failure::Source(reason),
             MediaError::Unfit(reason) => Failure::Unfit(reason),
         })?;
-        let Route { name, target } = self
-            .targets
-            .route_of(route, &prepared.content_type, prepared.bytes)
-            .map_err(|unfit| Failure::Refused(unfit.to_string()))?;
-        let name_of = prepared.extension.map_or_else(|| stem.to_owned(), |extension| format!("{stem}.{extension}"));
-        let key = below(&[&target.prefix, options.storage.prefix.as_deref().unwrap_or_default()], &name_of);
-        let stored = target.store.put(&key, &prepared.content_type, prepared.bytes, prepared.body).await;
-        let Written { bytes, sha256 } = stored.map_err(|error| match error {
+        let Prepared { extension, content_type, bytes, body, facts } = prepared;
+        let name = extension.map_or_else(|| stem.to_owned(), |extension| format!("{stem}.{extension}"));
+        let choice = Arc::new(options.storage.clone());
+        let stored = self.outputs.keep(Output { name, content_type, bytes, body, choice, away }).await;
+        let stored = stored.map_err(|error| match error {
             ObjectError::Unavailable(reason) | ObjectError::Misconfigured(reason) => Failure::Storage(reason),
             ObjectError::Taken => Failure::Taken,
             ObjectError::Source(reason) => Failure::Source(reason),
             ObjectError::NotFound => Failure::Storage("the storage lost the object".to_owned()),
             ObjectError::Refused(reason) => Failure::Refused(reason),
         })?;
-        let (target, content_type) = (name.to_owned(), prepared.content_type);
-        Ok(StoredObject {
-            target,
-            key,
-            content_type,
-            bytes,
-            sha256,
-            facts: prepared.facts.get().cloned().unwrap_or_default(),
-        })
+        Ok(StoredObject { facts: facts.get().cloned().unwrap_or_default(), ..stored })
     }
 }
 

@@ -39,7 +39,7 @@ use comfyd_actors::{
         passthrough::{FromClient, FromServer, Relay, RelayError, Relayed},
         store::{
             Changed, Claim, Counts, Created, Creation, Depth, FailedQuery, Hold, NewTask, Pausable, Pause, Query,
-            StoreError, TaskRecord, TaskStore,
+            Retention, StoreError, TaskRecord, TaskStore,
         },
     },
     queue::QueueMsg,
@@ -107,7 +107,7 @@ impl App {
         config.body_limit = 1 << 20;
         alter(&mut config);
         let workflows = workflows().await;
-        Self { router: router(bridge, Arc::new(config), workflows, CancellationToken::new()), world, slot }
+        Self { router: router(bridge, Arc::new(config), workflows, None, CancellationToken::new()), world, slot }
     }
 
     /// A bridge alone.
@@ -427,6 +427,18 @@ impl TaskStore for FakeStore {
         self.up()?;
         let records = self.0.records.lock().unwrap();
         Ok(records.get(&id).filter(|record| record.task.state == TaskState::Pending).map(|_| 0))
+    }
+
+    async fn promote(&self, _: u32) -> Result<u32, StoreError> {
+        unreachable!("the janitor promotes")
+    }
+
+    async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {
+        unreachable!("the janitor promotes")
+    }
+
+    async fn prune(&self, _: Retention, _: u32) -> Result<u32, StoreError> {
+        unreachable!("the janitor prunes")
     }
 
     fn changes(&self) -> broadcast::Receiver<Changed> {

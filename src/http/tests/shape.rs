@@ -18,7 +18,7 @@ use tower::ServiceExt;
 use super::fakes::{App, workflows};
 use crate::{
     config::Sources,
-    http::{AxumEdge, HttpConfig, document, frame},
+    http::{AxumEdge, HttpConfig, document, frame, router},
 };
 
 fn config() -> HttpConfig {
@@ -193,15 +193,16 @@ async fn fetch(address: std::net::SocketAddr) -> String {
 #[tokio::test]
 async fn the_socket_outlives_the_server() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let workflows = workflows().await;
-    let edge = Arc::new(AxumEdge::new(listener, config(), workflows, Duration::from_millis(100)).unwrap());
+    let (bridge, workflows, settings) = (App::bridge().await, workflows().await, Arc::new(config()));
+    let connections = settings.connections;
+    let pages = Box::new(move |stop| router(bridge.clone(), settings.clone(), workflows.clone(), None, stop));
+    let edge = Arc::new(AxumEdge::new(listener, connections, pages, Duration::from_millis(100)).unwrap());
     let address = edge.local_addr().unwrap();
-    let bridge = App::bridge().await;
     for _ in 0..2 {
         let stop = CancellationToken::new();
         let server = {
-            let (edge, bridge, stop) = (edge.clone(), bridge.clone(), stop.clone());
-            tokio::spawn(async move { edge.serve(bridge, stop).await })
+            let (edge, stop) = (edge.clone(), stop.clone());
+            tokio::spawn(async move { edge.serve(stop).await })
         };
         assert!(fetch(address).await.contains("200 OK"));
         // A connection that never says anything must not keep the server from ending.

@@ -4,12 +4,12 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use super::{
     Subject,
-    fixtures::{LEASE, artifacts, claim, claim_of, error, keyed_task, lane, new_task, worker},
+    fixtures::{LEASE, artifacts, claim, claim_of, error, keyed_task, lane, new_task, sweep, worker},
 };
 use crate::{
     domain::{
         event::{Event, Fact},
-        id::{PromptId, TaskId},
+        id::{BackendId, PromptId, TaskId},
         lane::Lanes,
         order::Priority,
         task::{Change, Fence, Prompt, Refusal, Release, Task, TaskState},
@@ -17,7 +17,7 @@ use crate::{
     },
     ports::{
         clock::Clock,
-        store::{Assignment, Changed, Created, Creation, NewTask, Query, Retention, StoreError},
+        store::{Assignment, Changed, Created, Creation, NewTask, Query, Retention, StoreError, Sweep},
     },
     testing::TestClock,
 };
@@ -119,7 +119,7 @@ pub async fn a_lane_goes_with_its_last_task<F: Future<Output = Subject>>(open: &
     assert!(store.work.lanes().await.unwrap().is_empty(), "of tasks that are not over");
     assert_eq!(store.tasks.get(id).await.unwrap().needs, lane(7).needs);
     clock.advance(hour);
-    assert_eq!(store.work.prune(retention, 9).await.unwrap(), 1);
+    assert_eq!(store.tasks.prune(retention, 9).await.unwrap(), 1);
     // Another meaning of the same number shows that the first is forgotten.
     let other = lane(8).needs;
     let again = NewTask { lane: crate::domain::lane::Lane { id: 7, needs: other.clone() }, ..new_task(2) };
@@ -135,11 +135,11 @@ pub async fn a_retry_keeps_its_place<F: Future<Output = Subject>>(open: &impl Fn
     let task = store.take(1).await.remove(0).task;
     let delay = Duration::from_secs(5);
     store.change(&task, Change::Retry { error: error(), delay }).await;
-    assert_eq!(store.work.next_scheduled().await.unwrap(), Some(clock.now().after(delay)));
+    assert_eq!(store.tasks.next_scheduled().await.unwrap(), Some(clock.now().after(delay)));
     clock.advance(Duration::from_millis(4_999));
-    assert_eq!(store.work.promote(9).await.unwrap(), 0);
+    assert_eq!(store.tasks.promote(9).await.unwrap(), 0);
     clock.advance(Duration::from_millis(1));
-    assert_eq!(store.work.promote(9).await.unwrap(), 1);
+    assert_eq!(store.tasks.promote(9).await.unwrap(), 1);
     assert_eq!(ids(&store.take(2).await), [first, second]);
 }
 
@@ -171,8 +171,27 @@ pub async fn an_expired_lease_is_not_renewed<F: Future<Output = Subject>>(open: 
     clock.advance(Duration::from_millis(1));
     let renewed = store.work.renew(&me, LEASE, &held).await.unwrap();
     assert_eq!(renewed.iter().map(|renewed| renewed.id).collect::<Vec<_>>(), [held[0].0]);
-    let adopted = store.work.adopt_expired(&worker("other", 1), LEASE, 9).await.unwrap();
+    let adopted = store.work.adopt_expired(&sweep(&worker("other", 1), 9)).await.unwrap();
     assert_eq!(ids(&adopted), [held[1].0]);
+}
+
+/// Whoever cannot reach the server of a task leaves it to others, until it is clear that nobody comes.
+pub async fn a_task_is_adopted_by_who_reaches_its_server<F: Future<Output = Subject>>(
+    open: &impl Fn(Arc<dyn Clock>) -> F,
+) {
+    let (store, clock) = fresh(open).await;
+    let id = store.add(new_task(1)).await;
+    store.take(1).await;
+    let far = Sweep { backends: [BackendId::new("http://other:8188")].into(), ..sweep(&worker("far", 1), 9) };
+    let near = sweep(&worker("near", 1), 9);
+    clock.advance(LEASE);
+    assert!(store.work.adopt_expired(&far).await.unwrap().is_empty(), "its server is not there");
+    clock.advance(far.stranded_after - Duration::from_millis(1));
+    assert!(store.work.adopt_expired(&far).await.unwrap().is_empty());
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(ids(&store.work.adopt_expired(&far).await.unwrap()), [id], "nobody came");
+    clock.advance(LEASE);
+    assert_eq!(ids(&store.work.adopt_expired(&near).await.unwrap()), [id]);
 }
 
 /// Who lost a task writes nothing to it any more.
@@ -180,7 +199,7 @@ pub async fn a_stale_fence_is_refused<F: Future<Output = Subject>>(open: &impl F
     let (store, clock) = fresh(open).await;
     let task = store.uploading().await;
     clock.advance(LEASE);
-    let adopted = store.work.adopt_expired(&worker("other", 1), LEASE, 1).await.unwrap().remove(0);
+    let adopted = store.work.adopt_expired(&sweep(&worker("other", 1), 1)).await.unwrap().remove(0);
     assert_eq!(adopted.artifacts, artifacts(2, false), "who adopts an upload learns what is to be stored");
     assert!(adopted.task.fence > task.fence);
     let late = Change::Complete { artifacts: artifacts(2, true) };
@@ -239,16 +258,16 @@ pub async fn pruning_forgets_keys<F: Future<Output = Subject>>(open: &impl Fn(Ar
     let alive = store.add(keyed_task("alive", 1)).await;
     store.tasks.cancel(ended).await.unwrap();
     clock.advance(hours(2) - Duration::from_millis(1));
-    assert_eq!(store.work.prune(retention, 9).await.unwrap(), 0);
+    assert_eq!(store.tasks.prune(retention, 9).await.unwrap(), 0);
     clock.advance(Duration::from_millis(1));
-    assert_eq!(store.work.prune(retention, 9).await.unwrap(), 1);
+    assert_eq!(store.tasks.prune(retention, 9).await.unwrap(), 1);
     assert!(matches!(store.tasks.get(ended).await, Err(StoreError::NotFound)));
     let again = |key| store.tasks.create(keyed_task(key, 1), None);
     assert!(matches!(again("ended").await.unwrap().created, Created::New(_)));
     assert!(matches!(again("alive").await.unwrap().created, Created::Replayed(task) if task.id == alive));
     clock.advance(hours(1));
-    assert_eq!(store.work.prune(retention, 1).await.unwrap(), 1);
-    assert_eq!(store.work.prune(retention, 9).await.unwrap(), 1);
+    assert_eq!(store.tasks.prune(retention, 1).await.unwrap(), 1);
+    assert_eq!(store.tasks.prune(retention, 9).await.unwrap(), 1);
     assert!(matches!(again("alive").await.unwrap().created, Created::New(_)));
     assert!(store.tasks.get(alive).await.is_ok(), "a task outlives its key");
 }
@@ -351,7 +370,7 @@ pub async fn event_numbers_are_never_given_twice<F: Future<Output = Subject>>(op
     store.tasks.cancel(gone).await.unwrap();
     let newest = store.facts(gone, 0).await[1].0;
     let none = Duration::ZERO;
-    store.work.prune(Retention { completed: none, failed: none, idempotency: none, webhooks: none }, 9).await.unwrap();
+    store.tasks.prune(Retention { completed: none, failed: none, idempotency: none, webhooks: none }, 9).await.unwrap();
     assert!(store.tasks.events(None, 0, 9).await.unwrap().is_empty());
     assert_eq!(store.tasks.newest_event().await.unwrap(), newest);
     let next = store.add(new_task(0)).await;
@@ -382,7 +401,7 @@ pub async fn only_the_same_node_takes_over<F: Future<Output = Subject>>(open: &i
     let earlier = store.take(1).await.remove(0).task;
     for stranger in [worker("nod", 1), worker("node:1", 1), worker("other", 1), worker("node", 1)] {
         assert!(store.work.take_over(&stranger, LEASE).await.unwrap().is_empty(), "{stranger}");
-        assert!(store.work.adopt_expired(&stranger, LEASE, 9).await.unwrap().is_empty());
+        assert!(store.work.adopt_expired(&sweep(&stranger, 9)).await.unwrap().is_empty());
     }
     let me = worker("node", 2);
     let taken = store.work.take_over(&me, LEASE).await.unwrap();

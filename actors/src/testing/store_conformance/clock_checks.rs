@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Subject,
     checks::fresh,
-    fixtures::{LEASE, artifacts, claim, error, new_task, worker},
+    fixtures::{LEASE, artifacts, claim, error, new_task, sweep, worker},
 };
 use crate::{
     domain::{
@@ -31,17 +31,17 @@ pub async fn a_set_clock_takes_no_lease<F: Future<Output = Subject>>(open: &impl
         for held_by in [&alive, &gone] {
             store.tasks.create(new_task(0), Some(claim(held_by, 1))).await.unwrap();
         }
-        let sweep = async || store.work.adopt_expired(&sweeper, LEASE, 9).await.unwrap();
+        let search = async || store.work.adopt_expired(&sweep(&sweeper, 9)).await.unwrap();
         let held = store.work.held(&alive).await.unwrap().remove(0).task;
         let held = [(held.id, held.fence)];
         clock.set_by(step);
-        assert_eq!(sweep().await.len(), 0, "{step}: nothing is taken away");
+        assert_eq!(search().await.len(), 0, "{step}: nothing is taken away");
         assert_eq!(store.work.renew(&alive, LEASE, &held).await.unwrap().len(), 1, "{step}: the lease is renewed");
         clock.advance(LEASE - MILLISECOND);
         assert_eq!(store.work.renew(&alive, LEASE, &held).await.unwrap().len(), 1, "{step}");
-        assert_eq!(sweep().await.len(), 0, "{step}");
+        assert_eq!(search().await.len(), 0, "{step}");
         clock.advance(MILLISECOND);
-        let adopted = sweep().await;
+        let adopted = search().await;
         assert_eq!(adopted.len(), 1, "{step}: who does not renew is gone");
         assert_ne!(adopted[0].task.id, held[0].0, "{step}");
     }
@@ -58,14 +58,14 @@ pub async fn a_clock_set_back_keeps_nobody_waiting<F: Future<Output = Subject>>(
     store.work.apply(held.id, held.fence, retry).await.unwrap();
     clock.set_by(-HOUR);
     clock.advance(Duration::from_secs(10) - MILLISECOND);
-    assert_eq!(store.work.promote(9).await.unwrap(), 0);
-    assert_eq!(store.work.next_scheduled().await.unwrap(), Some(clock.now().after(MILLISECOND)));
+    assert_eq!(store.tasks.promote(9).await.unwrap(), 0);
+    assert_eq!(store.tasks.next_scheduled().await.unwrap(), Some(clock.now().after(MILLISECOND)));
     clock.advance(MILLISECOND);
-    assert_eq!(store.work.promote(9).await.unwrap(), 1);
+    assert_eq!(store.tasks.promote(9).await.unwrap(), 1);
     assert_eq!(store.tasks.get(held.id).await.unwrap().task.state, TaskState::Pending);
     clock.set_by(HOUR);
     clock.advance(Duration::from_secs(50));
-    assert_eq!(store.work.promote(9).await.unwrap(), 1, "the appointment is at its own time");
+    assert_eq!(store.tasks.promote(9).await.unwrap(), 1, "the appointment is at its own time");
 }
 
 /// A date set wrong is set right again, and what was deleted meanwhile would not come back.
@@ -83,9 +83,9 @@ pub async fn a_wrong_date_deletes_nothing<F: Future<Output = Subject>>(open: &im
         store.work.apply(held.id, held.fence, change).await.unwrap();
     }
     clock.set_by(400 * 24 * HOUR);
-    assert_eq!(store.work.prune(retention, 9).await.unwrap(), 0);
+    assert_eq!(store.tasks.prune(retention, 9).await.unwrap(), 0);
     clock.advance(DATE_TRUSTED_AFTER - MILLISECOND);
-    assert_eq!(store.work.prune(retention, 9).await.unwrap(), 0);
+    assert_eq!(store.tasks.prune(retention, 9).await.unwrap(), 0);
     clock.advance(MILLISECOND);
-    assert_eq!(store.work.prune(retention, 9).await.unwrap(), 1, "in the end the date is believed");
+    assert_eq!(store.tasks.prune(retention, 9).await.unwrap(), 1, "in the end the date is believed");
 }

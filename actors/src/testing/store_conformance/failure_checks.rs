@@ -80,7 +80,7 @@ pub async fn a_lane_found_on_the_way_is_known<F: Future<Output = Subject>>(open:
     let record = store.tasks.get(id).await.unwrap();
     assert_eq!((record.needs, record.task.lane, record.task.ooms), (lane(7).needs, 7, 1));
     clock.advance(Duration::from_millis(1));
-    assert_eq!(store.work.promote(9).await.unwrap(), 1);
+    assert_eq!(store.tasks.promote(9).await.unwrap(), 1);
     let take = |lanes| store.work.claim(claim_of(&worker("node", 1), vec![lanes]));
     assert!(take(Lanes::only([0])).await.unwrap().is_empty(), "who serves the old lane only does not get it");
     assert_eq!(take(Lanes::only([7])).await.unwrap().len(), 1);

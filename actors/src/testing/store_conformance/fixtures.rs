@@ -15,7 +15,7 @@ use crate::{
         task::Intent,
         time::Timestamp,
     },
-    ports::store::{Claim, ClaimSlot, Idempotency, NewTask, Payload},
+    ports::store::{Claim, ClaimSlot, Idempotency, NewTask, Payload, Sweep},
 };
 
 /// How long leases last here.
@@ -74,6 +74,13 @@ pub fn claim(worker: &WorkerId, slots: usize) -> Claim {
 pub fn claim_of(worker: &WorkerId, slots: Vec<Lanes>) -> Claim {
     let slot = |(place, lanes)| ClaimSlot { intent: intent(&format!("http://gpu-{place}:8188")), lanes };
     Claim { worker: worker.clone(), lease: LEASE, slots: slots.into_iter().enumerate().map(slot).collect() }
+}
+
+/// A search for what nobody holds any more, by somebody who reaches the first nine servers.
+#[must_use]
+pub fn sweep(worker: &WorkerId, limit: u32) -> Sweep {
+    let backends = (0..9).map(|place| BackendId::new(format!("http://gpu-{place}:8188"))).collect();
+    Sweep { worker: worker.clone(), lease: LEASE, backends, stranded_after: 9 * LEASE, limit }
 }
 
 /// A lane of a given number, and needs of its own.

@@ -236,12 +236,12 @@ pub async fn a_task_stays_until_it_has_told_its_end<F: Future<Output = Subject>>
     store.heard(&heard.unwrap(), 200).await;
     clock.advance(HOUR);
     let retention = Retention { completed: HOUR, failed: HOUR, idempotency: HOUR, webhooks: HOUR * 2 };
-    assert_eq!(store.work.prune(retention, 9).await.unwrap(), 1);
+    assert_eq!(store.tasks.prune(retention, 9).await.unwrap(), 1);
     let left = store.hooks.endpoints(None, 9).await.unwrap();
     assert!(left.len() == 1 && left[0].url.ends_with("/untold"), "{left:?}");
     assert_eq!(store.log().await.len(), 1);
     clock.advance(HOUR);
-    assert_eq!(store.work.prune(retention, 9).await.unwrap(), 1);
+    assert_eq!(store.tasks.prune(retention, 9).await.unwrap(), 1);
     assert_eq!((store.log().await.len(), store.hooks.endpoints(None, 9).await.unwrap().len()), (0, 0));
     assert_eq!(store.hooks.levels().await.unwrap(), HookLevels::default());
 }

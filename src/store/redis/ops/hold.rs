@@ -7,7 +7,7 @@ use comfyd_actors::{
         id::{TaskId, WorkerId},
         task::{Change, Fence, Lease, Task},
     },
-    ports::store::{Assignment, Renewed},
+    ports::store::{Assignment, Renewed, Sweep},
 };
 
 use super::Operation;
@@ -92,34 +92,31 @@ impl Operation for TakeOver {
 }
 
 /// `WorkSource::adopt_expired`.
-pub(in crate::store::redis) struct AdoptExpired {
-    pub(in crate::store::redis) worker: WorkerId,
-    pub(in crate::store::redis) lease: Duration,
-    pub(in crate::store::redis) limit: u32,
-}
+pub(in crate::store::redis) struct AdoptExpired(pub(in crate::store::redis) Sweep);
 
 impl Operation for AdoptExpired {
     type Answer = Vec<Assignment>;
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Vec<Assignment>, Fault> {
+        let Self(sweep) = self;
         // Who lives renews in this time. Whose lease is still over afterwards is gone.
-        if !tx.moment.is_settled(self.lease) {
+        if !tx.moment.is_settled(sweep.lease) {
             return Ok(Vec::new());
         }
-        let limit = isize::try_from(self.limit).unwrap_or(isize::MAX);
         let mut pipe = redis::pipe();
-        pipe.zrangebylex_limit(tx.keys().leases(), "-", until(tx.now), 0, limit);
+        // Of those that others are to adopt there are as few as there are servers.
+        pipe.zrangebylex(tx.keys().leases(), "-", until(tx.now));
         let (found,): (Vec<Vec<u8>>,) = tx.ask(&pipe).await?;
-        let ids: Vec<TaskId> = found.iter().filter_map(|member| task_of(member)).collect();
-        let rest = tx.load_whole(&ids).await?;
-        let expired = |id: &TaskId| {
-            let lease = tx.row(*id).and_then(|row| row.task.lease.as_ref());
-            lease.is_some_and(|lease| lease.until <= tx.now)
-        };
-        if !ids.iter().all(expired) {
+        let mut ids: Vec<TaskId> = found.iter().filter_map(|member| task_of(member)).collect();
+        let tasks = tx.find_many(&ids).await?;
+        let lease = |id: &TaskId| tasks.iter().find(|task| task.id == *id).and_then(|task| task.lease.as_ref());
+        if !ids.iter().all(|id| lease(id).is_some_and(|lease| lease.until <= tx.now)) {
             return Err(Fault::Conflict);
         }
-        adopt(tx, &ids, &rest, &self.worker, self.lease).await
+        ids.retain(|id| tasks.iter().any(|task| task.id == *id && sweep.takes(task, tx.now)));
+        ids.truncate(usize::try_from(sweep.limit).unwrap_or(usize::MAX));
+        let rest = tx.load_whole(&ids).await?;
+        adopt(tx, &ids, &rest, &sweep.worker, sweep.lease).await
     }
 }
 

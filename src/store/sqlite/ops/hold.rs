@@ -8,7 +8,7 @@ use comfyd_actors::{
         task::{Change, Fence, Refusal, Task},
         time::Timestamp,
     },
-    ports::store::{Assignment, Renewed},
+    ports::store::{Assignment, Renewed, Sweep},
 };
 
 use crate::store::sqlite::{
@@ -37,7 +37,8 @@ pub(super) const EXPIRED: &str = concat!(
     "SELECT ",
     assignment_columns!(),
     " FROM tasks t INDEXED BY tasks_leases CROSS JOIN task_payloads p
-     WHERE t.lease_until <= ? AND p.task_id = t.id ORDER BY t.lease_until, t.id LIMIT 0 + ?"
+     WHERE t.lease_until <= ? AND (t.backend IN (SELECT value FROM json_each(?)) OR t.lease_until <= ?)
+         AND p.task_id = t.id ORDER BY t.lease_until, t.id LIMIT 0 + ?"
 );
 
 /// Saves what `Change::Renew` changes, for a whole consumer at once.
@@ -148,23 +149,22 @@ impl Operation for TakeOver {
 }
 
 /// `WorkSource::adopt_expired`.
-pub(in crate::store::sqlite) struct AdoptExpired {
-    pub(in crate::store::sqlite) worker: WorkerId,
-    pub(in crate::store::sqlite) lease: Duration,
-    pub(in crate::store::sqlite) limit: u32,
-}
+pub(in crate::store::sqlite) struct AdoptExpired(pub(in crate::store::sqlite) Sweep);
 
 impl Operation for AdoptExpired {
     type Answer = Vec<Assignment>;
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Self::Answer, Fault> {
         // Who lives renews in this time. Whose lease is still over afterwards is gone.
-        if !tx.moment.is_settled(self.lease) {
+        let Sweep { worker, lease, backends, stranded_after, limit } = self.0;
+        if !tx.moment.is_settled(lease) {
             return Ok(Vec::new());
         }
-        let expired = query(EXPIRED).bind(tx.now.0).bind(self.limit);
+        let reached = serde_json::to_string(&backends).unwrap_or_default();
+        let stranded = tx.now.before(stranded_after);
+        let expired = query(EXPIRED).bind(tx.now.0).bind(reached).bind(stranded.0).bind(limit);
         let found = tx.assignments(expired).await?;
-        adopt(tx, found, &self.worker, self.lease).await
+        adopt(tx, found, &worker, lease).await
     }
 }
 
