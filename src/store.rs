@@ -127,6 +127,7 @@ async fn open_postgres(config: PgConfig, clock: Arc<dyn Clock>, metrics: &Metric
     Ok(Store {
         tasks: store.clone(),
         work: store.clone(),
+        hints: store.clone(),
         inputs: store.clone(),
         hooks: store.clone(),
         workflows: store.clone(),

@@ -34,7 +34,7 @@ use comfyd_actors::{
         input_store::InputStore,
         store::{
             Assignment, Changed, Claim, Counts, Creation, Depth, FailedQuery, Hold, NewTask, Pausable, Pause, Query,
-            Renewed, Retention, StoreError, TaskRecord, TaskStore, WorkSource,
+            Renewed, Retention, StoreError, Sweep, TaskRecord, TaskStore, WorkSource,
         },
         wire::Notice,
     },
@@ -277,6 +277,18 @@ impl TaskStore for PgStore {
         self.readers.ahead(id, limit).await
     }
 
+    async fn promote(&self, limit: u32) -> Result<u32, StoreError> {
+        self.write(Promote { limit }).await
+    }
+
+    async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {
+        self.readers.next_scheduled().await
+    }
+
+    async fn prune(&self, retention: Retention, limit: u32) -> Result<u32, StoreError> {
+        self.write(Prune { retention, limit }).await
+    }
+
     fn changes(&self) -> broadcast::Receiver<Changed> {
         self.changes.subscribe()
     }
@@ -317,25 +329,8 @@ impl WorkSource for PgStore {
         self.write(TakeOver { worker: worker.clone(), lease }).await
     }
 
-    async fn adopt_expired(
-        &self,
-        worker: &WorkerId,
-        lease: Duration,
-        limit: u32,
-    ) -> Result<Vec<Assignment>, StoreError> {
-        self.write(AdoptExpired { worker: worker.clone(), lease, limit }).await
-    }
-
-    async fn promote(&self, limit: u32) -> Result<u32, StoreError> {
-        self.write(Promote { limit }).await
-    }
-
-    async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {
-        self.readers.next_scheduled().await
-    }
-
-    async fn prune(&self, retention: Retention, limit: u32) -> Result<u32, StoreError> {
-        self.write(Prune { retention, limit }).await
+    async fn adopt_expired(&self, sweep: &Sweep) -> Result<Vec<Assignment>, StoreError> {
+        self.write(AdoptExpired(sweep.clone())).await
     }
 }
 

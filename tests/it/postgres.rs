@@ -75,7 +75,7 @@ async fn two_services_share_a_postgres() {
     let (other, api) = world.beside().await;
     let id = api.create(&task(1)).await;
     world.completed(&id).await;
-    let tasks = other.system().store.list(Query { limit: 9, ..Query::default() }).await.unwrap();
+    let tasks = other.system().store.as_ref().unwrap().list(Query { limit: 9, ..Query::default() }).await.unwrap();
     assert_eq!(tasks.iter().map(|task| task.state).collect::<Vec<_>>(), [TaskState::Completed]);
 }
 

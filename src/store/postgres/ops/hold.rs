@@ -8,7 +8,7 @@ use comfyd_actors::{
         task::{Change, Fence, Refusal, Task},
         time::Timestamp,
     },
-    ports::store::{Assignment, Renewed, StoreError},
+    ports::store::{Assignment, Renewed, StoreError, Sweep},
 };
 
 use crate::store::postgres::{fault::Fault, rows::keys, tx::Tx, writer::Operation};
@@ -26,8 +26,9 @@ const HELD_BY_NODE: &str =
     "SELECT t.id FROM tasks t WHERE t.lease_until IS NOT NULL AND t.worker <> $1 AND starts_with(t.worker, $2)
      ORDER BY t.id FOR NO KEY UPDATE";
 
-const EXPIRED: &str = "SELECT t.id FROM tasks t WHERE t.lease_until <= $1 ORDER BY t.lease_until, t.id LIMIT $2
-     FOR NO KEY UPDATE SKIP LOCKED";
+const EXPIRED: &str = "SELECT t.id FROM tasks t
+     WHERE t.lease_until <= $1 AND (t.backend = ANY ($2) OR t.lease_until <= $3)
+     ORDER BY t.lease_until, t.id LIMIT $4 FOR NO KEY UPDATE SKIP LOCKED";
 
 macro_rules! assignments_by {
     ($order:literal) => {
@@ -149,11 +150,7 @@ impl Operation for TakeOver {
 }
 
 /// `WorkSource::adopt_expired`.
-pub(in crate::store::postgres) struct AdoptExpired {
-    pub(in crate::store::postgres) worker: WorkerId,
-    pub(in crate::store::postgres) lease: Duration,
-    pub(in crate::store::postgres) limit: u32,
-}
+pub(in crate::store::postgres) struct AdoptExpired(pub(in crate::store::postgres) Sweep);
 
 impl Operation for AdoptExpired {
     type Answer = Vec<Assignment>;
@@ -164,16 +161,19 @@ impl Operation for AdoptExpired {
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Vec<Assignment>, Fault> {
         // Who lives renews in this time. Whose lease is still over afterwards is gone.
-        if !tx.moment.is_settled(self.lease) {
+        let Sweep { worker, lease, backends, stranded_after, limit } = &self.0;
+        if !tx.moment.is_settled(*lease) {
             return Ok(Vec::new());
         }
-        let now = tx.now.0;
-        let ids = tx.ids(sqlx::query(EXPIRED).bind(now).bind(i64::from(self.limit))).await?;
+        let (now, stranded) = (tx.now, tx.now.before(*stranded_after));
+        let reached: Vec<String> = backends.iter().map(ToString::to_string).collect();
+        let expired = sqlx::query(EXPIRED).bind(now.0).bind(reached).bind(stranded.0).bind(i64::from(*limit));
+        let ids = tx.ids(expired).await?;
         if ids.is_empty() {
             return Ok(Vec::new());
         }
         let found = tx.assignments(sqlx::query(assignments_by!("t.lease_until")).bind(keys(ids))).await?;
-        adopt(tx, found, &self.worker, self.lease).await
+        adopt(tx, found, worker, *lease).await
     }
 }
 
