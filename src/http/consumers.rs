@@ -16,7 +16,7 @@ use comfyd_actors::{
     domain::input::InputId,
     ports::{
         input_files::InputFiles,
-        object_store::{ObjectError, Written},
+        object_store::ObjectError,
         store::{Hints, StoreError, TaskStore, WorkSource},
         wire::{Kind, LONGEST, Notice, Wire},
     },
@@ -35,8 +35,8 @@ use crate::{
     remote::{
         Hearing,
         protocol::{
-            Apply, Done, Fetch, Fetched, Find, Listen, Named, Own, Place, Placed, Post, Posted, Renewal, Run, VERSION,
-            VERSION_HEADER,
+            Apply, Done, Fetch, Fetched, Find, Kept, Listen, Named, Own, Place, Placed, Post, Posted, Renewal, Run,
+            VERSION, VERSION_HEADER,
         },
     },
     storage::check_key,
@@ -136,10 +136,11 @@ impl Consumers {
         Ok(Placed { target: route.name.to_owned(), key, usual: self.targets.usual().to_owned() })
     }
 
-    async fn keep(&self, place: &Place, body: comfyd_actors::ports::ByteStream) -> Result<Written, ObjectError> {
-        let Placed { target, key, .. } = self.place(place)?;
-        let target = self.targets.get(&target).ok_or(ObjectError::NotFound)?;
-        target.store.put(&key, &place.content_type, place.bytes, body).await
+    async fn keep(&self, place: &Place, body: comfyd_actors::ports::ByteStream) -> Result<Kept, ObjectError> {
+        let placed = self.place(place)?;
+        let target = self.targets.get(&placed.target).ok_or(ObjectError::NotFound)?;
+        let written = target.store.put(&placed.key, &place.content_type, place.bytes, body).await?;
+        Ok(Kept { placed, written })
     }
 }
 
@@ -279,7 +280,7 @@ pub async fn read_file(
     params(("output" = String, Query, description = "What it is and where its task wants it, as JSON")),
     request_body(content = super::serve::Binary, content_type = "application/octet-stream"),
     responses(
-        (status = 200, description = "`{\"Ok\": {\"bytes\", \"sha256\"}}` of what was stored, or `{\"Err\": ...}`", body = serde_json::Value),
+        (status = 200, description = "`{\"Ok\": ...}` with where it is and the hash of what was stored, or `{\"Err\": ...}`", body = serde_json::Value),
         (status = 401, description = "No token, or another one", body = ProblemBody, content_type = "application/problem+json"),
         (status = 403, description = "This API takes consumers on its own machine only", body = ProblemBody, content_type = "application/problem+json"),
         (status = 408, description = "The body stopped coming", body = ProblemBody, content_type = "application/problem+json"),

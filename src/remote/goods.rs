@@ -32,7 +32,7 @@ use sha2::{Digest, Sha256};
 use super::{
     ApiClient,
     client::Away,
-    protocol::{Fetch, Fetched, Find, Place, Placed},
+    protocol::{Fetch, Fetched, Find, Kept, Place, Placed},
 };
 use crate::describe::describe;
 
@@ -72,21 +72,27 @@ impl Outputs for ApiClient {
     async fn keep(&self, output: Output) -> Result<StoredObject, ObjectError> {
         let Output { name, content_type, bytes, body, choice, away } = output;
         let place = Place { name, content_type, bytes, choice: (*choice).clone(), away };
-        let Placed { target, key, usual } = self.call::<_, ObjectError>("place", &place).await?;
-        *self.lock_usual() = usual;
-        let own = self.own.get(&target);
-        let content_type = place.content_type.clone();
-        let Written { bytes, sha256 } = match own {
-            Some(own) => own.store.put(&key, &content_type, bytes, body).await?,
-            None => self.bring(&place, body).await?,
+        // Who reaches no target need not ask which it is.
+        let placed =
+            if self.own.is_empty() { None } else { Some(self.call::<Placed, ObjectError>("place", &place).await?) };
+        let own = placed.as_ref().and_then(|placed| self.own.get(&placed.target));
+        let Kept { placed, written } = match (own, placed) {
+            (Some(own), Some(placed)) => {
+                let written = own.store.put(&placed.key, &place.content_type, bytes, body).await?;
+                Kept { placed, written }
+            }
+            _ => self.bring(&place, body).await?,
         };
+        let (Placed { target, key, usual }, Written { bytes, sha256 }) = (placed, written);
+        *self.lock_usual() = usual;
+        let content_type = place.content_type;
         Ok(StoredObject { target, key, content_type, bytes, sha256, facts: Facts::default() })
     }
 }
 
 impl ApiClient {
     /// Sends an output through the API, and makes sure that what arrived is what was sent.
-    async fn bring(&self, place: &Place, body: ByteStream) -> Result<Written, ObjectError> {
+    async fn bring(&self, place: &Place, body: ByteStream) -> Result<Kept, ObjectError> {
         let described = serde_json::to_string(place).map_err(|error| Away(error.to_string()))?;
         let sent = Arc::new(Mutex::new((Sha256::new(), 0_u64)));
         let (seen, failed) = (sent.clone(), Arc::new(Mutex::new(None)));
@@ -106,16 +112,16 @@ impl ApiClient {
         if let Some(bytes) = place.bytes {
             request = request.header(header::CONTENT_LENGTH, bytes);
         }
-        let answer = self.answer::<Result<Written, ObjectError>>(request.body(Body::wrap_stream(body))).await;
+        let answer = self.answer::<Result<Kept, ObjectError>>(request.body(Body::wrap_stream(body))).await;
         // What the body failed of is known where it is read; behind it are only consequences.
         if let Some(why) = failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(ObjectError::Source(why));
         }
-        let written = answer??;
+        let kept = answer??;
         let (hash, bytes) = std::mem::take(&mut *sent.lock().unwrap_or_else(PoisonError::into_inner));
         let sha256 = format!("{:x}", hash.finalize());
-        if written == (Written { bytes, sha256 }) {
-            Ok(written)
+        if kept.written == (Written { bytes, sha256 }) {
+            Ok(kept)
         } else {
             // Another key is tried: what lies there is not touched again.
             Err(ObjectError::Taken)

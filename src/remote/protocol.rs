@@ -15,6 +15,7 @@ use comfyd_actors::{
         workflow::Kind as FileKind,
     },
     ports::{
+        object_store::Written,
         store::{Changed, StoreError},
         wire::{Kind, Notice},
     },
@@ -194,6 +195,15 @@ pub struct Placed {
     pub key: String,
     /// The target of tasks that do not say.
     pub usual: String,
+}
+
+/// The answer to the `PUT` of an output.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Kept {
+    /// Where it is.
+    pub placed: Placed,
+    /// What was stored.
+    pub written: Written,
 }
 
 /// An answer that holds nothing.

@@ -2,15 +2,30 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use comfyd::{
+    config::{SecretUrl, values::Secret},
+    remote::ApiClient,
+};
+use comfyd_actors::{
+    domain::{
+        id::{BackendId, ClientId, WorkerId},
+        lane::Lanes,
+        task::{Change, Intent, Refusal, Release, TaskState},
+    },
+    ports::store::{Claim, ClaimSlot, StoreError, WorkSource},
+};
 use fake_comfyui::{EventKind, FakeComfy, FakeConfig};
+use rand::RngExt;
 use reqwest::StatusCode;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
+    chaos::with_seed,
     inputs,
     place::{Place, Process, command, free_address},
-    support::{Api, task},
+    support::{Api, id, task},
+    witness::until_level,
 };
 
 /// Leases that end soon: what a test waits for when a consumer is killed.
@@ -69,6 +84,26 @@ impl Apart {
         (process, Api::new(address))
     }
 
+    /// All tasks are over; these are complete, and each ran once.
+    async fn end(&self, ids: &[String]) {
+        let over = |list: &Value| list["tasks"].as_array().is_some_and(Vec::is_empty);
+        self.place.api.until("/api/tasks?status=pending,processing&limit=1", over).await;
+        self.place.end(ids, 1).await;
+    }
+
+    /// As [`Self::consumer`], with the leases that users have.
+    fn patient_consumer(&self, comfyui: &str) -> (Process, Api) {
+        let address = free_address();
+        let port = address.port().to_string();
+        let more = [
+            ("COMFYUI_URL", comfyui),
+            ("COMFYD_CONSUMER__PORT", port.as_str()),
+            ("COMFYD_QUEUE__LEASE", "30s"),
+            ("COMFYD_QUEUE__RENEW_EVERY", "10s"),
+        ];
+        (self.launch("consumer", &[], &more), Api::new(address))
+    }
+
     /// A consumer that has nothing but the API's address.
     fn remote(&self, comfyui: &str, api: SocketAddr) -> (Process, Api) {
         self.remote_with(comfyui, api, &[])
@@ -103,13 +138,13 @@ async fn an_api_and_a_consumer_on_one_store_come_in_any_order() {
     let consumer = ready(consumer, &pages).await;
     let api = apart.api().await;
     let first = apart.place.create(3).await;
-    apart.place.end(&first, 1).await;
+    apart.end(&first).await;
     drop(consumer);
     let waiting = apart.place.api.create(&task(7)).await;
     drop(api);
     let _api = apart.api().await;
     let (_consumer, pages) = apart.consumer(&apart.place.fake.url());
-    apart.place.end(&[waiting], 1).await;
+    apart.end(&[waiting]).await;
     let status: Value = pages.client.get(pages.url("/api/status")).send().await.unwrap().json().await.unwrap();
     assert_eq!((status["role"].as_str(), status["source"]["ok"].as_bool()), (Some("consumer"), Some(true)), "{status}");
     let create = pages.client.post(pages.url("/api/tasks/create")).json(&task(8)).send().await.unwrap();
@@ -128,7 +163,7 @@ async fn a_consumer_without_a_database_runs_tasks_with_files_and_brings_outputs(
     let consumer = ready(consumer, &pages).await;
     let stored = apart.place.api.store(inputs::picture(1, 300_000)).await;
     let id = apart.place.api.create(&inputs::task(&stored)).await;
-    apart.place.end(&[id.clone()], 1).await;
+    apart.place.end(std::slice::from_ref(&id), 1).await;
     let output = apart.place.api.url(&format!("/api/tasks/{id}/outputs/0"));
     let bytes =
         apart.place.api.client.get(output).send().await.unwrap().error_for_status().unwrap().bytes().await.unwrap();
@@ -197,21 +232,21 @@ async fn a_killed_consumers_prompt_is_adopted_by_one_that_reaches_its_server() {
 async fn a_drained_consumer_hands_over_while_the_gpu_works() {
     let apart = Apart::new().await;
     let _api = apart.api().await;
-    let (first, pages) = apart.consumer(&apart.place.fake.url());
+    let (first, pages) = apart.patient_consumer(&apart.place.fake.url());
     let mut first = ready(first, &pages).await;
     apart.place.control().pause_execution();
     let ids = apart.place.create(1).await;
     apart.place.running(&ids[0]).await;
-    let (heir, pages) = apart.consumer(&apart.place.fake.url());
-    let _heir = ready(heir, &pages).await;
+    let (heir, pages) = apart.patient_consumer(&apart.place.fake.url());
+    let heir = ready(heir, &pages).await;
     first.signal("TERM");
     assert_eq!(first.ended().await.code(), Some(0));
     let left = Instant::now();
-    pages.until("/api/status", |status| status["backends"][0]["in_flight"] == 1).await;
+    until_level("the heir adopts", || heir.output().contains("adopted tasks")).await;
     println!("adopted {:?} after the end", left.elapsed());
     assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
     apart.place.control().resume();
-    apart.place.end(&ids, 1).await;
+    apart.end(&ids).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,4 +319,69 @@ async fn consumers_tell_what_they_have_and_tasks_go_where_they_may_run() {
     api.finished(&named).await;
     assert_eq!(some.control().executions_of_task(&named), 1);
     api.until("/api/backends", |list| list["backends"].as_array().unwrap().len() == 1).await;
+}
+
+/// An answer gets lost, and the request is repeated: what was done is found done, and what is somebody else's is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_repeated_is_found_done() {
+    let apart = Apart::new().await;
+    let _api = apart.api().await;
+    let task = id(&apart.place.api.create(&task(1)).await);
+    let url = SecretUrl::new(format!("http://{}", apart.place.address()));
+    let client = ApiClient::new(&url, Some(Secret::new(TOKEN)), std::collections::BTreeMap::new()).unwrap();
+    let slot = ClaimSlot {
+        intent: Intent { backend: BackendId::new("http://gpu:8188"), client: ClientId::new("client") },
+        lanes: Lanes::All,
+    };
+    let claim = Claim { worker: WorkerId::new("node:1"), lease: Duration::from_secs(30), slots: vec![slot] };
+    let held = client.claim(claim.clone()).await.unwrap().remove(0);
+    assert_eq!(client.held(&claim.worker).await.unwrap().len(), 1, "a claim without an answer is found");
+    let fence = held.task.fence;
+    let recalled = Change::Release(Release::Recalled);
+    let once = client.apply(task, fence, recalled.clone()).await.unwrap();
+    let twice = client.apply(task, fence, recalled.clone()).await.unwrap();
+    assert_eq!((once.state, once), (TaskState::Pending, twice));
+    let other = Change::Complete { artifacts: Vec::new() };
+    let refused = client.apply(task, fence, other).await;
+    assert!(matches!(refused, Err(StoreError::Refused(Refusal::Stale))), "{refused:?}");
+    client.claim(claim).await.unwrap();
+    let refused = client.apply(task, fence, recalled).await;
+    assert!(matches!(refused, Err(StoreError::Refused(Refusal::Stale))), "somebody has it: {refused:?}");
+}
+
+/// Two APIs and three consumers, one of them over HTTP: each kind is killed in turn while tasks come and go. None is lost, none runs twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_in_turn_none_loses_a_task() {
+    with_seed(async |mut rng| {
+        let apart = Apart::new().await;
+        let (url, address) = (apart.place.fake.url(), apart.place.address());
+        apart.place.control().set_node_time(Duration::from_millis(30));
+        let first_api = apart.api().await;
+        let (second_api, _) = apart.second_api().await;
+        let (beside, remote) = (apart.consumer(&url).0, apart.remote(&url, address).0);
+        let _another = apart.consumer(&url).0;
+        let place = &apart;
+        let killing = async move {
+            let mut pause = async || tokio::time::sleep(Duration::from_millis(rng.random_range(100..600))).await;
+            pause().await;
+            drop(beside);
+            let beside = place.consumer(&url);
+            pause().await;
+            drop(remote);
+            let remote = place.remote(&url, address);
+            pause().await;
+            drop(first_api);
+            let first_api = place.api().await;
+            pause().await;
+            drop(second_api);
+            let second_api = place.second_api().await;
+            (beside, remote, first_api, second_api)
+        };
+        let (ids, killed_last) = tokio::join!(apart.place.create(40), killing);
+        drop(killed_last);
+        // What is left is done by the one that was never killed and one new API.
+        let _api = apart.api().await;
+        apart.end(&ids).await;
+    })
+    .await;
 }
