@@ -7,6 +7,7 @@ mod comfyui;
 mod postgres;
 mod redis;
 mod report;
+mod server;
 mod service;
 mod storage;
 mod store;

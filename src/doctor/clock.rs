@@ -15,9 +15,7 @@ const REFUSED: Duration = Duration::from_secs(15 * 60);
 /// Compares our time with the `Date` another machine sent; `between` when the question was asked and answered.
 pub(super) fn compare(section: &mut Section, date: Option<&str>, between: (Timestamp, Timestamp)) {
     let Some(theirs) = date.and_then(read) else { return };
-    let (earliest, latest) = between;
-    let (behind, ahead) = (theirs.since(latest), earliest.since(theirs));
-    let (apart, how) = if behind > ahead { (behind, "behind") } else { (ahead, "ahead of") };
+    let (apart, how) = difference(theirs, between);
     if apart <= NOISE {
         return section.good("its clock and ours agree");
     }
@@ -25,6 +23,12 @@ pub(super) fn compare(section: &mut Section, date: Option<&str>, between: (Times
     let what = format!("our clock is {apart_text} {how} its clock");
     let cure = "find out which one is wrong and let NTP keep it: `run_at`, leases between machines and signed storage requests depend on it";
     if apart >= REFUSED { section.bad(what, cure) } else { section.odd(what, cure) }
+}
+
+/// How far our time is from another one's, at the least, and on which side.
+pub(super) fn difference(theirs: Timestamp, (earliest, latest): (Timestamp, Timestamp)) -> (Duration, &'static str) {
+    let (behind, ahead) = (theirs.since(latest), earliest.since(theirs));
+    if behind > ahead { (behind, "behind") } else { (ahead, "ahead of") }
 }
 
 fn read(date: &str) -> Option<Timestamp> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use comfyd_actors::{domain::time::Timestamp, ports::clock::Clock};
 use humantime::format_duration;
 
-use super::{report::Section, store::Kept};
+use super::{report::Section, server, store::Kept};
 use crate::{
     clock::SystemClock,
     store::postgres::{PgConfig, ServerReport, look},
@@ -13,10 +13,6 @@ use crate::{
 
 /// Trips to the server that a look takes, the one to get in included.
 const TRIPS: u32 = 10;
-/// An answer that takes longer is felt: a new task needs about five.
-const SLOW: Duration = Duration::from_millis(20);
-/// Clocks of machines that are kept by NTP differ by less.
-const APART: Duration = Duration::from_secs(2);
 /// A transaction that is open for longer keeps dead rows in the way of every claim.
 const LONG: Duration = Duration::from_secs(300);
 /// Connections of one process besides those for reading.
@@ -40,23 +36,10 @@ pub(super) async fn examine(config: &PgConfig) -> (Section, Vec<Kept>) {
 }
 
 fn describe(section: &mut Section, found: &ServerReport, each: Duration, now: Timestamp, wanted: i64) {
-    let text = format!("PostgreSQL {} answers in {:.1} ms", found.version, each.as_secs_f64() * 1e3);
-    if each > SLOW {
-        section.odd(text, "each new task waits for some answers: put the server nearer");
-    } else {
-        section.good(text);
-    }
+    server::pace(section, &format!("PostgreSQL {}", found.version), each);
     schema(section, found.schema);
     found.unsafe_settings.iter().for_each(|setting| section.odd(*setting, "turn it on, unless this is a test"));
-    let (behind, ahead) = (found.now.since(now), now.since(found.now));
-    if behind.max(ahead) > APART {
-        let (apart, how) = if behind > ahead { (behind, "behind") } else { (ahead, "ahead of") };
-        let apart = format_duration(Duration::from_secs(apart.as_secs()));
-        section.odd(
-            format!("our clock is {apart} {how} the server's, which decides on leases"),
-            "find out which one is wrong and let NTP keep it",
-        );
-    }
+    server::time(section, found.now, now, Duration::ZERO);
     if found.oldest_transaction > LONG {
         section.odd(
             format!("a transaction has been open for {}", format_duration(found.oldest_transaction)),

@@ -3,18 +3,12 @@
 use std::time::{Duration, Instant};
 
 use comfyd_actors::{domain::time::Timestamp, ports::clock::Clock};
-use humantime::format_duration;
 
-use super::{report::Section, store::Kept};
+use super::{report::Section, server, store::Kept};
 use crate::{
     clock::SystemClock,
     store::redis::{RedisConfig, ServerReport, look},
 };
-
-/// An answer that takes longer is felt: a new task needs four.
-const SLOW: Duration = Duration::from_millis(20);
-/// Clocks of machines that are kept by NTP differ by less.
-const APART: Duration = Duration::from_secs(2);
 
 /// Looks at the server; returns the workflows it has, too.
 pub(super) async fn examine(config: &RedisConfig) -> (Section, Vec<Kept>) {
@@ -34,12 +28,7 @@ pub(super) async fn examine(config: &RedisConfig) -> (Section, Vec<Kept>) {
 
 fn describe(section: &mut Section, found: &ServerReport, took: Duration, now: Timestamp) {
     let each = took / ServerReport::TRIPS;
-    let text = format!("Redis {} answers in {:.1} ms", found.version, each.as_secs_f64() * 1e3);
-    if each > SLOW {
-        section.odd(text, "each new task waits for some answers: put the server nearer");
-    } else {
-        section.good(text);
-    }
+    server::pace(section, &format!("Redis {}", found.version), each);
     match found.warning() {
         Some(warning) => section.odd(warning, ""),
         None => section.good("every write is on its disk before it answers"),
@@ -52,15 +41,7 @@ fn describe(section: &mut Section, found: &ServerReport, took: Duration, now: Ti
         ),
     }
     memory(section, found);
-    let (behind, ahead) = (found.now.since(now), now.since(found.now));
-    if behind.max(ahead) > APART + took {
-        let (apart, how) = if behind > ahead { (behind, "behind") } else { (ahead, "ahead of") };
-        let apart = format_duration(Duration::from_secs(apart.as_secs()));
-        section.odd(
-            format!("our clock is {apart} {how} the server's, which decides on leases"),
-            "find out which one is wrong and let NTP keep it",
-        );
-    }
+    server::time(section, found.now, now, took);
 }
 
 /// Everything lives in its memory.
