@@ -42,6 +42,7 @@ mod recorder;
 mod redis;
 mod redis_server;
 mod rolling;
+mod servers;
 mod socket;
 mod storage;
 mod stores;

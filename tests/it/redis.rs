@@ -1,95 +1,42 @@
 //! The whole service with its tasks in Redis.
 
-use comfyd_actors::{domain::task::TaskState, ports::store::Query};
-use fake_comfyui::FakeConfig;
-use reqwest::StatusCode;
-use serde_json::json;
+use std::cell::RefCell;
 
 use crate::{
-    place::command,
     redis_server::{Server, fresh},
-    support::{PATIENCE, task, task_with, world},
-    tools,
+    servers::{examined, keeps_its_tasks, shares_its_tasks, waits_for_its_server},
+    support::{World, world},
 };
 
-/// Created, run, stored, listed, cancelled, repeated, made from a workflow: all as on SQLite.
+async fn on_redis() -> World {
+    let place = fresh();
+    world().with("DATABASE_URL", &place.url).with("COMFYD_STORE__REDIS_PREFIX", &place.prefix).start().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_keeps_its_tasks_in_redis() {
-    let place = fresh();
-    let world =
-        world().with("DATABASE_URL", &place.url).with("COMFYD_STORE__REDIS_PREFIX", &place.prefix).start().await;
-    let id = world.create(&task(0xff_00_00)).await;
-    let done = world.completed(&id).await;
-    assert_eq!((done["outputs"][0]["kind"].as_str(), world.executions(&id)), (Some("image"), 1));
-    let inputs = json!({"prompt": "a house", "steps": 2, "width": 64, "height": 64});
-    let named = world.create(&json!({"workflow": "text-to-image", "inputs": inputs})).await;
-    assert_eq!(world.completed(&named).await["workflow"], "text-to-image");
-    let keyed = world.create_stubbornly(&task(2), "k1").await;
-    assert_eq!(world.create_stubbornly(&task(2), "k1").await, keyed);
-    world.completed(&keyed).await;
-    world.fake().pause_execution();
-    let running = world.create(&task(3)).await;
-    world.running(&running).await;
-    let waiting = world.create(&task_with(4, &json!({"priority": "high"}))).await;
-    for id in [&waiting, &running] {
-        assert!(world.cancel(id).await.0.is_success());
-    }
-    world.fake().resume();
-    for id in [&waiting, &running] {
-        assert_eq!(world.finished(id).await["status"], "cancelled");
-    }
-    let list = world.get("/api/tasks").await;
-    assert_eq!(list["tasks"].as_array().map(Vec::len), Some(5), "{list}");
+    keeps_its_tasks(on_redis().await).await;
 }
 
-/// While its server is away the service says so; when it is back, everything goes on, and nothing ran twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_goes_away_is_waited_for() {
-    let mut server = Server::durable();
-    let world = world().fakes([FakeConfig::default()]).with("DATABASE_URL", &server.url()).start().await;
-    world.fake().pause_execution();
-    let mut ids = Vec::new();
-    for color in 0..4 {
-        ids.push(world.create(&task(color)).await);
-    }
-    world.running(&ids[0]).await;
-    server.kill();
-    let refused = world.post(&task(9)).await;
-    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
-    world.fake().resume();
-    server.run();
-    for id in &ids {
-        world.completed(id).await;
-        assert_eq!(world.executions(id), 1, "{id}");
-    }
+    let server = RefCell::new(Server::durable());
+    let url = server.borrow().url();
+    waits_for_its_server(&url, async || server.borrow_mut().kill(), async || server.borrow_mut().run()).await;
 }
 
-/// A second process on the same server sees what the first one has.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_services_share_a_redis() {
-    let place = fresh();
-    let world =
-        world().with("DATABASE_URL", &place.url).with("COMFYD_STORE__REDIS_PREFIX", &place.prefix).start().await;
-    let (other, api) = world.beside().await;
-    let id = api.create(&task(1)).await;
-    world.completed(&id).await;
-    let tasks = other.system().store.as_ref().unwrap().list(Query { limit: 9, ..Query::default() }).await.unwrap();
-    assert_eq!(tasks.iter().map(|task| task.state).collect::<Vec<_>>(), [TaskState::Completed]);
+    shares_its_tasks(on_redis().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_doctor_looks_at_redis() {
     let server = Server::start(&[]);
-    let dir = tempfile::tempdir().unwrap();
-    let examined = async |url: String| {
-        let mut doctor = command(dir.path());
-        doctor.arg("doctor").env("DATABASE_URL", url).env("PORT", "0");
-        String::from_utf8(tools::run(doctor, PATIENCE).await.stdout).unwrap()
-    };
-    let text = examined(server.url()).await;
+    let text = examined(&server.url()).await;
     for told in ["Store  Redis", "answers in", "ALL tasks", "throws nothing away", "no bound of its own"] {
         assert!(text.contains(told), "{told} is not in:\n{text}");
     }
-    let text = examined("redis://:hunter2@127.0.0.1:1/0".to_owned()).await;
+    let text = examined("redis://:hunter2@127.0.0.1:1/0").await;
     assert!(text.contains("is not reached") && !text.contains("hunter2"), "{text}");
 }
