@@ -28,9 +28,15 @@ use self::{
 };
 use crate::config;
 
+// First, for their macros.
+#[macro_use]
 mod columns;
+#[macro_use]
+mod ports;
+
 pub mod node_lock;
 pub mod postgres;
+mod queue;
 pub mod redis;
 pub mod sqlite;
 
@@ -42,6 +48,12 @@ pub const LISTENER: &str = "store listener";
 
 /// The name of the service that tells other processes of changes, where that is not the writer's work.
 pub const HERALD: &str = "store herald";
+
+/// Committed changes a slow listener may be behind before it is told that it lost some.
+const CHANGES_KEPT: usize = 4096;
+
+/// Notices a slow listener may be behind before it loses some.
+const NOTICES_KEPT: usize = 256;
 
 /// Why a store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +109,28 @@ pub struct Store {
     pub presence: Box<dyn Presence>,
 }
 
+impl Store {
+    /// One that nobody has to be careful with for what came before: it was left in order, and who else lives is not known.
+    fn of<S>(store: Arc<S>, services: Vec<(&'static str, Factory)>, presence: impl Presence + 'static) -> Self
+    where
+        S: TaskStore + WorkSource + InputStore + HookStore + WorkflowStore + Wire,
+    {
+        Self {
+            tasks: store.clone(),
+            work: store.clone(),
+            hints: store.clone(),
+            inputs: store.clone(),
+            hooks: store.clone(),
+            workflows: store.clone(),
+            wire: store,
+            services,
+            was_clean: true,
+            was_alone: false,
+            presence: Box::new(presence),
+        }
+    }
+}
+
 /// That this process uses the store.
 #[async_trait]
 pub trait Presence: Send + Sync {
@@ -124,21 +158,10 @@ pub async fn open(config: &config::Store, clock: Arc<dyn Clock>, metrics: &Metri
 async fn open_postgres(config: PgConfig, clock: Arc<dyn Clock>, metrics: &Metrics) -> Result<Store, OpenError> {
     let store = PgStore::open(config, clock).await?;
     store.observe(metrics.clone());
-    Ok(Store {
-        tasks: store.clone(),
-        work: store.clone(),
-        hints: store.clone(),
-        inputs: store.clone(),
-        hooks: store.clone(),
-        workflows: store.clone(),
-        wire: store.clone(),
-        services: store.services(),
-        // Whatever a prompt's name was made of is on the disk before the prompt is sent, and a database is what it was before its crash.
-        was_clean: true,
-        // Who else lives is not known: what a predecessor held is adopted when its leases expire.
-        was_alone: false,
-        presence: Box::new(PgPresence(store)),
-    })
+    let (services, presence) = (store.services(), PgPresence(store.clone()));
+    // Whatever a prompt's name was made of is on the disk before the prompt is sent, and a database is what it was before its crash. Who else
+    // lives is not known: what a predecessor held is adopted when its leases expire.
+    Ok(Store::of(store, services, presence))
 }
 
 struct PgPresence(Arc<PgStore>);
@@ -154,20 +177,9 @@ async fn open_redis(config: RedisConfig, clock: Arc<dyn Clock>, metrics: &Metric
     let store = RedisStore::open(config, Time::Server(clock)).await?;
     store.observe(metrics.clone());
     let listener = Arc::clone(&store);
-    Ok(Store {
-        tasks: store.clone(),
-        work: store.clone(),
-        hints: store.clone(),
-        inputs: store.clone(),
-        hooks: store.clone(),
-        workflows: store.clone(),
-        wire: store.clone(),
-        services: vec![(LISTENER, factory(move || listener.listener()))],
-        was_clean: store.was_clean(),
-        // Who else lives is not known: what a predecessor held is adopted when its leases expire.
-        was_alone: false,
-        presence: Box::new(Unnoticed),
-    })
+    let was_clean = store.was_clean();
+    // Who else lives is not known here either.
+    Ok(Store { was_clean, ..Store::of(store, vec![(LISTENER, factory(move || listener.listener()))], Unnoticed) })
 }
 
 /// A server knows itself whether it lost anything.
@@ -185,19 +197,10 @@ async fn open_sqlite(config: SqliteConfig, clock: Arc<dyn Clock>, metrics: &Metr
     let store = SqliteStore::open(config, clock).await?;
     store.observe(metrics.clone());
     let writer = Arc::clone(&store);
-    Ok(Store {
-        tasks: store.clone(),
-        work: store.clone(),
-        hints: store.clone(),
-        inputs: store.clone(),
-        hooks: store.clone(),
-        workflows: store.clone(),
-        wire: store.clone(),
-        services: vec![(WRITER, factory(move || writer.writer()))],
-        was_clean: store.was_clean(),
-        was_alone: lock.was_alone(),
-        presence: Box::new(SqlitePresence { store, lock }),
-    })
+    let services = vec![(WRITER, factory(move || writer.writer()))];
+    let (was_clean, was_alone) = (store.was_clean(), lock.was_alone());
+    let presence = SqlitePresence { store: store.clone(), lock };
+    Ok(Store { was_clean, was_alone, ..Store::of(store, services, presence) })
 }
 
 struct SqlitePresence {

@@ -16,9 +16,49 @@ use comfyd_actors::{
         time::Timestamp,
         webhook::{Delivery, DeliveryState, Endpoint, EndpointId, Events, Hook},
     },
-    ports::store::{Assignment, Pausable, Pause, StoreError, TaskRecord},
+    ports::{
+        hook_store::HookLevels,
+        store::{Assignment, Counts, Depth, Pausable, Pause, StoreError, TaskRecord},
+        workflow_store::{Kept, Published},
+    },
 };
 use serde::de::DeserializeOwned;
+
+/// The columns [`task`] reads, of the table called `t`.
+macro_rules! task_columns {
+    () => {
+        "t.id, t.tenant, t.lane, t.workflow, t.priority, t.sort_key, t.queued_at, t.state, t.generation, t.uploads_only, t.fence, \
+         t.dispatch, t.attempt, t.max_attempts, t.poison, t.ooms, t.timeout_ms, t.worker, t.lease_until, t.prompt_id, t.backend, \
+         t.client, t.accepted, t.run_at, t.cancel_requested_at, t.created_at, t.started_at, t.executing_at, t.uploading_at, \
+         t.finished_at, t.error, t.hook_endpoint, t.hook_events"
+    };
+}
+
+/// The columns [`input`] reads.
+macro_rules! input_columns {
+    () => {
+        "object_key, sha256, name, content_type, extension, bytes, expires_at"
+    };
+}
+
+/// The columns [`pair`] reads, of the message called `d` and the receiver called `e`. Those of the receiver are named, because deliveries have
+/// failures too.
+macro_rules! pair_columns {
+    () => {
+        concat!(
+            "d.id, d.task_id, d.endpoint, d.at, d.stage, d.generation, d.attempt, d.error, d.state, d.due_at, d.turn, d.sending, \
+             d.failures, d.tries, ",
+            endpoint_columns!()
+        )
+    };
+}
+
+/// The columns [`endpoint`] reads, of the receiver called `e`.
+macro_rules! endpoint_columns {
+    () => {
+        "e.id AS endpoint_id, e.url AS endpoint_url, e.failures AS endpoint_failures, e.not_before, e.disabled_at"
+    };
+}
 
 /// A row, whichever database it is of.
 pub(super) trait Columns {
@@ -94,7 +134,7 @@ pub(super) fn task(row: &impl Columns) -> Result<Task, StoreError> {
 }
 
 /// Reads the priority.
-pub(super) fn priority(row: &impl Columns) -> Result<Priority, StoreError> {
+fn priority(row: &impl Columns) -> Result<Priority, StoreError> {
     Priority::new(int(row, "priority")?).ok_or_else(|| corrupt("a priority is out of range"))
 }
 
@@ -185,8 +225,7 @@ fn parse_stage(stage: &str) -> Result<Stage, StoreError> {
     Stage::parse(stage).ok_or_else(|| corrupt(format!("unknown stage `{stage}`")))
 }
 
-/// Reads a message to a webhook.
-pub(super) fn delivery(row: &impl Columns) -> Result<Delivery, StoreError> {
+fn delivery(row: &impl Columns) -> Result<Delivery, StoreError> {
     let state = word(row, "state")?;
     Ok(Delivery {
         id: int(row, "id")?,
@@ -215,6 +254,53 @@ pub(super) fn endpoint(row: &impl Columns) -> Result<Endpoint, StoreError> {
         not_before: time(row, "not_before")?,
         disabled_at: time(row, "disabled_at")?,
     })
+}
+
+/// Reads how many there are.
+pub(super) fn count(row: &impl Columns, column: &str) -> Result<u64, StoreError> {
+    int(row, column)
+}
+
+/// Reads how many tasks are not over.
+pub(super) fn counts(row: &impl Columns) -> Result<Counts, StoreError> {
+    Ok(Counts { scheduled: count(row, "scheduled")?, pending: count(row, "pending")?, held: count(row, "held")? })
+}
+
+/// Reads how many tasks of a priority wait.
+pub(super) fn depth(row: &impl Columns) -> Result<Depth, StoreError> {
+    Ok(Depth { priority: priority(row)?, waiting: count(row, "waiting")?, oldest: Timestamp(int(row, "oldest")?) })
+}
+
+/// Reads how much is still to be told.
+pub(super) fn hook_levels(row: &impl Columns) -> Result<HookLevels, StoreError> {
+    Ok(HookLevels {
+        pending: count(row, "pending")?,
+        oldest: time(row, "oldest")?,
+        disabled: count(row, "disabled")?,
+        failing: count(row, "failing")?,
+    })
+}
+
+/// Reads a message to a webhook and who receives it.
+pub(super) fn pair(row: &impl Columns) -> Result<(Delivery, Endpoint), StoreError> {
+    Ok((delivery(row)?, endpoint(row)?))
+}
+
+/// Reads what is published: the revision stands in every row, and one without a name says that nothing is.
+pub(super) fn published(rows: &[impl Columns]) -> Result<Published, StoreError> {
+    let mut published = Published::default();
+    for row in rows {
+        published.revision = count(row, "revision")?;
+        if let Some(name) = row.words("name")? {
+            published.workflows.push((name.to_owned(), int(row, "published")?));
+        }
+    }
+    Ok(published)
+}
+
+/// Reads a version of a workflow.
+pub(super) fn kept(row: &impl Columns) -> Result<Kept, StoreError> {
+    Ok(Kept { version: int(row, "version")?, created_at: Timestamp(int(row, "created_at")?) })
 }
 
 /// Reads what takes nothing new. The queue's own name is empty, so it comes first.

@@ -30,6 +30,7 @@ use super::{
     error::TaskError,
     id::{BackendId, ClientId, PromptId, TaskId, WorkerId},
     lane::Lane,
+    moment::Moment,
     order::{Ordering, Priority},
     time::Timestamp,
     webhook::Hook,
@@ -122,6 +123,15 @@ pub struct Lease {
     pub worker: WorkerId,
     /// By the store's clock. After it, anybody may adopt the task.
     pub until: Timestamp,
+}
+
+impl Lease {
+    /// Whether `worker` may make it last, which was given for `span`. One that expired it may not, even if nobody took the task yet: somebody
+    /// may be about to. Only when the clock was set, nobody is: then the lease of whoever asks is alive, whatever it says.
+    #[must_use]
+    pub fn may_be_renewed(&self, worker: &WorkerId, span: Duration, moment: Moment) -> bool {
+        self.worker == *worker && (self.until > moment.now || !moment.is_settled(span))
+    }
 }
 
 /// The newest prompt of a task: recorded before its POST, so that whoever comes after knows what to look for and where.

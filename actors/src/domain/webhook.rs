@@ -3,7 +3,7 @@
 //! What is to be told becomes a [`Delivery`] in the same transaction as the change it tells of. Those of one task are sent one after the
 //! other, those to one endpoint a few at a time.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -448,6 +448,23 @@ impl Delivery {
             }
         }
     }
+}
+
+/// Takes those of the messages that are due that may be sent now, at most `limit`: they come in their order, each with its endpoint and how
+/// many were on their way there before.
+#[must_use]
+pub fn take_due(due: Vec<(Delivery, Endpoint, i64)>, limit: u32, policy: &Policy, now: Timestamp) -> Vec<Delivery> {
+    let mut room: BTreeMap<EndpointId, i64> = BTreeMap::new();
+    let mut taken = Vec::new();
+    for (mut delivery, endpoint, busy) in due {
+        let room = room.entry(endpoint.id).or_insert_with(|| i64::from(endpoint.parallel(policy)) - busy);
+        if *room > 0 && taken.len() < limit as usize {
+            *room -= 1;
+            delivery.take(policy, now);
+            taken.push(delivery);
+        }
+    }
+    taken
 }
 
 #[cfg(test)]

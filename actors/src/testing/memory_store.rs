@@ -20,7 +20,7 @@ use crate::{
         event::{Event, Fact, Stage, facts},
         id::{TaskId, WorkerId},
         input::InputId,
-        lane::{ANYBODY, Lane, Lanes, Needs, allot},
+        lane::{ANYBODY, Lane, Needs},
         moment::{ClockWatch, DATE_TRUSTED_AFTER, Moment},
         order::Priority,
         progress::NodeTiming,
@@ -161,18 +161,11 @@ impl MemoryStore {
         ids.into_iter().map(|id| self.change(shelf, id, None, change.clone())).collect()
     }
 
-    fn claim_from(&self, shelf: &mut Shelf, claim: Claim) -> Result<Vec<Assignment>, StoreError> {
-        let until = self.clock.now().after(claim.lease);
+    fn claim_from(&self, shelf: &mut Shelf, claim: &Claim) -> Result<Vec<Assignment>, StoreError> {
         let heads = shelf.sorted(|task| task.state == TaskState::Pending, |task| (task.sort_key, task.id));
-        let lanes: Vec<i64> = heads.iter().map(|id| shelf.lane_of(*id)).collect();
-        let slots: Vec<Lanes> = claim.slots.iter().map(|slot| slot.lanes.clone()).collect();
-        let allotted = heads.into_iter().zip(allot(&lanes, &slots));
-        let take = |(id, slot): (TaskId, Option<usize>)| {
-            let intent = claim.slots.get(slot?)?.intent.clone();
-            let change = Change::Claim { worker: claim.worker.clone(), until, intent };
-            Some(self.change(shelf, id, None, change))
-        };
-        allotted.filter_map(take).collect()
+        let heads: Vec<_> = heads.into_iter().map(|id| (id, shelf.lane_of(id))).collect();
+        let taken = claim.take(&heads, self.clock.now());
+        taken.into_iter().map(|(id, change)| self.change(shelf, id, None, change)).collect()
     }
 }
 
@@ -305,7 +298,7 @@ impl TaskStore for MemoryStore {
         }
         let task = shelf.insert(new, self.clock.now())?;
         self.tell(&task, None);
-        let claimed = claim.map_or_else(|| Ok(Vec::new()), |claim| self.claim_from(&mut shelf, claim))?;
+        let claimed = claim.map_or_else(|| Ok(Vec::new()), |claim| self.claim_from(&mut shelf, &claim))?;
         Ok(Creation { created: Created::New(task), claimed, durable: Durable::now() })
     }
 
@@ -496,7 +489,7 @@ impl TaskStore for MemoryStore {
 impl WorkSource for MemoryStore {
     async fn claim(&self, claim: Claim) -> Result<Vec<Assignment>, StoreError> {
         let mut shelf = self.open()?;
-        self.claim_from(&mut shelf, claim)
+        self.claim_from(&mut shelf, &claim)
     }
 
     async fn apply(&self, id: TaskId, fence: Fence, change: Change) -> Result<Task, StoreError> {
@@ -523,8 +516,7 @@ impl WorkSource for MemoryStore {
         let mut renewed = Vec::new();
         for &(id, fence) in held {
             let Some(row) = shelf.tasks.get(&id) else { continue };
-            let alive = !shelf.moment.is_settled(lease) || lease_until(&row.task).is_some_and(|until| until > now);
-            if !alive || !is_held_by(&row.task, |holder| holder == worker) {
+            if !row.task.lease.as_ref().is_some_and(|held| held.may_be_renewed(worker, lease, shelf.moment)) {
                 continue;
             }
             if let Ok(kept) = self.change(&mut shelf, id, Some(fence), Change::Renew { until: now.after(lease) }) {

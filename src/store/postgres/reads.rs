@@ -16,9 +16,10 @@ use sqlx::{PgPool, Postgres, postgres::PgArguments, postgres::PgRow, query::Quer
 
 mod hooks;
 mod pages;
+mod workflows;
 
 use super::{fault::store_error, ops::PAUSES, rows::get};
-use crate::store::columns::{self, Columns, corrupt};
+use crate::store::columns::{self, Columns};
 
 const GET: &str = concat!(
     "SELECT ",
@@ -110,12 +111,7 @@ impl Readers {
     }
 
     pub(super) async fn counts(&self) -> Result<Counts, StoreError> {
-        let row = self.row(sqlx::query(COUNTS)).await?;
-        Ok(Counts {
-            scheduled: count(&row, "scheduled")?,
-            pending: count(&row, "pending")?,
-            held: count(&row, "held")?,
-        })
+        columns::counts(&self.row(sqlx::query(COUNTS)).await?)
     }
 
     pub(super) async fn lanes(&self) -> Result<Vec<Lane>, StoreError> {
@@ -124,15 +120,11 @@ impl Readers {
 
     pub(super) async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError> {
         let rows = self.rows(sqlx::query(WAITING)).await?;
-        rows.iter().map(|row| Ok((columns::lane(row)?, count(row, "tasks")?))).collect()
+        rows.iter().map(|row| Ok((columns::lane(row)?, columns::count(row, "tasks")?))).collect()
     }
 
     pub(super) async fn depths(&self) -> Result<Vec<Depth>, StoreError> {
-        let depth = |row: &PgRow| {
-            let oldest = Timestamp(get(row, "oldest")?);
-            Ok(Depth { priority: columns::priority(row)?, waiting: count(row, "waiting")?, oldest })
-        };
-        self.rows(sqlx::query(DEPTHS)).await?.iter().map(depth).collect()
+        self.rows(sqlx::query(DEPTHS)).await?.iter().map(columns::depth).collect()
     }
 
     pub(super) async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
@@ -160,8 +152,4 @@ impl Readers {
     pub(super) async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {
         Ok(self.row(sqlx::query(NEXT_SCHEDULED)).await?.number("next")?.map(Timestamp))
     }
-}
-
-fn count(row: &PgRow, column: &str) -> Result<u64, StoreError> {
-    u64::try_from(get::<i64>(row, column)?).map_err(corrupt)
 }

@@ -15,16 +15,6 @@ use uuid::Uuid;
 
 use crate::store::columns::{Columns, corrupt};
 
-/// The columns of the task called `t`.
-macro_rules! task_columns {
-    () => {
-        "t.id, t.tenant, t.lane, t.workflow, t.priority, t.sort_key, t.queued_at, t.state, t.generation, t.uploads_only, t.fence, \
-         t.dispatch, t.attempt, t.max_attempts, t.poison, t.ooms, t.timeout_ms, t.worker, t.lease_until, t.prompt_id, t.backend, \
-         t.client, t.accepted, t.run_at, t.cancel_requested_at, t.created_at, t.started_at, t.executing_at, t.uploading_at, \
-         t.finished_at, t.error, t.hook_endpoint, t.hook_events"
-    };
-}
-
 /// The artifacts of `t` in one column, as JSON of `Vec<Artifact>`: part of the same statement, so of the same moment, as the row.
 macro_rules! artifacts_column {
     () => {
@@ -36,28 +26,6 @@ macro_rules! artifacts_column {
 macro_rules! assignment_columns {
     () => {
         concat!(task_columns!(), ", p.graph, p.options, ", artifacts_column!())
-    };
-}
-
-/// The columns of a file that a client gave.
-macro_rules! input_columns {
-    () => {
-        "object_key, sha256, name, content_type, extension, bytes, expires_at"
-    };
-}
-
-/// The columns of the message called `d`.
-macro_rules! delivery_columns {
-    () => {
-        "d.id, d.task_id, d.endpoint, d.at, d.stage, d.generation, d.attempt, d.error, d.state, d.due_at, d.turn, d.sending, d.failures, \
-         d.tries"
-    };
-}
-
-/// The columns of the receiver called `e`. Named, because deliveries have failures too.
-macro_rules! endpoint_columns {
-    () => {
-        "e.id AS endpoint_id, e.url AS endpoint_url, e.failures AS endpoint_failures, e.not_before, e.disabled_at"
     };
 }
 

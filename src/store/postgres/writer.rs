@@ -35,7 +35,7 @@ use comfyd_actors::{
 };
 use sqlx::{ConnectOptions, Connection, PgConnection, Row, postgres::PgConnectOptions};
 use tokio::{
-    sync::{broadcast, mpsc, oneshot},
+    sync::{broadcast, mpsc},
     time::{Instant, sleep, timeout},
 };
 use tracing::warn;
@@ -47,7 +47,10 @@ use super::{
     ops::set_back,
     tx::Tx,
 };
-use crate::crash_point;
+use crate::{
+    crash_point,
+    store::queue::{Awaited, Reply},
+};
 
 /// Operations in one commit at most: bounds how long the first of them waits for its answer, and what one failure takes down.
 const MAX_BATCH: usize = 256;
@@ -122,17 +125,13 @@ pub(super) trait Job: Send {
 
 struct Envelope<O: Operation> {
     operation: O,
-    answer: Option<Result<O::Answer, StoreError>>,
-    reply: oneshot::Sender<Result<O::Answer, StoreError>>,
+    reply: Reply<O::Answer>,
 }
 
-/// Where an operation's answer comes from.
-pub(super) type Awaited<A> = oneshot::Receiver<Result<A, StoreError>>;
-
-/// Makes a job of an operation; the answer comes through the receiver, or never when the writer dies over it.
+/// Makes a job of an operation, and says where its answer comes from.
 pub(super) fn job<O: Operation>(operation: O) -> (Box<dyn Job>, Awaited<O::Answer>) {
-    let (reply, answer) = oneshot::channel();
-    (Box::new(Envelope { operation, answer: None, reply }), answer)
+    let (reply, answer) = Reply::later();
+    (Box::new(Envelope { operation, reply }), answer)
 }
 
 #[async_trait]
@@ -146,7 +145,7 @@ impl<O: Operation> Job for Envelope<O> {
     }
 
     async fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), Fault> {
-        self.answer = Some(match self.operation.run(tx).await {
+        self.reply.keep(match self.operation.run(tx).await {
             Ok(answer) => {
                 tx.keep_operation();
                 Ok(answer)
@@ -158,13 +157,7 @@ impl<O: Operation> Job for Envelope<O> {
     }
 
     fn answer(self: Box<Self>, outcome: Result<(), StoreError>) {
-        let answer = match (outcome, self.answer) {
-            (Ok(()), Some(answer)) => answer,
-            (Err(error), _) => Err(error),
-            (Ok(()), None) => Err(StoreError::Unavailable("the operation was not run".into())),
-        };
-        // Who asked may be gone by now. What is committed stays committed.
-        let _ = self.reply.send(answer);
+        self.reply.give(outcome);
     }
 }
 

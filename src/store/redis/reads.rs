@@ -314,7 +314,11 @@ impl Link {
         Ok(first.first().and_then(|member| super::keys::number_of(member)).map(Timestamp))
     }
 
-    pub(super) async fn input(&self, id: &InputId) -> Result<Option<Input>, StoreError> {
+    pub(super) async fn input(&self, id: &InputId) -> Result<Input, StoreError> {
+        self.find_input(id).await?.ok_or(StoreError::NotFound)
+    }
+
+    async fn find_input(&self, id: &InputId) -> Result<Option<Input>, StoreError> {
         let (key,): (Option<String>,) = self.ask(redis::pipe().hget(self.keys.input_objects(), id.as_str())).await?;
         let Some(key) = key else { return Ok(None) };
         let (row,): (Option<String>,) = self.ask(redis::pipe().hget(self.keys.inputs(), &key)).await?;
@@ -327,7 +331,7 @@ impl Link {
         let mut inputs = BTreeMap::new();
         for (url, id) in found {
             let id = InputId::parse(&id).ok_or_else(|| corrupt("a hash is not one"))?;
-            if let Some(input) = self.input(&id).await? {
+            if let Some(input) = self.find_input(&id).await? {
                 inputs.insert(url, input);
             }
         }
@@ -400,7 +404,7 @@ impl Link {
         Ok(later.take(usize::try_from(limit).unwrap_or(usize::MAX)).collect())
     }
 
-    pub(super) async fn levels(&self) -> Result<HookLevels, StoreError> {
+    pub(super) async fn hook_levels(&self) -> Result<HookLevels, StoreError> {
         let pending = self.keys.log_of_state(DeliveryState::Pending.as_str());
         let (pending, oldest): (u64, Vec<(String, i64)>) =
             self.ask(redis::pipe().zcard(pending).zrange_withscores(self.keys.untold(), 0, 0)).await?;

@@ -10,22 +10,6 @@ use super::{
     rows::corrupt,
     statement::{Statement, query},
 };
-pub(super) use crate::store::columns::{delivery, endpoint};
-
-/// The columns [`delivery`] reads, of the table called `d`.
-macro_rules! delivery_columns {
-    () => {
-        "d.id, d.task_id, d.endpoint, d.at, d.stage, d.generation, d.attempt, d.error, d.state, d.due_at, d.turn, d.sending, d.failures, \
-         d.tries"
-    };
-}
-
-/// The columns [`endpoint`] reads, of the table called `e`. Named, because deliveries have failures too.
-macro_rules! endpoint_columns {
-    () => {
-        "e.id AS endpoint_id, e.url AS endpoint_url, e.failures AS endpoint_failures, e.not_before, e.disabled_at"
-    };
-}
 
 /// The first message that may be sent to an endpoint.
 macro_rules! first_due {

@@ -13,10 +13,14 @@ use comfyd_actors::{
     },
     ports::store::{Counts, Depth, Pause, Query, StoreError, TaskRecord},
 };
-use sqlx::{QueryBuilder, Row, Sqlite, SqlitePool};
+use sqlx::{
+    QueryBuilder, Sqlite, SqlitePool,
+    sqlite::{SqliteArguments, SqliteRow},
+};
 
 mod failed;
 mod hooks;
+mod workflows;
 
 #[cfg(test)]
 pub(super) use {failed::page as failed_page, hooks::page as deliveries_page};
@@ -24,9 +28,9 @@ pub(super) use {failed::page as failed_page, hooks::page as deliveries_page};
 use super::{
     fault::store_error,
     ops::PAUSES,
-    rows::{self, corrupt, get, key},
+    rows::{get, key},
 };
-use crate::store::columns;
+use crate::store::columns::{self, Columns};
 
 pub(super) const GET: &str = concat!(
     "SELECT ",
@@ -82,76 +86,70 @@ pub(super) const EVENTS: &str = events!("");
 pub(super) const EVENTS_OF: &str = events!("AND e.task_id = ?");
 
 /// Kept by `SQLite` itself, also when the newest rows are gone.
-const NEWEST_EVENT: &str = "SELECT max(seq) FROM sqlite_sequence WHERE name = 'task_events'";
+const NEWEST_EVENT: &str = "SELECT max(seq) AS newest FROM sqlite_sequence WHERE name = 'task_events'";
 
 /// Bounded in each lane. NULL when the task does not wait.
 pub(super) const AHEAD: &str = "SELECT sum((SELECT count(*) FROM (
          SELECT 1 FROM tasks b INDEXED BY tasks_claim
-         WHERE b.state = 'pending' AND b.lane = present.lane AND (b.sort_key, b.id) < (t.sort_key, t.id) LIMIT 0 + ?)))
+         WHERE b.state = 'pending' AND b.lane = present.lane AND (b.sort_key, b.id) < (t.sort_key, t.id) LIMIT 0 + ?))) AS ahead
      FROM tasks t CROSS JOIN (SELECT 0 AS lane UNION ALL SELECT id FROM lanes) present WHERE t.id = ? AND t.state = 'pending'";
 
 pub(super) const NEXT_SCHEDULED: &str =
-    "SELECT min(run_at) FROM tasks INDEXED BY tasks_scheduled WHERE state = 'scheduled'";
+    "SELECT min(run_at) AS next FROM tasks INDEXED BY tasks_scheduled WHERE state = 'scheduled'";
 
 /// The store's read-only side.
 pub(super) struct Readers(pub(super) SqlitePool);
 
 impl Readers {
+    pub(super) async fn rows(
+        &self,
+        query: sqlx::query::Query<'_, Sqlite, SqliteArguments>,
+    ) -> Result<Vec<SqliteRow>, StoreError> {
+        query.fetch_all(&self.0).await.map_err(|error| store_error(&error))
+    }
+
+    async fn row(&self, query: sqlx::query::Query<'_, Sqlite, SqliteArguments>) -> Result<SqliteRow, StoreError> {
+        self.rows(query).await?.pop().ok_or(StoreError::NotFound)
+    }
+
     pub(super) async fn get(&self, id: TaskId) -> Result<TaskRecord, StoreError> {
-        let row = sqlx::query(GET).bind(key(id)).fetch_optional(&self.0).await.map_err(|error| store_error(&error))?;
-        rows::record(&row.ok_or(StoreError::NotFound)?)
+        columns::record(&self.row(sqlx::query(GET).bind(key(id))).await?)
     }
 
     pub(super) async fn input(&self, id: &InputId) -> Result<Input, StoreError> {
-        let find = sqlx::query(INPUT).bind(id.as_str());
-        let row = find.fetch_optional(&self.0).await.map_err(|error| store_error(&error))?;
-        rows::input(&row.ok_or(StoreError::NotFound)?)
+        columns::input(&self.row(sqlx::query(INPUT).bind(id.as_str())).await?)
     }
 
     pub(super) async fn fetched(&self, task: TaskId) -> Result<BTreeMap<String, Input>, StoreError> {
-        let find = sqlx::query(FETCHED).bind(key(task));
-        let rows = find.fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
-        rows.iter().map(|row| Ok((get(row, "url")?, rows::input(row)?))).collect()
+        let rows = self.rows(sqlx::query(FETCHED).bind(key(task))).await?;
+        rows.iter().map(|row| Ok((get(row, "url")?, columns::input(row)?))).collect()
     }
 
     pub(super) async fn list(&self, query: &Query) -> Result<Vec<Task>, StoreError> {
         let mut sql = page(query);
         let found = sql.build().fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
-        found.iter().map(rows::task).collect()
+        found.iter().map(columns::task).collect()
     }
 
     pub(super) async fn counts(&self) -> Result<Counts, StoreError> {
-        let row = sqlx::query(COUNTS).fetch_one(&self.0).await.map_err(|error| store_error(&error))?;
-        let count = |column| u64::try_from(get::<i64>(&row, column)?).map_err(corrupt);
-        Ok(Counts { scheduled: count("scheduled")?, pending: count("pending")?, held: count("held")? })
+        columns::counts(&self.row(sqlx::query(COUNTS)).await?)
     }
 
     pub(super) async fn lanes(&self) -> Result<Vec<Lane>, StoreError> {
-        let found = sqlx::query(LANES).fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
-        found.iter().map(rows::lane).collect()
+        self.rows(sqlx::query(LANES)).await?.iter().map(columns::lane).collect()
     }
 
     pub(super) async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError> {
-        let found = sqlx::query(WAITING).fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
-        let tasks = |row| u64::try_from(get::<i64>(row, "tasks")?).map_err(corrupt);
-        found.iter().map(|row| Ok((rows::lane(row)?, tasks(row)?))).collect()
+        let rows = self.rows(sqlx::query(WAITING)).await?;
+        rows.iter().map(|row| Ok((columns::lane(row)?, columns::count(row, "tasks")?))).collect()
     }
 
     pub(super) async fn depths(&self) -> Result<Vec<Depth>, StoreError> {
-        let found = sqlx::query(DEPTHS).fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
-        let depth = |row| {
-            Ok(Depth {
-                priority: rows::priority(row)?,
-                waiting: u64::try_from(get::<i64>(row, "waiting")?).map_err(corrupt)?,
-                oldest: Timestamp(get(row, "oldest")?),
-            })
-        };
-        found.iter().map(depth).collect()
+        self.rows(sqlx::query(DEPTHS)).await?.iter().map(columns::depth).collect()
     }
 
     pub(super) async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
-        let found = sqlx::query(PAUSES).fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
-        found.iter().map(columns::pause).collect()
+        self.rows(sqlx::query(PAUSES)).await?.iter().map(columns::pause).collect()
     }
 
     pub(super) async fn events(&self, of: Option<TaskId>, after: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
@@ -159,24 +157,20 @@ impl Readers {
             Some(id) => sqlx::query(EVENTS_OF).bind(after).bind(key(id)),
             None => sqlx::query(EVENTS).bind(after),
         };
-        let found = query.bind(limit).fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
-        found.iter().map(rows::event).collect()
+        self.rows(query.bind(limit)).await?.iter().map(columns::event).collect()
     }
 
     pub(super) async fn newest_event(&self) -> Result<i64, StoreError> {
-        let newest = sqlx::query_scalar::<_, Option<i64>>(NEWEST_EVENT).fetch_one(&self.0).await;
-        Ok(newest.map_err(|error| store_error(&error))?.unwrap_or(0))
+        Ok(self.row(sqlx::query(NEWEST_EVENT)).await?.number("newest")?.unwrap_or(0))
     }
 
     pub(super) async fn ahead(&self, id: TaskId, limit: u32) -> Result<Option<u32>, StoreError> {
-        let ahead = sqlx::query_scalar::<_, Option<i64>>(AHEAD).bind(limit).bind(key(id)).fetch_one(&self.0).await;
-        let ahead = ahead.map_err(|error| store_error(&error))?;
-        Ok(ahead.map(|ahead| u32::try_from(ahead).unwrap_or(u32::MAX).min(limit)))
+        let row = self.row(sqlx::query(AHEAD).bind(limit).bind(key(id))).await?;
+        Ok(row.number("ahead")?.map(|ahead| u32::try_from(ahead).unwrap_or(u32::MAX).min(limit)))
     }
 
     pub(super) async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {
-        let row = sqlx::query(NEXT_SCHEDULED).fetch_one(&self.0).await.map_err(|error| store_error(&error))?;
-        Ok(row.try_get::<Option<i64>, _>(0).map_err(corrupt)?.map(Timestamp))
+        Ok(self.row(sqlx::query(NEXT_SCHEDULED)).await?.number("next")?.map(Timestamp))
     }
 }
 

@@ -14,18 +14,7 @@ use uuid::Uuid;
 
 use super::statement::{Statement, query};
 use crate::store::columns::Columns;
-pub(super) use crate::store::columns::{assignment, corrupt, event, input, lane, priority, record, task};
-
-/// The columns [`task`] reads, of the table called `t`.
-macro_rules! task_columns {
-    () => {
-        "t.id, t.tenant, t.lane, t.workflow, t.priority, t.sort_key, t.queued_at, t.state, t.generation, t.uploads_only, t.fence, \
-         t.dispatch, t.attempt, \
-         t.max_attempts, t.poison, t.ooms, t.timeout_ms, t.worker, t.lease_until, t.prompt_id, t.backend, t.client, t.accepted, t.run_at, \
-         t.cancel_requested_at, t.created_at, t.started_at, t.executing_at, t.uploading_at, t.finished_at, t.error, \
-         t.hook_endpoint, t.hook_events"
-    };
-}
+pub(super) use crate::store::columns::{assignment, corrupt, input, task};
 
 /// The artifact `o` as JSON of `Artifact`.
 macro_rules! artifact_json {
@@ -55,13 +44,6 @@ macro_rules! artifacts_column {
 macro_rules! assignment_columns {
     () => {
         concat!(task_columns!(), ", p.graph, p.options, ", artifacts_column!())
-    };
-}
-
-/// The columns [`input`] reads.
-macro_rules! input_columns {
-    () => {
-        "object_key, sha256, name, content_type, extension, bytes, expires_at"
     };
 }
 

@@ -55,10 +55,10 @@ fn supervise(store: &Arc<SqliteStore>) -> JoinHandle<()> {
 
 /// Queues an operation and gives it time to get there: the writer is not running yet.
 async fn queue<O: Operation>(store: &Arc<SqliteStore>, operation: O) -> JoinHandle<Result<O::Answer, StoreError>> {
-    let waiting = store.jobs.capacity();
+    let waiting = store.queue.free();
     let writing = Arc::clone(store);
     let handle = tokio::spawn(async move { writing.write(operation).await });
-    while store.jobs.capacity() == waiting {
+    while store.queue.free() == waiting {
         tokio::task::yield_now().await;
     }
     handle

@@ -38,7 +38,7 @@ impl Wire for SqliteStore {
             let body = Bytes::copy_from_slice(get(row, "body")?);
             Ok(Notice { kind, name: get(row, "name")?, body })
         };
-        self.rows(query).await?.iter().map(notice).collect()
+        self.readers.rows(query).await?.iter().map(notice).collect()
     }
 
     fn heard(&self) -> broadcast::Receiver<Arc<Notice>> {

@@ -22,7 +22,7 @@ use comfyd_actors::{
 };
 use sqlx::{ConnectOptions, Row, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{Instant, error::Elapsed, sleep, timeout, timeout_at},
 };
 use tracing::{debug, warn};
@@ -35,7 +35,10 @@ use super::{
     place::Files,
     tx::Tx,
 };
-use crate::crash_point;
+use crate::{
+    crash_point,
+    store::queue::{Awaited, Reply},
+};
 
 /// Operations in one commit at most: bounds how long the first of them waits for its answer, and what one I/O error takes down.
 const MAX_BATCH: usize = 256;
@@ -115,18 +118,14 @@ pub(super) trait Job: Send {
 struct Envelope<O: Operation> {
     operation: Option<O>,
     is_promise: bool,
-    answer: Option<Result<O::Answer, StoreError>>,
-    reply: oneshot::Sender<Result<O::Answer, StoreError>>,
+    reply: Reply<O::Answer>,
 }
 
-/// Where an operation's answer comes from.
-pub(super) type Awaited<A> = oneshot::Receiver<Result<A, StoreError>>;
-
-/// Makes a job of an operation; the answer comes through the receiver, or never when the writer dies over it.
+/// Makes a job of an operation, and says where its answer comes from.
 pub(super) fn job<O: Operation>(operation: O) -> (Box<dyn Job>, Awaited<O::Answer>) {
-    let (reply, answer) = oneshot::channel();
+    let (reply, answer) = Reply::later();
     let is_promise = operation.is_promise();
-    (Box::new(Envelope { operation: Some(operation), is_promise, answer: None, reply }), answer)
+    (Box::new(Envelope { operation: Some(operation), is_promise, reply }), answer)
 }
 
 #[async_trait]
@@ -149,7 +148,7 @@ impl<O: Operation> Job for Envelope<O> {
             Ok(answer) => tx.keep_operation().await.map(|()| answer),
             Err(fault) => Err(fault),
         };
-        self.answer = Some(match outcome {
+        self.reply.keep(match outcome {
             Ok(answer) => Ok(answer),
             Err(Fault::Refused(error)) => {
                 tx.undo_operation().await.map_err(Fault::into_inner)?;
@@ -161,13 +160,7 @@ impl<O: Operation> Job for Envelope<O> {
     }
 
     fn answer(self: Box<Self>, outcome: Result<(), StoreError>) {
-        let answer = match (outcome, self.answer) {
-            (Ok(()), Some(answer)) => answer,
-            (Err(error), _) => Err(error),
-            (Ok(()), None) => Err(StoreError::Unavailable("the operation was not run".into())),
-        };
-        // Who asked may be gone by now. What is committed stays committed.
-        let _ = self.reply.send(answer);
+        self.reply.give(outcome);
     }
 }
 

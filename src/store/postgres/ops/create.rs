@@ -1,14 +1,8 @@
 //! Tasks come in and are taken from the head of the order.
 
-use std::collections::BTreeSet;
-
 use comfyd_actors::{
-    domain::{
-        id::TaskId,
-        lane::{Lanes, allot},
-        task::{Change, Intent},
-    },
-    ports::store::{Assignment, Claim, ClaimSlot, Created, Creation, Durable, Idempotency, NewTask, StoreError},
+    domain::id::TaskId,
+    ports::store::{Assignment, Claim, Created, Creation, Durable, Idempotency, NewTask, StoreError},
 };
 
 use crate::store::{
@@ -100,39 +94,26 @@ async fn find_repeated(tx: &mut Tx<'_>, tenant: i64, asked: &Idempotency) -> Res
 }
 
 async fn claim_heads(tx: &mut Tx<'_>, claim: &Claim) -> Result<Vec<Assignment>, Fault> {
-    let Claim { worker, lease, slots } = claim;
-    if slots.is_empty() {
+    if claim.slots.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = tx.read(heads(slots)?).await?;
-    let named = rows.iter().map(|row| Ok((TaskId(get(row, "id")?), get::<i64>(row, "lane")?)));
-    let (ids, lanes): (Vec<TaskId>, Vec<i64>) = named.collect::<Result<Vec<_>, StoreError>>()?.into_iter().unzip();
-    let served: Vec<Lanes> = slots.iter().map(|slot| slot.lanes.clone()).collect();
-    let taken = ids.into_iter().zip(allot(&lanes, &served));
-    let taken: Vec<_> = taken.filter_map(|(id, slot)| Some((id, slots.get(slot?)?.intent.clone()))).collect();
-    let (ids, intents): (Vec<TaskId>, Vec<Intent>) = taken.into_iter().unzip();
+    let rows = tx.read(heads(claim)?).await?;
+    let named = rows.iter().map(|row| Ok((TaskId(get(row, "id")?), get(row, "lane")?)));
+    let (ids, changes): (Vec<_>, Vec<_>) =
+        claim.take(&named.collect::<Result<Vec<_>, StoreError>>()?, tx.now).into_iter().unzip();
     if ids.is_empty() {
         return Ok(Vec::new());
     }
     let mut taken = tx.assignments(sqlx::query(TAKE).bind(keys(ids))).await?;
-    let until = tx.now.after(*lease);
-    for (Assignment { task, .. }, intent) in taken.iter_mut().zip(intents) {
-        tx.change(task, None, Change::Claim { worker: worker.clone(), until, intent }).await?;
+    for (Assignment { task, .. }, change) in taken.iter_mut().zip(changes) {
+        tx.change(task, None, change).await?;
     }
     Ok(taken)
 }
 
 /// The heads of every lane that any of the slots serves.
-fn heads(slots: &[ClaimSlot]) -> Result<Statement, Fault> {
-    let lists: Option<Vec<&BTreeSet<i64>>> = slots
-        .iter()
-        .map(|slot| match &slot.lanes {
-            Lanes::All => None,
-            Lanes::Only(lanes) => Some(&**lanes),
-        })
-        .collect();
-    let lanes: Option<BTreeSet<i64>> = lists.map(|lists| lists.into_iter().flatten().copied().collect());
-    let lanes: Option<Vec<i64>> = lanes.map(|lanes| lanes.into_iter().collect());
-    let wanted = i64::try_from(slots.len()).map_err(corrupt)?;
+fn heads(claim: &Claim) -> Result<Statement, Fault> {
+    let lanes: Option<Vec<i64>> = claim.lanes().map(|lanes| lanes.into_iter().collect());
+    let wanted = i64::try_from(claim.slots.len()).map_err(corrupt)?;
     Ok(sqlx::query(HEADS).bind(lanes).bind(wanted))
 }

@@ -5,8 +5,7 @@ use std::time::Duration;
 use comfyd_actors::{
     domain::{
         id::{TaskId, WorkerId},
-        task::{Change, Fence, Refusal, Task},
-        time::Timestamp,
+        task::{Change, Fence, Task},
     },
     ports::store::{Assignment, Renewed, StoreError, Sweep},
 };
@@ -92,25 +91,16 @@ impl Operation for Renew {
                 Err(Fault::Refused(StoreError::NotFound)) => continue,
                 Err(fault) => return Err(fault),
             };
-            if self.keep_lease(&mut task, *fence, until, tx).is_ok() {
+            let lease = task.lease.as_ref();
+            if !lease.is_some_and(|lease| lease.may_be_renewed(&self.worker, self.lease, tx.moment)) {
+                continue;
+            }
+            if task.apply(Some(*fence), Change::Renew { until }, tx.now).is_ok() {
+                tx.save(&task);
                 renewed.push(Renewed { id: *id, cancel_requested: task.is_cancelling() });
             }
         }
         Ok(renewed)
-    }
-}
-
-impl Renew {
-    /// An expired lease is not renewed, even if nobody took the task yet: somebody may be about to. Only when the clock was set, nobody is:
-    /// then the lease of whoever asks is alive, whatever it says.
-    fn keep_lease(&self, task: &mut Task, fence: Fence, until: Timestamp, tx: &mut Tx<'_>) -> Result<(), Refusal> {
-        let lease = task.lease.as_ref().ok_or(Refusal::Stale)?;
-        if lease.worker != self.worker || (lease.until <= tx.now && tx.moment.is_settled(self.lease)) {
-            return Err(Refusal::Stale);
-        }
-        task.apply(Some(fence), Change::Renew { until }, tx.now)?;
-        tx.save(task);
-        Ok(())
     }
 }
 

@@ -3,17 +3,16 @@
 //! What is pending of a task and when an endpoint is looked at depend on several rows, so whoever changes any of them holds the row of the
 //! endpoint, and reads what it needs in a later statement than the one that took hold of it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use comfyd_actors::{
     domain::{
         id::TaskId,
         time::Timestamp,
-        webhook::{Delivery, Endpoint, EndpointId, Policy, Report},
+        webhook::{Delivery, Endpoint, EndpointId, Policy, Report, take_due},
     },
     ports::store::StoreError,
 };
-use sqlx::postgres::PgRow;
 
 use crate::store::{
     columns,
@@ -91,9 +90,7 @@ const CALLED: &str = "SELECT id FROM webhook_endpoints WHERE due_at <= $1 ORDER 
 /// What is due of these endpoints: of each no more than may be on their way to it.
 const RIPE: &str = concat!(
     "SELECT ",
-    delivery_columns!(),
-    ", ",
-    endpoint_columns!(),
+    pair_columns!(),
     ", (SELECT count(*) ",
     sending!("e.id"),
     ") AS busy
@@ -110,9 +107,7 @@ const ENDPOINT_OF: &str = "SELECT endpoint AS id FROM webhook_deliveries WHERE i
 
 const FIND: &str = concat!(
     "SELECT ",
-    delivery_columns!(),
-    ", ",
-    endpoint_columns!(),
+    pair_columns!(),
     " FROM webhook_deliveries d JOIN webhook_endpoints e ON e.id = d.endpoint WHERE d.id = $1"
 );
 
@@ -175,18 +170,11 @@ impl Operation for Take {
         }
         let ripe = sqlx::query(RIPE).bind(now.0).bind(called.clone()).bind(i64::from(policy.parallel));
         let ripe = tx.read(ripe).await?;
-        let mut room: HashMap<EndpointId, i64> = HashMap::new();
-        let mut taken = Vec::new();
-        for row in &ripe {
-            let (mut delivery, endpoint) = pair(row)?;
-            let busy: i64 = get(row, "busy")?;
-            let room = room.entry(endpoint.id).or_insert_with(|| i64::from(endpoint.parallel(policy)) - busy);
-            if *room > 0 && taken.len() < *limit as usize {
-                *room -= 1;
-                delivery.take(policy, now);
-                taken.push(delivery);
-            }
-        }
+        let due = ripe.iter().map(|row| {
+            let (delivery, endpoint) = columns::pair(row)?;
+            Ok((delivery, endpoint, get(row, "busy")?))
+        });
+        let taken = take_due(due.collect::<Result<_, StoreError>>()?, *limit, policy, now);
         let ids: Vec<i64> = taken.iter().map(|delivery| delivery.id).collect();
         tx.write(sqlx::query(TAKE).bind(now.after(policy.lease).0).bind(ids)).await?;
         tx.write(refresh(called, policy, now)).await?;
@@ -274,11 +262,7 @@ async fn find(tx: &mut Tx<'_>, id: i64) -> Result<Option<(Delivery, Endpoint)>, 
     let Some(endpoint) = endpoint.first().map(|row| get::<i64>(row, "id")).transpose()? else { return Ok(None) };
     tx.read(hold(vec![endpoint])).await?;
     let found = tx.read(sqlx::query(FIND).bind(id)).await?;
-    Ok(found.first().map(pair).transpose()?)
-}
-
-fn pair(row: &PgRow) -> Result<(Delivery, Endpoint), StoreError> {
-    Ok((columns::delivery(row)?, columns::endpoint(row)?))
+    Ok(found.first().map(columns::pair).transpose()?)
 }
 
 fn refresh(endpoints: Vec<i64>, policy: &Policy, now: Timestamp) -> Statement {

@@ -12,7 +12,7 @@ use comfyd_actors::{
 };
 use sqlx::QueryBuilder;
 
-use super::{Readers, count};
+use super::Readers;
 use crate::store::{
     columns::{self, Columns},
     postgres::fault::store_error,
@@ -40,9 +40,7 @@ impl Readers {
     ) -> Result<Vec<(Delivery, Endpoint)>, StoreError> {
         let mut sql = QueryBuilder::new(concat!(
             "SELECT ",
-            delivery_columns!(),
-            ", ",
-            endpoint_columns!(),
+            pair_columns!(),
             " FROM webhook_deliveries d JOIN webhook_endpoints e ON e.id = d.endpoint WHERE true"
         ));
         if let Some(task) = query.task {
@@ -59,7 +57,7 @@ impl Readers {
         }
         sql.push(" ORDER BY d.id DESC LIMIT ").push_bind(i64::from(query.limit));
         let found = sql.build().fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
-        found.iter().map(|row| Ok((columns::delivery(row)?, columns::endpoint(row)?))).collect()
+        found.iter().map(columns::pair).collect()
     }
 
     pub(in crate::store::postgres) async fn endpoints(
@@ -72,12 +70,6 @@ impl Readers {
     }
 
     pub(in crate::store::postgres) async fn hook_levels(&self) -> Result<HookLevels, StoreError> {
-        let row = self.row(sqlx::query(LEVELS)).await?;
-        Ok(HookLevels {
-            pending: count(&row, "pending")?,
-            oldest: row.number("oldest")?.map(Timestamp),
-            disabled: count(&row, "disabled")?,
-            failing: count(&row, "failing")?,
-        })
+        columns::hook_levels(&self.row(sqlx::query(LEVELS)).await?)
     }
 }

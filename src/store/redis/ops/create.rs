@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use comfyd_actors::{
     domain::{
         id::TaskId,
-        lane::{ANYBODY, Lanes, allot},
-        task::{ArtifactEdit, Change, Task},
+        lane::ANYBODY,
+        task::{ArtifactEdit, Task},
         webhook::Endpoint,
     },
     ports::store::{Assignment, Claim, Created, Creation, Durable, Idempotency, NewTask},
@@ -112,14 +112,11 @@ fn insert(tx: &mut Tx<'_>, new: &NewTask) -> Result<Task, Fault> {
 
 /// `new`: what is created together with it.
 async fn claim_heads(tx: &mut Tx<'_>, claim: &Claim, new: Option<&NewTask>) -> Result<Vec<Assignment>, Fault> {
-    let served: Vec<Lanes> = claim.slots.iter().map(|slot| slot.lanes.clone()).collect();
-    if served.is_empty() {
+    if claim.slots.is_empty() {
         return Ok(Vec::new());
     }
-    let heads = heads(tx, &served).await?;
-    let lanes: Vec<i64> = heads.values().copied().collect();
-    let allotted = heads.into_keys().zip(allot(&lanes, &served));
-    let taken: Vec<(TaskId, usize)> = allotted.filter_map(|((_, id), slot)| Some((id, slot?))).collect();
+    let heads: Vec<_> = heads(tx, claim).await?.into_iter().map(|((_, id), lane)| (id, lane)).collect();
+    let taken = claim.take(&heads, tx.now);
     let stored: Vec<TaskId> =
         taken.iter().map(|(id, _)| *id).filter(|id| new.is_none_or(|new| new.id != *id)).collect();
     let mut rest = tx.load_whole(&stored).await?;
@@ -127,11 +124,9 @@ async fn claim_heads(tx: &mut Tx<'_>, claim: &Claim, new: Option<&NewTask>) -> R
         let options = (*new.payload.options).clone();
         rest.insert(new.id, Rest { graph: new.payload.graph.to_string(), options, artifacts: Vec::new() });
     }
-    let until = tx.now.after(claim.lease);
     let mut claimed = Vec::with_capacity(taken.len());
-    for (id, slot) in taken {
-        let (Some(slot), Some(rest)) = (claim.slots.get(slot), rest.get(&id)) else { return Err(Fault::Conflict) };
-        let change = Change::Claim { worker: claim.worker.clone(), until, intent: slot.intent.clone() };
+    for (id, change) in taken {
+        let rest = rest.get(&id).ok_or(Fault::Conflict)?;
         // Somebody was faster.
         tx.change(id, None, change).await.map_err(|_| Fault::Conflict)?;
         claimed.extend(tx.assignment(id, rest));
@@ -141,9 +136,9 @@ async fn claim_heads(tx: &mut Tx<'_>, claim: &Claim, new: Option<&NewTask>) -> R
 
 /// The first tasks of each lane that any of the slots serves, in the order of the queue, with their lanes: as many of each lane as there are
 /// slots. A seek per lane, whatever waits behind.
-async fn heads(tx: &Tx<'_>, served: &[Lanes]) -> Result<BTreeMap<(i64, TaskId), i64>, Fault> {
+async fn heads(tx: &Tx<'_>, claim: &Claim) -> Result<BTreeMap<(i64, TaskId), i64>, Fault> {
     let keys = tx.keys();
-    let lanes = match lists(served) {
+    let lanes = match claim.lanes() {
         Some(lanes) => lanes,
         None => {
             let (mut lanes,): (BTreeSet<i64>,) = tx.ask(redis::pipe().hkeys(keys.lane_unfinished())).await?;
@@ -154,7 +149,7 @@ async fn heads(tx: &Tx<'_>, served: &[Lanes]) -> Result<BTreeMap<(i64, TaskId), 
     if lanes.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let last = isize::try_from(served.len()).unwrap_or(isize::MAX) - 1;
+    let last = isize::try_from(claim.slots.len()).unwrap_or(isize::MAX) - 1;
     let mut pipe = redis::pipe();
     for lane in &lanes {
         pipe.zrange(keys.queue(*lane), 0, last);
@@ -167,19 +162,7 @@ async fn heads(tx: &Tx<'_>, served: &[Lanes]) -> Result<BTreeMap<(i64, TaskId), 
             heads.insert(place.ok_or_else(|| corrupt("a place in the queue is none"))?, *lane);
         }
     }
-    let new = tx.new_heads().filter(|task| served.iter().any(|slot| slot.contains(task.lane)));
+    let new = tx.new_heads().filter(|task| claim.slots.iter().any(|slot| slot.lanes.contains(task.lane)));
     heads.extend(new.map(|task| ((task.sort_key, task.id), task.lane)));
     Ok(heads)
-}
-
-/// Every lane that is served; `None`: all there are.
-fn lists(served: &[Lanes]) -> Option<BTreeSet<i64>> {
-    let mut lanes = BTreeSet::new();
-    for slot in served {
-        match slot {
-            Lanes::All => return None,
-            Lanes::Only(only) => lanes.extend(only.iter().copied()),
-        }
-    }
-    Some(lanes)
 }

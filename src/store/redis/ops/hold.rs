@@ -47,11 +47,8 @@ impl Operation for Renew {
         tx.find_many(&ids).await?;
         let mut renewed = Vec::with_capacity(ids.len());
         for &(id, fence) in &self.held {
-            let Some(lease) = tx.row(id).and_then(|row| row.task.lease.clone()) else { continue };
-            // An expired lease is not renewed, even if nobody took the task yet: somebody may be about to. Only when the clock was set,
-            // nobody is: then the lease of whoever asks is alive, whatever it says.
-            let alive = lease.until > tx.now || !tx.moment.is_settled(self.lease);
-            if lease.worker != self.worker || !alive {
+            let lease = tx.row(id).and_then(|row| row.task.lease.as_ref());
+            if !lease.is_some_and(|lease| lease.may_be_renewed(&self.worker, self.lease, tx.moment)) {
                 continue;
             }
             let change = Change::Renew { until: tx.now.after(self.lease) };

@@ -1,13 +1,7 @@
 //! Tasks come in and are taken from the head of the order.
 
-use std::collections::BTreeSet;
-
 use comfyd_actors::{
-    domain::{
-        id::TaskId,
-        lane::{Lanes, allot},
-        task::{ArtifactEdit, Change, Intent, Task},
-    },
+    domain::task::{ArtifactEdit, Change, Task},
     ports::store::{Assignment, Claim, ClaimSlot, Created, Creation, Idempotency, NewTask, StoreError},
 };
 
@@ -108,7 +102,7 @@ impl Operation for Create {
         }
         let task = insert(tx, new)?;
         let claimed = match claim {
-            Some(claim) => claim_heads(tx, claim).await?,
+            Some(claim) => claim_heads(tx, &claim).await?,
             None => Vec::new(),
         };
         Ok(Creation { created: Created::New(task), claimed, durable: tx.promise() })
@@ -126,7 +120,7 @@ impl Operation for ClaimHeads {
     }
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Self::Answer, Fault> {
-        claim_heads(tx, self.0).await
+        claim_heads(tx, &self.0).await
     }
 }
 
@@ -170,37 +164,32 @@ fn insert(tx: &mut Tx<'_>, new: NewTask) -> Result<Task, Fault> {
     Ok(task)
 }
 
-async fn claim_heads(tx: &mut Tx<'_>, claim: Claim) -> Result<Vec<Assignment>, Fault> {
-    let Claim { worker, lease, slots } = claim;
+async fn claim_heads(tx: &mut Tx<'_>, claim: &Claim) -> Result<Vec<Assignment>, Fault> {
+    let slots = &claim.slots;
     if slots.is_empty() {
         return Ok(Vec::new());
     }
-    let (mut heads, intents) = if slots.windows(2).all(|pair| pair[0].lanes == pair[1].lanes) {
-        (
-            tx.assignments(bind_lanes(HEADS, &slots)?.bind(wanted(&slots))).await?,
-            slots.into_iter().map(|slot| slot.intent).collect(),
-        )
+    let (mut heads, changes) = if slots.windows(2).all(|pair| pair[0].lanes == pair[1].lanes) {
+        let heads = tx.assignments(bind_lanes(HEADS, claim)?.bind(wanted(slots))).await?;
+        let named: Vec<_> = heads.iter().map(|head| (head.task.id, head.task.lane)).collect();
+        (heads, claim.take(&named, tx.now).into_iter().map(|(_, change)| change).collect())
     } else {
-        allotted(tx, slots).await?
+        allotted(tx, claim).await?
     };
-    let until = tx.now.after(lease);
-    for (Assignment { task, .. }, intent) in heads.iter_mut().zip(intents) {
-        tx.change(task, None, Change::Claim { worker: worker.clone(), until, intent }).await?;
+    for (Assignment { task, .. }, change) in heads.iter_mut().zip(changes) {
+        tx.change(task, None, change).await?;
     }
     Ok(heads)
 }
 
-/// The tasks for slots that serve different lanes, and where each of them goes.
-async fn allotted(tx: &mut Tx<'_>, slots: Vec<ClaimSlot>) -> Result<(Vec<Assignment>, Vec<Intent>), Fault> {
-    let rows = tx.fetch(bind_lanes(NAMES, &slots)?).await?;
-    let named = rows.iter().map(|row| Ok((rows::id(row, "id")?, get::<i64>(row, "lane")?)));
-    let (ids, lanes): (Vec<TaskId>, Vec<i64>) = named.collect::<Result<Vec<_>, StoreError>>()?.into_iter().unzip();
-    let served: Vec<Lanes> = slots.iter().map(|slot| slot.lanes.clone()).collect();
-    let taken = ids.into_iter().zip(allot(&lanes, &served));
-    let taken: Vec<_> = taken.filter_map(|(id, slot)| Some((id, slots.get(slot?)?.intent.clone()))).collect();
-    let (ids, intents): (Vec<TaskId>, Vec<Intent>) = taken.into_iter().unzip();
+/// The tasks for slots that serve different lanes, and how each of them is taken.
+async fn allotted(tx: &mut Tx<'_>, claim: &Claim) -> Result<(Vec<Assignment>, Vec<Change>), Fault> {
+    let rows = tx.fetch(bind_lanes(NAMES, claim)?).await?;
+    let named = rows.iter().map(|row| Ok((rows::id(row, "id")?, get(row, "lane")?)));
+    let taken = claim.take(&named.collect::<Result<Vec<_>, StoreError>>()?, tx.now);
+    let (ids, changes): (Vec<_>, Vec<_>) = taken.into_iter().unzip();
     let heads = tx.assignments(query(TAKE).bind(keys(ids.into_iter()))).await?;
-    Ok((heads, intents))
+    Ok((heads, changes))
 }
 
 fn wanted(slots: &[ClaimSlot]) -> i64 {
@@ -208,15 +197,7 @@ fn wanted(slots: &[ClaimSlot]) -> i64 {
 }
 
 /// Binds every lane that any of the slots serves, twice, and how many slots there are.
-fn bind_lanes(sql: &'static str, slots: &[ClaimSlot]) -> Result<Statement, Fault> {
-    let lists: Option<Vec<&BTreeSet<i64>>> = slots
-        .iter()
-        .map(|slot| match &slot.lanes {
-            Lanes::All => None,
-            Lanes::Only(lanes) => Some(&**lanes),
-        })
-        .collect();
-    let all: Option<BTreeSet<i64>> = lists.map(|lists| lists.into_iter().flatten().copied().collect());
-    let list = all.map(|lanes| serde_json::to_string(&lanes)).transpose().map_err(corrupt)?;
-    Ok(query(sql).bind(list.clone()).bind(list).bind(wanted(slots)))
+fn bind_lanes(sql: &'static str, claim: &Claim) -> Result<Statement, Fault> {
+    let list = claim.lanes().map(|lanes| serde_json::to_string(&lanes)).transpose().map_err(corrupt)?;
+    Ok(query(sql).bind(list.clone()).bind(list).bind(wanted(&claim.slots)))
 }

@@ -5,8 +5,7 @@ use std::time::Duration;
 use comfyd_actors::{
     domain::{
         id::{TaskId, WorkerId},
-        task::{Change, Fence, Refusal, Task},
-        time::Timestamp,
+        task::{Change, Fence, Task},
     },
     ports::store::{Assignment, Renewed, Sweep},
 };
@@ -89,7 +88,12 @@ impl Operation for Renew {
         let mut renewed = Vec::with_capacity(tasks.len());
         for (id, fence) in self.held {
             let Some(task) = tasks.get_mut(&id) else { continue };
-            if keep_lease(task, &self.worker, fence, (self.lease, until), tx).is_ok() {
+            let lease = task.lease.as_ref();
+            if !lease.is_some_and(|lease| lease.may_be_renewed(&self.worker, self.lease, tx.moment)) {
+                continue;
+            }
+            if task.apply(Some(fence), Change::Renew { until }, tx.now).is_ok() {
+                tx.tell(task, Some(task.state));
                 renewed.push(Renewed { id, cancel_requested: task.is_cancelling() });
             }
         }
@@ -99,24 +103,6 @@ impl Operation for Renew {
         }
         Ok(renewed)
     }
-}
-
-/// An expired lease is not renewed, even if nobody took the task yet: somebody may be about to. Only when the clock was set, nobody is:
-/// then the lease of whoever asks is alive, whatever it says.
-fn keep_lease(
-    task: &mut Task,
-    worker: &WorkerId,
-    fence: Fence,
-    (span, until): (Duration, Timestamp),
-    tx: &mut Tx<'_>,
-) -> Result<(), Refusal> {
-    let lease = task.lease.as_ref().ok_or(Refusal::Stale)?;
-    if lease.worker != *worker || (lease.until <= tx.now && tx.moment.is_settled(span)) {
-        return Err(Refusal::Stale);
-    }
-    task.apply(Some(fence), Change::Renew { until }, tx.now)?;
-    tx.tell(task, Some(task.state));
-    Ok(())
 }
 
 /// `WorkSource::held`. It writes nothing, but waits its turn in the queue: an actor that died just after it asked for work must find

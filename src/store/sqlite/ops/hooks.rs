@@ -1,23 +1,23 @@
 //! Messages to webhooks: taken, settled, asked for again.
 
-use std::collections::HashMap;
-
 use comfyd_actors::{
     domain::{
         time::Timestamp,
-        webhook::{Delivery, Endpoint, EndpointId, Policy, Report},
+        webhook::{Delivery, Endpoint, EndpointId, Policy, Report, take_due},
     },
     ports::store::StoreError,
 };
-use sqlx::sqlite::SqliteRow;
 
-use crate::store::sqlite::{
-    fault::Fault,
-    outbox::{self, call, open_next},
-    rows::{corrupt, get},
-    statement::{Statement, query},
-    tx::Tx,
-    writer::Operation,
+use crate::store::{
+    columns,
+    sqlite::{
+        fault::Fault,
+        outbox::{call, open_next},
+        rows::{corrupt, get},
+        statement::{Statement, query},
+        tx::Tx,
+        writer::Operation,
+    },
 };
 
 /// Messages that are on their way to an endpoint.
@@ -38,9 +38,7 @@ pub(in crate::store::sqlite) const CALLED: &str = "SELECT id FROM webhook_endpoi
 /// What is due of these endpoints: of each no more than may be on their way to it.
 pub(in crate::store::sqlite) const RIPE: &str = concat!(
     "SELECT ",
-    delivery_columns!(),
-    ", ",
-    endpoint_columns!(),
+    pair_columns!(),
     ", (SELECT count(*) ",
     sending!("e.id"),
     ") AS busy
@@ -70,9 +68,7 @@ pub(in crate::store::sqlite) const REFRESH: &str = concat!(
 
 const FIND: &str = concat!(
     "SELECT ",
-    delivery_columns!(),
-    ", ",
-    endpoint_columns!(),
+    pair_columns!(),
     " FROM webhook_deliveries d CROSS JOIN webhook_endpoints e ON e.id = d.endpoint WHERE d.id = ?"
 );
 
@@ -111,18 +107,11 @@ impl Operation for Take {
         }
         let ripe = query(RIPE).bind(now.0).bind(list(&called)?).bind(now.0).bind(policy.parallel);
         let ripe = tx.fetch(ripe).await?;
-        let mut room: HashMap<EndpointId, i64> = HashMap::new();
-        let mut taken = Vec::new();
-        for row in &ripe {
-            let (mut delivery, endpoint) = pair(row)?;
-            let busy: i64 = get(row, "busy")?;
-            let room = room.entry(endpoint.id).or_insert_with(|| i64::from(endpoint.parallel(&policy)) - busy);
-            if *room > 0 && taken.len() < limit as usize {
-                *room -= 1;
-                delivery.take(&policy, now);
-                taken.push(delivery);
-            }
-        }
+        let due = ripe.iter().map(|row| {
+            let (delivery, endpoint) = columns::pair(row)?;
+            Ok((delivery, endpoint, get(row, "busy")?))
+        });
+        let taken = take_due(due.collect::<Result<_, StoreError>>()?, limit, &policy, now);
         let ids: Vec<i64> = taken.iter().map(|delivery| delivery.id).collect();
         tx.write(query(TAKE).bind(now.after(policy.lease).0).bind(list(&ids)?));
         tx.write(refresh(&called, &policy, now)?);
@@ -144,7 +133,7 @@ impl Operation for Settle {
     async fn run(self, tx: &mut Tx<'_>) -> Result<Option<Delivery>, Fault> {
         let Self { id, turn, report, policy } = self;
         let found = tx.fetch(query(FIND).bind(id)).await?;
-        let Some((mut delivery, mut endpoint)) = found.first().map(pair).transpose()? else { return Ok(None) };
+        let Some((mut delivery, mut endpoint)) = found.first().map(columns::pair).transpose()? else { return Ok(None) };
         if delivery.turn != turn {
             return Ok(None);
         }
@@ -172,7 +161,7 @@ impl Operation for Redeliver {
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Self::Answer, Fault> {
         let found = tx.fetch(query(FIND).bind(self.0)).await?;
-        let (mut delivery, endpoint) = pair(found.first().ok_or(StoreError::NotFound)?)?;
+        let (mut delivery, endpoint) = columns::pair(found.first().ok_or(StoreError::NotFound)?)?;
         delivery.ask_again(tx.now);
         tx.write(save(&delivery)?);
         tx.write(call(&[endpoint.id.0])?);
@@ -192,7 +181,7 @@ impl Operation for Enable {
 
     async fn run(self, tx: &mut Tx<'_>) -> Result<Endpoint, Fault> {
         let found = tx.fetch(query(FIND_ENDPOINT).bind(self.0.0)).await?;
-        let mut endpoint = outbox::endpoint(found.first().ok_or(StoreError::NotFound)?)?;
+        let mut endpoint = columns::endpoint(found.first().ok_or(StoreError::NotFound)?)?;
         endpoint.enable();
         tx.write(save_endpoint(&endpoint));
         tx.write(call(&[endpoint.id.0])?);
@@ -203,10 +192,6 @@ impl Operation for Enable {
 /// Forgets those of these endpoints that no task has any more.
 pub(super) fn forget(endpoints: &[i64]) -> Result<Statement, StoreError> {
     Ok(query(FORGET).bind(list(endpoints)?))
-}
-
-fn pair(row: &SqliteRow) -> Result<(Delivery, Endpoint), StoreError> {
-    Ok((outbox::delivery(row)?, outbox::endpoint(row)?))
 }
 
 fn refresh(endpoints: &[i64], policy: &Policy, now: Timestamp) -> Result<Statement, StoreError> {

@@ -13,14 +13,13 @@ use comfyd_actors::{
 use sqlx::{QueryBuilder, Sqlite};
 
 use super::Readers;
-use crate::store::sqlite::{
-    fault::store_error,
-    outbox,
-    rows::{corrupt, get, key},
+use crate::store::{
+    columns::{self, Columns},
+    sqlite::{fault::store_error, rows::key},
 };
 
 const NEXT: &str =
-    "SELECT min(due_at) FROM webhook_endpoints INDEXED BY webhook_endpoints_due WHERE due_at IS NOT NULL";
+    "SELECT min(due_at) AS next FROM webhook_endpoints INDEXED BY webhook_endpoints_due WHERE due_at IS NOT NULL";
 
 const ENDPOINTS: &str =
     concat!("SELECT ", endpoint_columns!(), " FROM webhook_endpoints e WHERE e.id > ? ORDER BY e.id LIMIT 0 + ?");
@@ -33,8 +32,7 @@ const LEVELS: &str = "SELECT (SELECT count(*) FROM webhook_deliveries WHERE stat
 
 impl Readers {
     pub(in crate::store::sqlite) async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
-        let next = sqlx::query_scalar::<_, Option<i64>>(NEXT).fetch_one(&self.0).await;
-        Ok(next.map_err(|error| store_error(&error))?.map(Timestamp))
+        Ok(self.row(sqlx::query(NEXT)).await?.number("next")?.map(Timestamp))
     }
 
     pub(in crate::store::sqlite) async fn deliveries(
@@ -43,7 +41,7 @@ impl Readers {
     ) -> Result<Vec<(Delivery, Endpoint)>, StoreError> {
         let mut sql = page(query);
         let found = sql.build().fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
-        found.iter().map(|row| Ok((outbox::delivery(row)?, outbox::endpoint(row)?))).collect()
+        found.iter().map(columns::pair).collect()
     }
 
     pub(in crate::store::sqlite) async fn endpoints(
@@ -52,31 +50,17 @@ impl Readers {
         limit: u32,
     ) -> Result<Vec<Endpoint>, StoreError> {
         let query = sqlx::query(ENDPOINTS).bind(after.map_or(i64::MIN, |id| id.0)).bind(limit);
-        let found = query.fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
-        found.iter().map(outbox::endpoint).collect()
+        self.rows(query).await?.iter().map(columns::endpoint).collect()
     }
 
     pub(in crate::store::sqlite) async fn hook_levels(&self) -> Result<HookLevels, StoreError> {
-        let row = sqlx::query(LEVELS).fetch_one(&self.0).await.map_err(|error| store_error(&error))?;
-        let count = |column| u64::try_from(get::<i64>(&row, column)?).map_err(corrupt);
-        Ok(HookLevels {
-            pending: count("pending")?,
-            oldest: get::<Option<i64>>(&row, "oldest")?.map(Timestamp),
-            disabled: count("disabled")?,
-            failing: count("failing")?,
-        })
+        columns::hook_levels(&self.row(sqlx::query(LEVELS)).await?)
     }
 }
 
 /// Read from the end of the index of whatever narrows it down the most.
 pub(in crate::store::sqlite) fn page(query: &DeliveryQuery) -> QueryBuilder<Sqlite> {
-    let mut sql = QueryBuilder::new(concat!(
-        "SELECT ",
-        delivery_columns!(),
-        ", ",
-        endpoint_columns!(),
-        " FROM webhook_deliveries d "
-    ));
+    let mut sql = QueryBuilder::new(concat!("SELECT ", pair_columns!(), " FROM webhook_deliveries d "));
     sql.push(match (query.task, query.endpoint, query.state) {
         (Some(_), ..) => "INDEXED BY webhook_deliveries_task",
         (None, Some(_), _) => "INDEXED BY webhook_deliveries_endpoint",
