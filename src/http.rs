@@ -31,6 +31,7 @@ mod serve;
 mod server;
 mod storage;
 mod tasks;
+mod unread;
 mod validate;
 pub(crate) mod view;
 mod webhook_url;
@@ -200,10 +201,11 @@ pub fn router(
     };
     let (api, _) = routes().split_for_parts();
     let app = api.merge(docs::pages()).with_state(Arc::new(service));
-    match cors {
+    let app = match cors {
         Some(cors) => app.layer(cors).layer(framed),
         None => app.layer(framed),
-    }
+    };
+    app.layer(middleware::from_fn(unread::close))
 }
 
 /// Every endpoint, with its description.

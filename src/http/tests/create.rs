@@ -172,6 +172,19 @@ async fn what_is_not_json_is_refused_by_type_and_size() {
 }
 
 #[tokio::test]
+async fn who_is_answered_early_is_told_to_come_back_on_another_connection() {
+    let app = App::start().await;
+    let huge = app.post_with("/api/tasks/create", &[("content-length", "1048577")], " ".repeat((1 << 20) + 1)).await;
+    let nowhere = app.post("/api/nothing/here", "{}").await;
+    assert_eq!((huge.status.as_u16(), nowhere.status.as_u16()), (413, 404));
+    assert_eq!((huge.header("connection"), nowhere.header("connection")), ("close", "close"));
+    let faulty = app.post("/api/tasks/create", "{}").await;
+    let (read, missing) = (app.get("/api/tasks").await, app.get("/api/nothing/here").await);
+    assert_eq!((faulty.status.as_u16(), read.status.as_u16(), missing.status.as_u16()), (422, 200, 404));
+    assert!([faulty, read, missing].iter().all(|answer| answer.header("connection").is_empty()));
+}
+
+#[tokio::test]
 async fn a_repeated_key_finds_the_first_task() {
     let app = App::start().await;
     let key = [("idempotency-key", "order-7")];
