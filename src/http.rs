@@ -45,7 +45,10 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware,
 };
-use comfyd_actors::{bridge::Bridge, domain::webhook::Webhook};
+use comfyd_actors::{
+    bridge::Bridge,
+    domain::{scaling::Aim, webhook::Webhook},
+};
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -95,6 +98,8 @@ pub struct HttpConfig {
     pub webhook: Option<Webhook>,
     /// Named workflows wait in lanes of their own, because there may be consumers that take some of them only.
     pub workflow_lanes: bool,
+    /// What autoscalers are to aim at.
+    pub scaling: Aim,
     /// What the names of our own connections to ComfyUI begin with.
     pub client_prefix: String,
 }
@@ -128,6 +133,7 @@ impl From<&Config> for HttpConfig {
             events: config.events,
             webhook: config.webhooks.webhook(&config.outbound.policy),
             workflow_lanes: !config.consumer.workflows.is_empty(),
+            scaling: config.queue.scaling,
             client_prefix: config.comfyui.client_id.clone(),
         }
     }

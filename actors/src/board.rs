@@ -82,6 +82,8 @@ pub struct BackendStatus {
 /// A backend of another process, as that told last.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Elsewhere {
+    /// The process it is a server of.
+    pub consumer: String,
     /// Its machine's name.
     pub node: String,
     /// What its session is doing.

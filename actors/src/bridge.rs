@@ -1,5 +1,6 @@
 //! What HTTP handlers hold: verbs for clients, reads that bypass every mailbox.
 
+mod figures;
 mod replay;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -22,7 +23,7 @@ use crate::{
         webhook::{Delivery, Endpoint, EndpointId},
     },
     kit::slot::{AskError, Slot},
-    metrics::{DeviceMemory, MetricFamily, Metrics, Picture},
+    metrics::Metrics,
     ports::{
         clock::Clock,
         comfy::ComfyTransport,
@@ -428,18 +429,6 @@ impl Bridge {
     #[must_use]
     pub fn backends(&self) -> &[Arc<dyn ComfyTransport>] {
         &self.0.backends
-    }
-
-    /// Everything that is counted and timed, with the memory of the servers that told it.
-    #[must_use]
-    pub fn metrics(&self, memory: Vec<DeviceMemory>) -> Vec<MetricFamily> {
-        self.0.metrics.gather(&Picture {
-            now: self.0.clock.now(),
-            backends: self.0.board.backends(),
-            pauses: self.0.board.pauses(),
-            webhooks: self.0.board.webhooks(),
-            memory,
-        })
     }
 
     /// What each backend's session is doing.

@@ -28,6 +28,7 @@ pub mod prompt;
 pub mod reconcile;
 pub mod resolve;
 pub mod retry;
+pub mod scaling;
 pub mod storage;
 pub mod task;
 pub mod time;

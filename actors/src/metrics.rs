@@ -98,6 +98,8 @@ pub struct Picture {
     pub webhooks: HookLevels,
     /// The memory of the servers that told it.
     pub memory: Vec<DeviceMemory>,
+    /// How many consumers there should be; `None` = this process cannot tell.
+    pub consumers_wanted: Option<u64>,
 }
 
 /// What was gathered, in the text format that Prometheus reads.
@@ -266,6 +268,11 @@ impl Metrics {
         self.write_levels(picture.now);
         self.write_backends(picture);
         self.write_webhooks(picture);
+        // A number that is not known is left out: an autoscaler changes nothing then, and 0 would stop everybody.
+        self.0.instruments.consumers_wanted.reset();
+        if let Some(wanted) = picture.consumers_wanted {
+            set(&self.0.instruments.consumers_wanted, &[], whole(wanted));
+        }
         self.0.instruments.registry.gather()
     }
 

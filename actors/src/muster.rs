@@ -159,6 +159,13 @@ impl Herald {
     }
 }
 
+/// A server, and who told of it.
+struct Told {
+    consumer: String,
+    node: String,
+    announced: Announced,
+}
+
 /// Who keeps the picture of all others.
 pub struct Muster {
     /// Its own process, which is not among the others.
@@ -195,24 +202,26 @@ impl Muster {
     }
 
     async fn look(&self) -> Result<(), crate::ports::store::StoreError> {
-        let mut others: BTreeMap<BackendId, (String, Announced)> = BTreeMap::new();
+        let mut others: BTreeMap<BackendId, Told> = BTreeMap::new();
         for notice in self.wire.notices(Kind::Consumer).await? {
             if notice.name == self.worker.as_str() {
                 continue;
             }
             // One of another version, perhaps.
             let Ok(told) = serde_json::from_slice::<Announcement>(&notice.body) else { continue };
+            let (consumer, node) = (notice.name, told.node);
             for announced in told.backends.into_iter().filter(|announced| !self.own.contains(&announced.backend)) {
                 // Of two that reach the same server, the one that is online knows best.
-                let known = others.get(&announced.backend).is_some_and(|(_, known)| known.status.takes_work());
+                let known = others.get(&announced.backend).is_some_and(|known| known.announced.status.takes_work());
                 if !known {
-                    others.insert(announced.backend.clone(), (told.node.clone(), announced));
+                    let told = Told { consumer: consumer.clone(), node: node.clone(), announced };
+                    others.insert(told.announced.backend.clone(), told);
                 }
             }
         }
         self.learn(&others).await?;
-        let shown = others.into_iter().map(|(backend, (node, announced))| {
-            (backend, Elsewhere { node, status: announced.status, stats: announced.stats })
+        let shown = others.into_iter().map(|(backend, Told { consumer, node, announced })| {
+            (backend, Elsewhere { consumer, node, status: announced.status, stats: announced.stats })
         });
         self.board.set_elsewhere(shown.collect());
         Ok(())
@@ -221,14 +230,14 @@ impl Muster {
     /// What they have, as far as it is news.
     async fn learn(
         &self,
-        others: &BTreeMap<BackendId, (String, Announced)>,
+        others: &BTreeMap<BackendId, Told>,
     ) -> Result<(), crate::ports::store::StoreError> {
         let fleet = self.catalogues.fleet();
         let is_news =
             |backend: &BackendId, print: &String| fleet.catalogue(backend).is_none_or(|known| known.print() != *print);
         let news: Vec<(&BackendId, &String)> = others
             .iter()
-            .filter_map(|(backend, (_, announced))| Some((backend, announced.catalogue.as_ref()?)))
+            .filter_map(|(backend, told)| Some((backend, told.announced.catalogue.as_ref()?)))
             .filter(|(backend, print)| is_news(backend, print))
             .collect();
         let mut read: BTreeMap<String, Catalogue> = BTreeMap::new();
@@ -242,7 +251,7 @@ impl Muster {
             }
         }
         let learned = news.into_iter().filter_map(|(backend, print)| Some((backend.clone(), read.get(print)?.clone())));
-        let allowed = others.iter().map(|(backend, (_, announced))| (backend.clone(), announced.allowance.clone()));
+        let allowed = others.iter().map(|(backend, told)| (backend.clone(), told.announced.allowance.clone()));
         self.catalogues.muster(&self.own, allowed.collect(), learned.collect());
         Ok(())
     }

@@ -8,6 +8,7 @@ use comfyd_actors::{
         order::Ordering,
         passthrough::{Gate, Rule},
         retry::Backoff,
+        scaling::Aim,
     },
     kit::budget::Limits,
     ports::store::Retention,
@@ -181,6 +182,8 @@ pub struct Queue {
     pub lease: Duration,
     /// How often it is renewed.
     pub renew_every: Duration,
+    /// What autoscalers are to aim at.
+    pub scaling: Aim,
 }
 
 /// `[tasks]`
@@ -423,6 +426,10 @@ pub(super) fn queue(r: &mut Reader) -> Queue {
         prepare_ahead: r.number("queue.prepare_ahead", 0..=100),
         lease: r.duration("queue.lease", secs(1)..=DAY),
         renew_every: r.duration("queue.renew_every", MS..=DAY),
+        scaling: Aim {
+            wait: r.duration("queue.target_wait", Duration::ZERO..=DAY),
+            servers_each: r.number("queue.consumer_servers", 1..=10_000),
+        },
     }
 }
 

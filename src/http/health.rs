@@ -3,7 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{Json, extract::State, http::StatusCode};
-use comfyd_actors::{bridge::Bridge, domain::lane::Lane, ports::object_store::ObjectStore, targets::Targets};
+use comfyd_actors::{
+    bridge::Bridge,
+    domain::{lane::Lane, scaling::consumers_wanted},
+    ports::object_store::ObjectStore,
+    targets::Targets,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -30,6 +35,7 @@ pub struct Checks {
     storage: Cached<Option<&'static str>>,
     counts: Cached<Option<QueueCounts>>,
     waiting: Cached<Vec<(Lane, u64)>>,
+    consumers_wanted: Cached<Option<u64>>,
 }
 
 /// The storage that tasks wait for.
@@ -45,6 +51,7 @@ impl Checks {
             storage: Cached::new(usual(targets).check_every()),
             counts: Cached::new(COUNTS_FRESH),
             waiting: Cached::new(COUNTS_FRESH),
+            consumers_wanted: Cached::new(COUNTS_FRESH),
         }
     }
 }
@@ -96,6 +103,17 @@ impl Checks {
     }
 }
 
+impl Checks {
+    /// How many consumers there should be; `None` when the store does not tell.
+    pub async fn consumers_wanted(&self, service: &Service) -> Option<u64> {
+        let read = async {
+            let load = tokio::time::timeout(PATIENCE, service.bridge.load()).await.ok()?.ok()?;
+            Some(consumers_wanted(&load, service.config.scaling))
+        };
+        self.consumers_wanted.get(read).await
+    }
+}
+
 /// Basic health.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Health {
@@ -120,6 +138,9 @@ pub struct Status {
     pub paused: bool,
     /// Tasks that are not over; a few seconds old. Null when they could not be counted.
     pub queue: Option<QueueCounts>,
+    /// Consumers there should be for every waiting task to begin within `queue.target_wait`, for autoscalers; the same on every API, a few
+    /// seconds old. Null when it could not be worked out.
+    pub consumers_wanted: Option<u64>,
     /// What tasks wait for that no ComfyUI server which is online has; a few seconds old.
     pub waiting_for: Vec<WaitingView>,
     /// Where tasks are kept.
@@ -224,8 +245,13 @@ pub async fn readyz(State(service): State<Arc<Service>>) -> Result<&'static str,
 #[utoipa::path(get, path = "/api/status", tag = "service", responses((status = 200, description = "Every part", body = Status)))]
 pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
     let (checks, bridge) = (&service.checks, &service.bridge);
-    let (store, storage, queue, waiting_for) =
-        tokio::join!(checks.store(bridge), checks.storage(bridge), checks.counts(bridge), checks.waiting(bridge));
+    let (store, storage, queue, waiting_for, consumers_wanted) = tokio::join!(
+        checks.store(bridge),
+        checks.storage(bridge),
+        checks.counts(bridge),
+        checks.waiting(bridge),
+        checks.consumers_wanted(&service)
+    );
     let pauses = bridge.pauses();
     let backends = backends::views(bridge, &pauses);
     let all_online = backends.iter().all(BackendView::takes_work);
@@ -241,6 +267,7 @@ pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
         uptime_seconds: service.started.elapsed().as_secs(),
         paused: QueueState::of(&pauses).paused,
         queue,
+        consumers_wanted,
         waiting_for,
         store: part(store),
         storage: part(storage),

@@ -200,6 +200,44 @@ async fn an_api_that_is_away_costs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_api_wants_as_many_consumers() {
+    let mut apart = Apart::new().await;
+    for (name, value) in [("COMFYD_QUEUE__TARGET_WAIT", "0s"), ("COMFYD_QUEUE__CONSUMER_SERVERS", "2")] {
+        apart.place = apart.place.with(name, value);
+    }
+    let _api = apart.api().await;
+    let (_second, replica) = apart.second_api().await;
+    let both_want = async |wanted: u64| {
+        for api in [&apart.place.api, &replica] {
+            api.until("/api/status", |status| status["consumers_wanted"] == wanted).await;
+            let metrics = api.client.get(api.url("/metrics")).send().await.unwrap().text().await.unwrap();
+            assert!(metrics.contains(&format!("\ncomfyd_consumers_wanted {wanted}\n")), "{metrics}");
+        }
+    };
+    both_want(0).await;
+    // Nobody is there: one is wanted, whatever waits, because nobody knows how long tasks take.
+    let ids = apart.place.create(3).await;
+    both_want(1).await;
+    let (consumer, pages) = apart.consumer(&apart.place.fake.url());
+    let consumer = ready(consumer, &pages).await;
+    apart.end(&ids).await;
+    both_want(0).await;
+    // It has one server, so one consumer for each task.
+    apart.place.control().pause_execution();
+    // The first three are found again.
+    let ids = apart.place.create(9).await.split_off(3);
+    both_want(6).await;
+    // While it is away, two servers each are reckoned with for the four that wait; the two it held are waited for.
+    drop(consumer);
+    both_want(2).await;
+    apart.place.control().resume();
+    let (_heir, pages) = apart.remote(&apart.place.fake.url(), apart.place.address());
+    let _heir = ready(_heir, &pages).await;
+    apart.end(&ids).await;
+    both_want(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_consumers_prompt_is_adopted_by_one_that_reaches_its_server() {
     let apart = Apart::new().await;
     let other = FakeComfy::start(FakeConfig::default()).await.unwrap();

@@ -289,6 +289,34 @@ async fn the_same_is_told_as_json() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn autoscalers_are_told_how_many_consumers_are_wanted() {
+    // Whatever waits should have begun at once: a server for each.
+    let world = world().with("COMFYD_QUEUE__TARGET_WAIT", "0s").start().await;
+    let wanted = "comfyd_consumers_wanted";
+    assert_eq!(world.scrape().await.0.get(wanted), Some(&0.0), "told, not missing");
+    let id = world.create(&task(1)).await;
+    world.completed(&id).await;
+    world.fake().pause_execution();
+    let mut ids = Vec::new();
+    for seed in 2..7 {
+        ids.push(world.create(&task(seed)).await);
+    }
+    world.until_scrape(|scrape| scrape.value(wanted) == 5.0).await;
+    let status = world.get("/api/status").await;
+    assert_eq!(status["consumers_wanted"], 5, "{status}");
+    // Nobody begins anything while the queue is paused; what runs goes on.
+    world.pause(true).await;
+    world.until_scrape(|scrape| scrape.value(wanted) == 1.0).await;
+    world.pause(false).await;
+    world.until_scrape(|scrape| scrape.value(wanted) == 5.0).await;
+    world.fake().resume();
+    for id in &ids {
+        world.completed(id).await;
+    }
+    world.until_scrape(|scrape| scrape.value(wanted) == 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_services_in_one_process_count_apart() {
     let (one, other) = (world().start().await, world().start().await);
     let id = one.create(&task(1)).await;

@@ -108,6 +108,21 @@ fn a_task_whose_files_alone_were_asked_for_has_no_stages() {
 }
 
 #[test]
+fn a_number_of_consumers_that_is_not_known_is_not_told() {
+    let metrics = Metrics::new().unwrap();
+    let wanted = |consumers_wanted| {
+        let families = metrics.gather(&Picture { consumers_wanted, ..Picture::default() });
+        let family = families.iter().find(|family| family.name() == "comfyd_consumers_wanted");
+        family.map(|family| family.get_metric()[0].get_gauge().get_value())
+    };
+    assert_eq!(
+        [wanted(Some(3)), wanted(Some(0)), wanted(None)],
+        [Some(3.0), Some(0.0), None],
+        "0 would stop everybody"
+    );
+}
+
+#[test]
 fn memory_is_told_of_those_that_told_it() {
     let metrics = Metrics::new().unwrap();
     let backend = BackendId::new("http://b");
