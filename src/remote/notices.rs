@@ -30,7 +30,15 @@ impl Wire for ApiClient {
         Ok(posted.into_iter().filter_map(Posted::read).collect())
     }
 
+    async fn notice(&self, kind: Kind, name: &str) -> Result<Option<Notice>, StoreError> {
+        Ok(self.notices(kind).await?.into_iter().find(|notice| notice.name == name))
+    }
+
     fn heard(&self) -> broadcast::Receiver<Arc<Notice>> {
         self.heard.subscribe()
+    }
+
+    fn hears_others(&self) -> bool {
+        true
     }
 }

@@ -84,7 +84,17 @@ pub trait Wire: Send + Sync + 'static {
     /// `Unavailable`.
     async fn notices(&self, kind: Kind) -> Result<Vec<Notice>, StoreError>;
 
+    /// The notice of this name, if its time is not over.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn notice(&self, kind: Kind, name: &str) -> Result<Option<Notice>, StoreError>;
+
     /// Notices posted from now on, by this process and, as far as the store hears of them, by others. Some may be missing, so whoever
-    /// needs them looks at [`Self::notices`] now and then.
+    /// needs them looks at [`Self::notices`] now and then. A glimpse that is too long for the way it comes is heard without its body:
+    /// most processes do not care, and who does asks for it ([`Self::notice`]).
     fn heard(&self) -> broadcast::Receiver<Arc<Notice>>;
+
+    /// Whether what other processes post is heard here as a rule. Else it is found by looking alone.
+    fn hears_others(&self) -> bool;
 }

@@ -12,7 +12,7 @@ use comfyd_actors::{
     domain::{id::TaskId, order::Priority, task::TaskState},
     ports::{
         store::{Changed, StoreError},
-        wire::{Kind, Notice},
+        wire::{Kind, Notice, Wire},
     },
 };
 use serde::{Deserialize, Serialize};
@@ -219,8 +219,11 @@ impl PgStore {
 
     async fn posted(&self, posted: &Posted) -> Result<Option<Notice>, StoreError> {
         let Some(kind) = Kind::parse(&posted.kind) else { return Ok(None) };
-        let Some(body) = &posted.body else { return self.notice(kind, &posted.name).await };
-        let body = Bytes::from(BASE64_STANDARD.decode(body).map_err(corrupt)?);
+        let body = match &posted.body {
+            Some(body) => Bytes::from(BASE64_STANDARD.decode(body).map_err(corrupt)?),
+            None if kind == Kind::Glimpse => Bytes::new(),
+            None => return self.notice(kind, &posted.name).await,
+        };
         Ok(Some(Notice { kind, name: posted.name.clone(), body }))
     }
 }

@@ -45,7 +45,7 @@ const TAKE_BACK: &str = "DELETE FROM notices WHERE kind = $1 AND name = $2";
 const NOTICES: &str =
     concat!("SELECT name, body FROM notices WHERE kind = $2 AND expires_at > ", now!(), " ORDER BY name");
 
-const NOTICE: &str = "SELECT name, body FROM notices WHERE kind = $1 AND name = $2";
+const NOTICE: &str = concat!("SELECT name, body FROM notices WHERE kind = $2 AND name = $3 AND expires_at > ", now!());
 
 #[async_trait]
 impl Wire for PgStore {
@@ -74,16 +74,17 @@ impl Wire for PgStore {
         rows.iter().map(|row| notice(kind, row)).collect()
     }
 
+    async fn notice(&self, kind: Kind, name: &str) -> Result<Option<Notice>, StoreError> {
+        let query = sqlx::query(NOTICE).bind(self.time.given()).bind(kind.as_str()).bind(text(name));
+        self.readers.rows(query).await?.first().map(|row| notice(kind, row)).transpose()
+    }
+
     fn heard(&self) -> broadcast::Receiver<Arc<Notice>> {
         self.heard.subscribe()
     }
-}
 
-impl PgStore {
-    /// A notice that was too long for a word.
-    pub(super) async fn notice(&self, kind: Kind, name: &str) -> Result<Option<Notice>, StoreError> {
-        let rows = self.readers.rows(sqlx::query(NOTICE).bind(kind.as_str()).bind(text(name))).await?;
-        rows.first().map(|row| notice(kind, row)).transpose()
+    fn hears_others(&self) -> bool {
+        true
     }
 }
 

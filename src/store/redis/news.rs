@@ -137,7 +137,8 @@ impl RedisStore {
         let Some(kind) = Kind::parse(kind).filter(|_| origin != self.origin) else { return };
         let body = match body {
             Some(body) => Some(Bytes::copy_from_slice(body)),
-            None => self.notice(kind, &name).await.ok().flatten(),
+            None if kind == Kind::Glimpse => Some(Bytes::new()),
+            None => self.body_of(kind, &name).await.ok().flatten(),
         };
         if let Some(body) = body {
             let _ = self.heard.send(Arc::new(Notice { kind, name, body }));

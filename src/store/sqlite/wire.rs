@@ -19,6 +19,8 @@ use super::{
 
 const NOTICES: &str = "SELECT name, body FROM notices WHERE kind = ? AND expires_at > ? ORDER BY name";
 
+const NOTICE: &str = "SELECT name, body FROM notices WHERE kind = ? AND name = ? AND expires_at > ?";
+
 #[async_trait]
 impl Wire for SqliteStore {
     async fn post(&self, notice: Notice, keep: Duration) -> Result<(), StoreError> {
@@ -34,14 +36,23 @@ impl Wire for SqliteStore {
 
     async fn notices(&self, kind: Kind) -> Result<Vec<Notice>, StoreError> {
         let query = sqlx::query(NOTICES).bind(kind.as_str()).bind(self.clock.now().0);
-        let notice = |row: &SqliteRow| {
-            let body = Bytes::copy_from_slice(get(row, "body")?);
-            Ok(Notice { kind, name: get(row, "name")?, body })
-        };
-        self.readers.rows(query).await?.iter().map(notice).collect()
+        self.readers.rows(query).await?.iter().map(|row| notice(kind, row)).collect()
+    }
+
+    async fn notice(&self, kind: Kind, name: &str) -> Result<Option<Notice>, StoreError> {
+        let query = sqlx::query(NOTICE).bind(kind.as_str()).bind(name.to_owned()).bind(self.clock.now().0);
+        self.readers.rows(query).await?.first().map(|row| notice(kind, row)).transpose()
     }
 
     fn heard(&self) -> broadcast::Receiver<Arc<Notice>> {
         self.heard.subscribe()
     }
+
+    fn hears_others(&self) -> bool {
+        false
+    }
+}
+
+fn notice(kind: Kind, row: &SqliteRow) -> Result<Notice, StoreError> {
+    Ok(Notice { kind, name: get(row, "name")?, body: Bytes::copy_from_slice(get(row, "body")?) })
 }

@@ -42,7 +42,15 @@ impl Wire for MemoryStore {
         Ok(of_kind.map(|((_, name), (body, _))| Notice { kind, name: name.clone(), body: body.clone() }).collect())
     }
 
+    async fn notice(&self, kind: Kind, name: &str) -> Result<Option<Notice>, StoreError> {
+        Ok(self.notices(kind).await?.into_iter().find(|notice| notice.name == name))
+    }
+
     fn heard(&self) -> broadcast::Receiver<Arc<Notice>> {
         self.heard.subscribe()
+    }
+
+    fn hears_others(&self) -> bool {
+        true
     }
 }

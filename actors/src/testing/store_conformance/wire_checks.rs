@@ -30,6 +30,8 @@ pub async fn the_last_notice_counts<F: Future<Output = Subject>>(open: &impl Fn(
     assert_eq!(wire.notices(Kind::Consumer).await.unwrap(), [other, second.clone()]);
     assert_eq!(wire.notices(Kind::Glimpse).await.unwrap(), [odd]);
     assert_eq!(wire.notices(Kind::Watched).await.unwrap(), []);
+    assert_eq!(wire.notice(Kind::Consumer, "b:1").await.unwrap().as_ref(), Some(&second));
+    assert_eq!(wire.notice(Kind::Glimpse, "b:1").await.unwrap(), None);
     wire.withdraw(Kind::Consumer, "a").await.unwrap();
     wire.withdraw(Kind::Consumer, "a").await.unwrap();
     assert_eq!(wire.notices(Kind::Consumer).await.unwrap(), [second]);
@@ -48,4 +50,5 @@ pub async fn a_notice_is_gone_after_its_time<F: Future<Output = Subject>>(open: 
     assert_eq!(wire.notices(Kind::Watched).await.unwrap(), [long], "posting it again gives it time");
     clock.advance(KEEP);
     assert_eq!(wire.notices(Kind::Watched).await.unwrap(), []);
+    assert_eq!(wire.notice(Kind::Watched, "long").await.unwrap(), None);
 }
