@@ -51,6 +51,11 @@ pub const HERALD: &str = "herald";
 /// The name of the service that keeps a picture of the servers of other processes.
 pub const MUSTER: &str = "muster";
 
+/// The name of the service that tells other processes how far tasks are that they watch.
+pub const BEACON: &str = "beacon";
+/// The name of the service that shows how far tasks of other processes are.
+pub const LOOKOUT: &str = "lookout";
+
 /// The name of the service that reads the log of events for those who watch.
 pub const EVENTS: &str = "events";
 

@@ -16,13 +16,14 @@ use crate::{
         eta::Durations,
         health::{Health, State},
         id::{BackendId, TaskId},
+        interest::Interest,
         progress::Progress,
         prompt::Abilities,
         task::Task,
     },
     kit::pulse::Pulse,
     ports::{hook_store::HookLevels, store::Pause},
-    watch::{FAR, Place, Watch},
+    watch::{FAR, Place, Run, Watch},
 };
 
 /// The board. Clones share it.
@@ -38,9 +39,10 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Contents {
-    progress: HashMap<TaskId, Progress>,
+    progress: HashMap<TaskId, (Run, Progress)>,
     backends: BTreeMap<BackendId, BackendStatus>,
     elsewhere: BTreeMap<BackendId, Elsewhere>,
+    company: usize,
     restarts: BTreeMap<String, u64>,
     pauses: Vec<Pause>,
     webhooks: HookLevels,
@@ -139,13 +141,21 @@ impl Board {
     /// The newest progress of a running task.
     #[must_use]
     pub fn progress(&self, task: TaskId) -> Option<Progress> {
-        self.lock().progress.get(&task).cloned()
+        self.lock().progress.get(&task).map(|(_, progress)| progress.clone())
     }
 
     /// Overwrites a task's progress.
-    pub fn set_progress(&self, task: TaskId, workflow: Option<&Arc<str>>, progress: Progress) {
-        self.0.watch.show_progress(task, workflow, &progress);
-        self.lock().progress.insert(task, progress);
+    pub fn set_progress(&self, run: &Run, progress: Progress) {
+        self.0.watch.show_progress(run, &progress);
+        self.lock().progress.insert(run.task, (run.clone(), progress));
+    }
+
+    /// Has those who watch from other processes told again what they want to see, as far as it runs here.
+    pub fn tell_again(&self, interest: &Interest) {
+        // Under the lock, so that nothing is told of a run that is over.
+        for (run, progress) in self.lock().progress.values().filter(|(run, _)| interest.wants(run.task)) {
+            self.0.watch.tell_again(run, progress, interest.wants_previews(run.task));
+        }
     }
 
     /// The task runs no more.
@@ -204,6 +214,17 @@ impl Board {
     /// Notes which backends other processes have.
     pub fn set_elsewhere(&self, backends: BTreeMap<BackendId, Elsewhere>) {
         self.lock().elsewhere = backends;
+    }
+
+    /// How many other processes run tasks.
+    #[must_use]
+    pub fn company(&self) -> usize {
+        self.lock().company
+    }
+
+    /// Notes how many other processes run tasks.
+    pub fn set_company(&self, processes: usize) {
+        self.lock().company = processes;
     }
 
     /// Alters one backend's entry.

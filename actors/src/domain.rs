@@ -16,6 +16,7 @@ pub mod graph;
 pub mod health;
 pub mod id;
 pub mod input;
+pub mod interest;
 pub mod lane;
 pub mod memory;
 pub mod moment;

@@ -203,10 +203,10 @@ impl Muster {
 
     async fn look(&self) -> Result<(), crate::ports::store::StoreError> {
         let mut others: BTreeMap<BackendId, Told> = BTreeMap::new();
-        for notice in self.wire.notices(Kind::Consumer).await? {
-            if notice.name == self.worker.as_str() {
-                continue;
-            }
+        let mut notices = self.wire.notices(Kind::Consumer).await?;
+        notices.retain(|notice| notice.name != self.worker.as_str());
+        self.board.set_company(notices.len());
+        for notice in notices {
             // One of another version, perhaps.
             let Ok(told) = serde_json::from_slice::<Announcement>(&notice.body) else { continue };
             let (consumer, node) = (notice.name, told.node);
@@ -228,10 +228,7 @@ impl Muster {
     }
 
     /// What they have, as far as it is news.
-    async fn learn(
-        &self,
-        others: &BTreeMap<BackendId, Told>,
-    ) -> Result<(), crate::ports::store::StoreError> {
+    async fn learn(&self, others: &BTreeMap<BackendId, Told>) -> Result<(), crate::ports::store::StoreError> {
         let fleet = self.catalogues.fleet();
         let is_news =
             |backend: &BackendId, print: &String| fleet.catalogue(backend).is_none_or(|known| known.print() != *print);

@@ -5,9 +5,14 @@
 //!   thousand watchers cost one read. A watcher that is behind what lies here reads the store itself. Nothing is lost, nothing comes twice.
 //! - **glimpses** (progress, a preview, a place in the queue) are overwritten. A slow watcher sees fewer of them.
 //!
+//! Facts are seen in every process. Glimpses are seen in the one that runs the task, and told to those that watch it ([`afar`]).
+//!
 //! Who has something to show leaves it here and goes on: nobody ever waits for a watcher. A task nobody watches has no topic, and costs a
 //! look into an empty map.
 
+pub mod afar;
+mod incoming;
+mod outgoing;
 mod tail;
 mod watcher;
 
@@ -18,8 +23,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
+use self::{incoming::Incoming, outgoing::Outgoing};
 pub use self::{
     tail::tail,
     watcher::{Sight, Watcher, Watching},
@@ -28,12 +37,32 @@ use crate::domain::{
     event::{Event, Fact, Stage},
     id::TaskId,
     progress::Progress,
+    task::{Fence, Task},
 };
 
 /// Facts that lie here per topic: more than one round of reading brings.
 const KEPT: usize = 1024;
 /// Places in the queue are counted no further than this.
 pub const FAR: u32 = 1000;
+
+/// A run of a task, for who shows how far it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// Which task.
+    pub task: TaskId,
+    /// Grows with each holder of the task.
+    pub fence: Fence,
+    /// The named workflow it is made from.
+    pub workflow: Option<Arc<str>>,
+}
+
+impl Run {
+    /// The run that its holder makes of it now.
+    #[must_use]
+    pub fn of(task: &Task) -> Self {
+        Self { task: task.id, fence: task.fence, workflow: task.workflow.as_deref().map(Arc::from) }
+    }
+}
 
 /// A picture of unfinished work.
 #[derive(Debug, PartialEq, Eq)]
@@ -100,6 +129,10 @@ struct Topics {
     watchers: usize,
     /// How far the log was read for those who watch now.
     position: Option<i64>,
+    /// What others watch.
+    outgoing: Outgoing,
+    /// What is seen elsewhere.
+    incoming: Incoming,
 }
 
 /// Everybody's topics. Clones share them.
@@ -111,6 +144,10 @@ struct Inner {
     topics: Mutex<Topics>,
     /// Somebody came.
     came: Notify,
+    /// Other things are watched than before.
+    interest_changed: Notify,
+    /// There is something that others watch.
+    to_tell: Notify,
 }
 
 /// A seat at a topic; given up when dropped.
@@ -137,8 +174,12 @@ impl Watch {
         });
         topic.watchers += 1;
         topic.previews += usize::from(view.previews);
+        let is_other = topic.watchers == 1 || (view.previews && topic.previews == 1);
         let (news, glimpses) = (topic.news.subscribe(), topic.glimpses.subscribe());
         drop(topics);
+        if is_other {
+            self.0.interest_changed.notify_one();
+        }
         Some(Seat { hall: self.clone(), view, news, glimpses })
     }
 
@@ -150,32 +191,37 @@ impl Watch {
 
     /// Notes where a watched task stood when somebody came.
     fn introduce(&self, task: TaskId, stage: Stage, workflow: Option<&str>) {
-        if let Some(topic) = self.lock().open.get_mut(&Some(task)) {
+        let topics = &mut *self.lock();
+        if let Some(topic) = topics.open.get_mut(&Some(task)) {
             topic.workflow = workflow.map(str::to_owned);
-            topic.stage.get_or_insert(stage);
+            let stage = *topic.stage.get_or_insert(stage);
+            topics.incoming.note(task, stage, Instant::now());
         }
         self.0.came.notify_one();
     }
 
     /// A running task moved on.
-    pub fn show_progress(&self, task: TaskId, workflow: Option<&Arc<str>>, progress: &Progress) {
-        self.glimpse(task, |glimpse| {
-            glimpse.workflow = workflow.cloned();
+    pub fn show_progress(&self, run: &Run, progress: &Progress) {
+        let show = |glimpse: &mut Glimpse| {
+            glimpse.workflow.clone_from(&run.workflow);
             glimpse.progress = Some(progress.clone());
-        });
+        };
+        self.glimpse(run.task, show, |outgoing| outgoing.show_progress(run, progress));
     }
 
-    /// Whether anybody wants to see this task's previews: who has one need not make anything of it otherwise.
+    /// Whether anybody wants to see this task's previews, here or in another process: who has one need not make anything of it otherwise.
     #[must_use]
     pub fn wants_previews(&self, task: TaskId) -> bool {
         let topics = self.lock();
-        [Some(task), None].iter().any(|key| topics.open.get(key).is_some_and(|topic| topic.previews > 0))
+        topics.outgoing.wants_previews(task)
+            || [Some(task), None].iter().any(|key| topics.open.get(key).is_some_and(|topic| topic.previews > 0))
     }
 
     /// A running task has a preview.
-    pub fn show_preview(&self, task: TaskId, preview: Preview) {
+    pub fn show_preview(&self, run: &Run, preview: Preview) {
         let preview = Arc::new(preview);
-        self.glimpse(task, |glimpse| glimpse.preview = Some(preview.clone()));
+        let show = |glimpse: &mut Glimpse| glimpse.preview = Some(preview.clone());
+        self.glimpse(run.task, show, |outgoing| outgoing.show_preview(run, &preview));
     }
 
     /// A waiting task's place is known: to those who watch this one.
@@ -185,21 +231,26 @@ impl Watch {
         }
     }
 
-    /// The task neither waits nor runs any more.
+    /// The task does not run here any more.
     pub fn forget(&self, task: TaskId) {
-        let topics = self.lock();
-        for topic in [Some(task), None].iter().filter_map(|key| topics.open.get(key)) {
-            topic.glimpses.send_if_modified(|glimpses| {
-                glimpses.remove(&task);
-                false
-            });
+        let mut topics = self.lock();
+        topics.wipe(task);
+        let to_tell = topics.outgoing.forget(task);
+        drop(topics);
+        if to_tell {
+            self.0.to_tell.notify_one();
         }
     }
 
-    fn glimpse(&self, task: TaskId, update: impl Fn(&mut Glimpse)) {
-        let topics = self.lock();
+    fn glimpse(&self, task: TaskId, show: impl Fn(&mut Glimpse), tell: impl FnOnce(&mut Outgoing) -> bool) {
+        let mut topics = self.lock();
         for topic in [Some(task), None].iter().filter_map(|key| topics.open.get(key)) {
-            topic.glimpses.send_modify(|glimpses| update(glimpses.entry(task).or_default()));
+            topic.glimpses.send_modify(|glimpses| show(glimpses.entry(task).or_default()));
+        }
+        let to_tell = tell(&mut topics.outgoing);
+        drop(topics);
+        if to_tell {
+            self.0.to_tell.notify_one();
         }
     }
 
@@ -229,12 +280,24 @@ impl Watch {
 
     /// These facts come next.
     fn publish(&self, events: Vec<Event>) {
-        let mut topics = self.lock();
+        let (topics, now) = (&mut *self.lock(), Instant::now());
         for event in events.into_iter().map(Arc::new) {
             topics.position = Some(event.seq);
+            let mut is_watched = false;
             for key in [Some(event.task), None] {
                 if let Some(topic) = topics.open.get_mut(&key) {
                     topic.publish(&event);
+                    is_watched = true;
+                }
+            }
+            if let Fact::Stage { stage, .. } = event.fact
+                && is_watched
+            {
+                if topics.incoming.note(event.task, stage, now) {
+                    topics.wipe(event.task);
+                }
+                if stage.is_final() && topics.open.contains_key(&Some(event.task)) {
+                    self.0.interest_changed.notify_one();
                 }
             }
         }
@@ -287,13 +350,21 @@ impl Topic {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut topics = self.hall.lock();
+        let topics = &mut *self.hall.lock();
         topics.watchers = topics.watchers.saturating_sub(1);
         let Some(topic) = topics.open.get_mut(&self.view.task) else { return };
         topic.watchers -= 1;
         topic.previews -= usize::from(self.view.previews);
+        if topic.watchers == 0 || (self.view.previews && topic.previews == 0) {
+            self.hall.0.interest_changed.notify_one();
+        }
         if topic.watchers == 0 {
             topics.open.remove(&self.view.task);
+            if topics.open.is_empty() {
+                topics.incoming.forget(None);
+            } else if !topics.open.contains_key(&None) {
+                topics.incoming.forget(self.view.task);
+            }
         }
     }
 }

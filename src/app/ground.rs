@@ -20,11 +20,14 @@ use comfyd_actors::{
         wire::Wire,
     },
     system::{Desk, Role, Slots},
-    watch,
+    watch::{
+        self,
+        afar::{Beacon, Lookout},
+    },
 };
 use tracing::warn;
 
-use super::{AppError, EVENTS, HEARING, HERALD, MUSTER, PULSE, WORKFLOWS};
+use super::{AppError, BEACON, EVENTS, HEARING, HERALD, LOOKOUT, MUSTER, PULSE, WORKFLOWS};
 use crate::{
     config::{Config, SecretUrl},
     fetch::UrlFetcher,
@@ -92,6 +95,7 @@ impl Common<'_> {
         let worker = WorkerId::starting(&config.app.node);
         if self.role.runs_tasks() {
             services.push(self.herald(&worker, store.wire.clone()));
+            services.push(self.beacon(&worker, store.wire.clone()));
         }
         let hearing = Arc::new(Hearing::default());
         let workflows = match self.role {
@@ -107,7 +111,9 @@ impl Common<'_> {
                     board: self.board.clone(),
                     catalogues: self.catalogues.clone(),
                 });
+                let lookout = Lookout::new(worker.clone(), store.wire.clone(), self.board.clone());
                 services.extend([
+                    (LOOKOUT, factory(move || lookout.clone().keep())),
                     (WORKFLOWS, factory(move || current.clone().keep_current())),
                     (EVENTS, factory(move || watch::tail(log.clone(), watched.clone()))),
                     (MUSTER, factory(move || muster.clone().keep())),
@@ -214,8 +220,8 @@ impl Common<'_> {
         let ear = api.clone();
         // Whoever starts alone on the store takes over what is held under its own name (`store::node_lock`), and cannot see this one.
         let worker = WorkerId::starting(&format!("{}+http", config.app.node));
-        let herald = self.herald(&worker, api.clone());
-        let services = vec![self.pulse(), herald, (HEARING, factory(move || ear.clone().listen()))];
+        let (herald, beacon) = (self.herald(&worker, api.clone()), self.beacon(&worker, api.clone()));
+        let services = vec![self.pulse(), herald, beacon, (HEARING, factory(move || ear.clone().listen()))];
         let slots = Slots::new(self.backends(), services.iter().map(|(name, _)| *name));
         let pages = self.consumer_pages(api.clone(), &slots);
         Ok(Ground {
@@ -252,6 +258,11 @@ impl Common<'_> {
             catalogues: self.catalogues.clone(),
         });
         (HERALD, factory(move || herald.clone().tell()))
+    }
+
+    fn beacon(&self, worker: &WorkerId, wire: Arc<dyn Wire>) -> (&'static str, Factory) {
+        let beacon = Beacon::new(worker.clone(), wire, self.board.clone());
+        (BEACON, factory(move || beacon.clone().shine()))
     }
 
     fn pulse(&self) -> (&'static str, Factory) {

@@ -1,6 +1,6 @@
 //! The API and its consumers as processes of their own: in whatever order they come and go, on one store or over HTTP.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use comfyd::{
     config::{SecretUrl, values::Secret},
@@ -33,21 +33,32 @@ const LEASE: &[(&str, &str)] = &[("COMFYD_QUEUE__LEASE", "3s"), ("COMFYD_QUEUE__
 const TOKEN: &str = "a-token-of-forty-characters-for-the-tests";
 
 /// Processes around one API.
-struct Apart {
-    place: Place,
+pub struct Apart {
+    pub place: Place,
 }
 
 impl Apart {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         Self::of(FakeConfig::default()).await
     }
 
-    async fn of(config: FakeConfig) -> Self {
+    pub async fn of(config: FakeConfig) -> Self {
+        Self::with(config, &[]).await
+    }
+
+    /// With these settings for all of them.
+    pub async fn with(config: FakeConfig, settings: &[(&str, &str)]) -> Self {
         let mut place = Place::of(config).await.with("CONSUMER_TOKEN", TOKEN);
-        for (name, value) in LEASE {
+        for (name, value) in LEASE.iter().chain(settings) {
             place = place.with(name, value);
         }
         Self { place }
+    }
+
+    /// A client of the consumers' side of an API.
+    pub fn client(api: SocketAddr) -> Arc<ApiClient> {
+        let url = SecretUrl::new(format!("http://{api}"));
+        ApiClient::new(&url, Some(Secret::new(TOKEN)), BTreeMap::new()).unwrap()
     }
 
     fn launch(&self, role: &str, without: &[&str], more: &[(&str, &str)]) -> Process {
@@ -64,12 +75,12 @@ impl Apart {
     }
 
     /// Starts the API and waits until it is ready.
-    async fn api(&self) -> Process {
+    pub async fn api(&self) -> Process {
         ready(self.launch("api", &[], &[]), &self.place.api).await
     }
 
     /// Another API on the same store.
-    async fn second_api(&self) -> (Process, Api) {
+    pub async fn second_api(&self) -> (Process, Api) {
         let address = free_address();
         let api = Api::new(address);
         let process = self.launch("api", &[], &[("PORT", &address.port().to_string())]);
@@ -77,7 +88,7 @@ impl Apart {
     }
 
     /// A consumer on the API's store; its address.
-    fn consumer(&self, comfyui: &str) -> (Process, Api) {
+    pub fn consumer(&self, comfyui: &str) -> (Process, Api) {
         let address = free_address();
         let port = address.port().to_string();
         let process = self.launch("consumer", &[], &[("COMFYUI_URL", comfyui), ("COMFYD_CONSUMER__PORT", &port)]);
@@ -85,7 +96,7 @@ impl Apart {
     }
 
     /// All tasks are over; these are complete, and each ran once.
-    async fn end(&self, ids: &[String]) {
+    pub async fn end(&self, ids: &[String]) {
         let over = |list: &Value| list["tasks"].as_array().is_some_and(Vec::is_empty);
         self.place.api.until("/api/tasks?status=pending,processing&limit=1", over).await;
         self.place.end(ids, 1).await;
@@ -105,7 +116,7 @@ impl Apart {
     }
 
     /// A consumer that has nothing but the API's address.
-    fn remote(&self, comfyui: &str, api: SocketAddr) -> (Process, Api) {
+    pub fn remote(&self, comfyui: &str, api: SocketAddr) -> (Process, Api) {
         self.remote_with(comfyui, api, &[])
     }
 
@@ -124,7 +135,7 @@ impl Apart {
     }
 }
 
-async fn ready(mut process: Process, api: &Api) -> Process {
+pub async fn ready(mut process: Process, api: &Api) -> Process {
     if let Err(status) = process.ready(api).await {
         panic!("it ended before it was ready, {status}:\n{}", process.output());
     }
@@ -365,8 +376,7 @@ async fn what_is_repeated_is_found_done() {
     let apart = Apart::new().await;
     let _api = apart.api().await;
     let task = id(&apart.place.api.create(&task(1)).await);
-    let url = SecretUrl::new(format!("http://{}", apart.place.address()));
-    let client = ApiClient::new(&url, Some(Secret::new(TOKEN)), std::collections::BTreeMap::new()).unwrap();
+    let client = Apart::client(apart.place.address());
     let slot = ClaimSlot {
         intent: Intent { backend: BackendId::new("http://gpu:8188"), client: ClientId::new("client") },
         lanes: Lanes::All,

@@ -16,15 +16,15 @@ use crate::{
 
 /// An event as a client gets it.
 #[derive(Debug, Clone, PartialEq)]
-struct Event {
-    id: Option<i64>,
-    kind: String,
-    data: Value,
+pub struct Event {
+    pub id: Option<i64>,
+    pub kind: String,
+    pub data: Value,
 }
 
 impl Event {
     /// A stage or an output in a word, without what comes and goes.
-    fn word(&self) -> Option<String> {
+    pub fn word(&self) -> Option<String> {
         match self.kind.as_str() {
             "stage" | "end" => Some(self.data["stage"].as_str().unwrap().to_owned()),
             "output" => Some(format!("output {}", self.data["output"]["index"])),
@@ -34,7 +34,7 @@ impl Event {
 }
 
 /// Opens a stream.
-async fn open(api: &Api, path: &str, after: Option<i64>) -> Response {
+pub async fn open(api: &Api, path: &str, after: Option<i64>) -> Response {
     let mut request = api.client.get(api.url(path)).timeout(PATIENCE);
     if let Some(after) = after {
         request = request.header("Last-Event-ID", after.to_string());
@@ -43,7 +43,7 @@ async fn open(api: &Api, path: &str, after: Option<i64>) -> Response {
 }
 
 /// The events of a stream as they come; heartbeats are left out. Ends with the stream, however that ends.
-fn events(response: Response) -> impl Stream<Item = Event> + Unpin {
+pub fn events(response: Response) -> impl Stream<Item = Event> + Unpin {
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     let body = Box::pin(response.bytes_stream());
@@ -74,12 +74,12 @@ async fn words(api: &Api, id: &str, after: Option<i64>) -> Vec<String> {
 }
 
 /// A graph whose sampler makes previews, in so many steps.
-fn sampling(steps: u32) -> Value {
+pub fn sampling(steps: u32) -> Value {
     json!({"workflow": "text-to-image", "previews": true,
            "inputs": {"prompt": "a lighthouse", "seed": 7, "steps": steps, "width": 64, "height": 64}})
 }
 
-const LIFE: [&str; 6] = ["queued", "preparing", "executing", "uploading", "output 0", "completed"];
+pub const LIFE: [&str; 6] = ["queued", "preparing", "executing", "uploading", "output 0", "completed"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_tells_its_story_from_the_beginning_and_the_stream_ends_with_it() {
@@ -372,13 +372,26 @@ async fn faulty_parameters_are_all_named() {
 }
 
 /// The same over a WebSocket.
-async fn socket(api: &Api, path: &str, origin: Option<&str>) -> Result<Vec<tungstenite::Message>, tungstenite::Error> {
+pub async fn socket(
+    api: &Api,
+    path: &str,
+    origin: Option<&str>,
+) -> Result<Vec<tungstenite::Message>, tungstenite::Error> {
     let mut request = api.url(path).replacen("http", "ws", 1).into_client_request().unwrap();
     if let Some(origin) = origin {
         request.headers_mut().insert("origin", origin.parse().unwrap());
     }
     let (socket, _) = tokio_tungstenite::connect_async(request).await?;
     Ok(timeout(PATIENCE, socket.map(Result::unwrap).collect()).await.unwrap())
+}
+
+/// The events of a WebSocket, without those that are pictures.
+pub fn told(messages: &[tungstenite::Message]) -> Vec<Event> {
+    let texts = messages.iter().filter_map(|message| serde_json::from_str::<Value>(message.to_text().ok()?).ok());
+    let event = |text: Value| {
+        Some(Event { id: text["id"].as_i64(), kind: text["event"].as_str()?.to_owned(), data: text["data"].clone() })
+    };
+    texts.filter_map(event).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -397,12 +410,7 @@ async fn the_same_comes_over_a_websocket() {
     let messages = messages.unwrap();
     let texts: Vec<Value> =
         messages.iter().filter_map(|message| serde_json::from_str(message.to_text().ok()?).ok()).collect();
-    let told: Vec<_> = texts
-        .iter()
-        .filter_map(|text| {
-            Event { id: None, kind: text["event"].as_str()?.to_owned(), data: text["data"].clone() }.word()
-        })
-        .collect();
+    let told: Vec<_> = told(&messages).iter().filter_map(Event::word).collect();
     assert_eq!(told, LIFE);
     assert!(texts.iter().any(|text| text["event"] == "progress" && text.get("id").is_none()), "{texts:?}");
     let preview = messages.iter().find(|message| message.is_binary()).expect("a preview").clone().into_data();

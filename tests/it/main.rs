@@ -42,6 +42,7 @@ mod receiver;
 mod recorder;
 mod redis;
 mod redis_server;
+mod replicas;
 mod rolling;
 mod rootfs;
 mod servers;

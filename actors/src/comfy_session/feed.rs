@@ -13,14 +13,14 @@ use super::frames::Outline;
 use crate::{
     board::Board,
     domain::{
-        id::{PromptId, TaskId},
+        id::PromptId,
         progress::{NodeTiming, Progress, Tracker},
         prompt::Signal,
         task::Task,
         time::Timestamp,
     },
     ports::clock::Clock,
-    watch::Preview,
+    watch::{Preview, Run},
 };
 
 /// KiB of pictures that wait to be stored, per session. More come than the storage takes: the run is lost, not the process.
@@ -78,8 +78,7 @@ struct Heard {
 }
 
 struct Followed {
-    task: TaskId,
-    workflow: Option<Arc<str>>,
+    run: Run,
     tracker: Tracker,
     last_word: Timestamp,
     running_since: Option<Timestamp>,
@@ -100,8 +99,7 @@ impl Feed {
     pub fn follow(&self, prompt: PromptId, task: &Task, outline: Outline) {
         let Outline { nodes, senders } = outline;
         let followed = Followed {
-            task: task.id,
-            workflow: task.workflow.as_deref().map(Arc::from),
+            run: Run::of(task),
             tracker: Tracker::new(nodes),
             last_word: self.0.clock.steady(),
             running_since: None,
@@ -114,7 +112,7 @@ impl Feed {
     /// Nobody cares about this prompt any more. What its nodes took, as far as it was heard.
     pub fn unfollow(&self, prompt: &PromptId) -> Vec<NodeTiming> {
         let Some(followed) = self.lock().followed.remove(prompt) else { return Vec::new() };
-        self.0.board.clear_progress(followed.task);
+        self.0.board.clear_progress(followed.run.task);
         followed.tracker.into_timings(self.0.clock.steady())
     }
 
@@ -124,7 +122,7 @@ impl Feed {
         // Under the lock, so that no progress is left on the board by a flight that is gone.
         if let Some(followed) = heard.followed.get(prompt) {
             let progress = Progress { sent_bytes: Some(sent), total_bytes: Some(total), ..Progress::default() };
-            self.0.board.set_progress(followed.task, followed.workflow.as_ref(), progress);
+            self.0.board.set_progress(&followed.run, progress);
         }
     }
 
@@ -190,9 +188,9 @@ impl Feed {
         let followed = heard.followed.get_mut(&prompt)?;
         followed.last_word = now;
         if content_type != "image/png" || !followed.senders.contains(&node) {
-            let (watch, task) = (self.0.board.watch(), followed.task);
-            if watch.wants_previews(task) {
-                watch.show_preview(task, Preview { node: Some(node), content_type, image });
+            let watch = self.0.board.watch();
+            if watch.wants_previews(followed.run.task) {
+                watch.show_preview(&followed.run, Preview { node: Some(node), content_type, image });
             }
             return None;
         }
@@ -211,8 +209,8 @@ impl Feed {
         let first = followed.running_since.is_none();
         let elapsed = now.since(*followed.running_since.get_or_insert(now));
         let mut progress = followed.tracker.progress();
-        progress.eta = self.0.board.remaining(followed.workflow.as_deref(), elapsed, progress.percent);
-        self.0.board.set_progress(followed.task, followed.workflow.as_ref(), progress);
+        progress.eta = self.0.board.remaining(followed.run.workflow.as_deref(), elapsed, progress.percent);
+        self.0.board.set_progress(&followed.run, progress);
         first.then_some(Word::Running(prompt))
     }
 

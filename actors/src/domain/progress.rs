@@ -12,7 +12,7 @@ pub const MAX_TIMINGS: usize = 256;
 const MAX_NODE_ID: usize = 128;
 
 /// What a person wants to see while waiting.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// 0 to 100, by the share of nodes done and the steps of the one running.
     pub percent: u8,

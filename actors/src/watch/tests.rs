@@ -73,6 +73,10 @@ async fn facts(watcher: &mut Watcher, count: usize) -> Vec<i64> {
     seen
 }
 
+fn run(task: TaskId, fence: i64) -> Run {
+    Run { task, fence: Fence(fence), workflow: None }
+}
+
 fn progress(percent: u8) -> Progress {
     Progress { percent, ..Progress::default() }
 }
@@ -113,7 +117,7 @@ async fn only_the_newest_glimpse_is_seen() {
     let mut watcher = hall.one(task, false).await;
     facts(&mut watcher, 1).await;
     for percent in 0..90 {
-        hall.board.set_progress(task, None, progress(percent));
+        hall.board.set_progress(&run(task, 1), progress(percent));
     }
     let glimpse = async {
         loop {
@@ -124,7 +128,7 @@ async fn only_the_newest_glimpse_is_seen() {
     };
     assert_eq!(glimpse.await, (task, progress(89)));
     // The same again is nothing new.
-    hall.board.set_progress(task, None, progress(89));
+    hall.board.set_progress(&run(task, 1), progress(89));
     let more = async { while !matches!(sight(&mut watcher).await, Sight::Progress(..)) {} };
     assert!(timeout(Duration::from_secs(30), more).await.is_err());
 }
@@ -138,7 +142,10 @@ async fn previews_are_for_who_wants_them_and_only_while_somebody_does() {
     assert!(!watch.wants_previews(task));
     let mut curious = hall.one(task, true).await;
     assert!(watch.wants_previews(task) && !watch.wants_previews(TaskId::new()));
-    watch.show_preview(task, Preview { node: None, content_type: "image/png", image: Bytes::from_static(b"x") });
+    watch.show_preview(
+        &run(task, 1),
+        Preview { node: None, content_type: "image/png", image: Bytes::from_static(b"x") },
+    );
     while !matches!(sight(&mut curious).await, Sight::Preview(..)) {}
     let seen = async { while !matches!(sight(&mut plain).await, Sight::Preview(..)) {} };
     assert!(timeout(Duration::from_secs(30), seen).await.is_err());
@@ -158,10 +165,10 @@ async fn the_more_watch_the_fewer_glimpses_each_of_them_sees() {
         crowd.push(hall.one(task, false).await);
     }
     let mut watcher = crowd.pop().unwrap();
-    let began = tokio::time::Instant::now();
+    let began = Instant::now();
     let mut seen = 0;
     for percent in 0..99 {
-        hall.board.set_progress(task, None, progress(percent));
+        hall.board.set_progress(&run(task, 1), progress(percent));
         let step = began + Duration::from_millis(10) * u32::from(percent + 1);
         while let Ok(sight) = tokio::time::timeout_at(step, sight(&mut watcher)).await {
             seen += usize::from(matches!(sight, Sight::Progress(..)));

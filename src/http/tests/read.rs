@@ -10,10 +10,11 @@ use comfyd_actors::{
         error::{ErrorCode, TaskError},
         id::BackendId,
         progress::Progress,
-        task::TaskState,
+        task::{Fence, TaskState},
         time::Timestamp,
     },
     ports::store::TaskRecord,
+    watch::Run,
 };
 use serde_json::json;
 
@@ -88,8 +89,7 @@ async fn each_state_has_its_words() {
             })
             .await;
         app.world.board.set_progress(
-            id,
-            None,
+            &Run { task: id, fence: Fence(1), workflow: None },
             Progress { percent: 40, node: Some("3".into()), step: Some(8), steps: Some(20), ..Progress::default() },
         );
         let body = app.get(&format!("/api/tasks/{id}")).await.json();
