@@ -138,9 +138,16 @@ impl Board {
         &self.0.pulse
     }
 
-    /// The newest progress of a running task.
+    /// The newest progress of a running task. Of one that runs in another process it is told from here on, for a while.
     #[must_use]
-    pub fn progress(&self, task: TaskId) -> Option<Progress> {
+    pub fn progress(&self, task: &Task) -> Option<Progress> {
+        let here = self.progress_here(task.id);
+        if here.is_none() && self.company() > 0 { self.0.watch.glance(task.id, task.fence) } else { here }
+    }
+
+    /// As [`Self::progress`], of a task that runs in this process.
+    #[must_use]
+    pub fn progress_here(&self, task: TaskId) -> Option<Progress> {
         self.lock().progress.get(&task).map(|(_, progress)| progress.clone())
     }
 

@@ -215,7 +215,7 @@ impl Bridge {
         Ok(ids)
     }
 
-    /// One task with its place in the queue or, if it runs in this process, its newest progress. Of its needs those are left that it waits
+    /// One task with its place in the queue or, if it runs, its newest progress as far as that is known here. Of its needs those are left that it waits
     /// for: none, unless it is pending and no backend that is online has what it needs.
     ///
     /// # Errors
@@ -226,7 +226,7 @@ impl Bridge {
             record.needs = Arc::default();
         }
         let standing = match record.task.state {
-            TaskState::Dispatching | TaskState::Executing => self.0.board.progress(id).map(Standing::Runs),
+            TaskState::Dispatching | TaskState::Executing => self.0.board.progress(&record.task).map(Standing::Runs),
             TaskState::Pending => {
                 let ahead = self.0.store.ahead(id, FAR).await?;
                 ahead.map(|ahead| Standing::Waits(self.0.board.place(record.task.workflow.as_deref(), ahead)))

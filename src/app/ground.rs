@@ -104,6 +104,7 @@ impl Common<'_> {
                 let workflows = Arc::new(Workflows::open(&config.workflows.dir, store.workflows.clone()).await?);
                 let (current, log, watched) = (workflows.clone(), store.tasks.clone(), self.board.clone());
                 let (ear, told, wire) = (hearing.clone(), hints.clone(), store.wire.clone());
+                let hears_others = wire.hears_others();
                 let muster = Arc::new(Muster {
                     worker: worker.clone(),
                     wire: store.wire.clone(),
@@ -115,7 +116,7 @@ impl Common<'_> {
                 services.extend([
                     (LOOKOUT, factory(move || lookout.clone().keep())),
                     (WORKFLOWS, factory(move || current.clone().keep_current())),
-                    (EVENTS, factory(move || watch::tail(log.clone(), watched.clone()))),
+                    (EVENTS, factory(move || watch::tail(log.clone(), watched.clone(), hears_others))),
                     (MUSTER, factory(move || muster.clone().keep())),
                     (HEARING, factory(move || ear.clone().listen(told.clone(), wire.clone()))),
                 ]);

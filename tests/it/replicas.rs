@@ -103,6 +103,10 @@ async fn is_watched_anywhere(replicas: Replicas) {
     first.completed(&other).await;
     let posted = wire.notices(Kind::Glimpse).await.unwrap();
     assert!(!posted.iter().any(|notice| notice.name.starts_with(&other)), "{posted:?}");
+    // But who looks again and again sees it move.
+    let polled = first.create(&sampling(15)).await;
+    let moves = |task: &Value| task["progress"]["step"].as_u64().is_some_and(|step| step > 1);
+    second.until(&format!("/api/tasks/{polled}"), moves).await;
 }
 
 /// Whatever a client wants, it says it to an API that did not create the task and does not run it.

@@ -66,7 +66,7 @@ async fn between_two_steps(world: &World, fault: &Fault) {
     body["workflow"]["2"]["inputs"]["images"] = json!(["3", 0]);
     let task = world.create(&body).await;
     let is_stepping = || {
-        let progress = world.system().board.progress(id(&task));
+        let progress = world.system().board.progress_here(id(&task));
         progress.is_some_and(|progress| progress.step.is_some())
     };
     until_level("a step", is_stepping).await;

@@ -141,7 +141,7 @@ impl World {
 
     /// Waits until the session itself has heard that the task runs.
     pub async fn heard(&self, task: &str) {
-        until_level("progress", || self.system().board.progress(id(task)).is_some()).await;
+        until_level("progress", || self.system().board.progress_here(id(task)).is_some()).await;
     }
 
     /// The task as it is now.

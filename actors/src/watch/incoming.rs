@@ -12,7 +12,16 @@ use std::{
 use tokio::time::Instant;
 
 use super::{Preview, Run, Topics, Watch};
-use crate::domain::{event::Stage, id::TaskId, interest::Interest, progress::Progress, task::Fence};
+use crate::domain::{
+    event::Stage,
+    id::TaskId,
+    interest::{Interest, MOST_NAMED},
+    progress::Progress,
+    task::Fence,
+};
+
+/// How long a task is wanted after a look at it: clients that look again and again do so more often.
+const GLANCE_LASTS: Duration = Duration::from_secs(10);
 
 /// How long a task that does not run is kept in mind: longer than a glimpse of it may be on its way.
 const KEPT_IN_MIND: Duration = Duration::from_secs(30);
@@ -32,6 +41,8 @@ pub(super) struct Incoming {
     known: HashMap<TaskId, Known>,
     /// Who was noted to be at rest, and when.
     rested: VecDeque<(Instant, TaskId)>,
+    /// Who was looked at, and until when it is wanted.
+    glanced: HashMap<TaskId, Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +53,7 @@ struct Known {
     /// The numbers of what was shown last.
     progress: Option<u64>,
     preview: Option<u64>,
+    newest: Option<Progress>,
 }
 
 impl Incoming {
@@ -86,14 +98,24 @@ impl Incoming {
             return false;
         }
         *last = Some(number);
+        if let Seen::Progress(progress) = seen {
+            known.newest = Some(progress.clone());
+        }
         true
+    }
+
+    fn is_glanced(&self, task: TaskId) -> bool {
+        self.glanced.get(&task).is_some_and(|until| *until > Instant::now())
     }
 
     /// Nobody watches this task alone any more, or nobody watches at all (`None`).
     pub(super) fn forget(&mut self, task: Option<TaskId>) {
         match task {
             Some(task) => drop(self.known.remove(&task)),
-            None => *self = Self { expected: self.expected, ..Self::default() },
+            None => {
+                self.known.retain(|task, _| self.glanced.contains_key(task));
+                self.rested.clear();
+            }
         }
     }
 }
@@ -113,14 +135,41 @@ impl Topics {
 impl Watch {
     /// What is watched here and not over.
     pub(super) fn interest(&self) -> Interest {
-        let topics = self.lock();
+        let (topics, now) = (&mut *self.lock(), Instant::now());
         let mut interest = Interest::default();
+        let Incoming { glanced, known, .. } = &mut topics.incoming;
+        glanced.retain(|task, until| {
+            let is_wanted = *until > now;
+            if is_wanted {
+                interest.add(Some(*task), false);
+            } else if !topics.open.contains_key(&Some(*task)) && !topics.open.contains_key(&None) {
+                known.remove(task);
+            }
+            is_wanted
+        });
         for (task, topic) in &topics.open {
             if !topic.stage.is_some_and(Stage::is_final) {
                 interest.add(*task, topic.previews > 0);
             }
         }
         interest
+    }
+
+    /// The newest progress that another process told of a run. From here on it is wanted for a while.
+    pub(crate) fn glance(&self, task: TaskId, fence: Fence) -> Option<Progress> {
+        let mut topics = self.lock();
+        let Incoming { glanced, known, .. } = &mut topics.incoming;
+        let is_new = !glanced.contains_key(&task);
+        if !is_new || glanced.len() < MOST_NAMED {
+            glanced.insert(task, Instant::now() + GLANCE_LASTS);
+        }
+        let known = known.get(&task).filter(|known| known.fence == fence);
+        let newest = known.and_then(|known| known.newest.clone());
+        drop(topics);
+        if is_new {
+            self.0.interest_changed.notify_one();
+        }
+        newest
     }
 
     /// Others were told what is watched here, or that nothing is.
@@ -140,14 +189,15 @@ impl Watch {
     pub(super) fn wants_from_afar(&self, task: TaskId, previews: bool) -> bool {
         let topics = self.lock();
         let wants = |key| topics.open.get(key).is_some_and(|topic| !previews || topic.previews > 0);
-        [Some(task), None].iter().any(wants)
+        [Some(task), None].iter().any(wants) || (!previews && topics.incoming.is_glanced(task))
     }
 
     /// Shows what was seen in another process, if it is news. Numbers grow in the order in which a process saw it.
     pub(super) fn show_from_afar(&self, run: &Run, number: u64, seen: &Seen) {
         let mut topics = self.lock();
         let keys = [Some(run.task), None];
-        if !keys.iter().any(|key| topics.open.contains_key(key)) || !topics.incoming.accept(run, number, seen) {
+        let is_wanted = keys.iter().any(|key| topics.open.contains_key(key)) || topics.incoming.is_glanced(run.task);
+        if !is_wanted || !topics.incoming.accept(run, number, seen) {
             return;
         }
         for topic in keys.iter().filter_map(|key| topics.open.get(key)) {

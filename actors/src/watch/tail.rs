@@ -1,7 +1,8 @@
 //! Reads the store's log for everybody who watches, and tells waiting tasks their places.
 //!
-//! Runs as a service under the root · is woken by the store's changes, and looks each second for what other processes committed · when it
-//! dies its successor goes on from the position that lies in the [`Watch`] · it must never read while nobody watches.
+//! Runs as a service under the root · is woken by the store's changes, and looks each second for what other processes committed, or more often
+//! when nothing is heard of them · when it dies its successor goes on from the position that lies in the [`Watch`] · it must never read while
+//! nobody watches.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +14,8 @@ use tracing::debug;
 
 use crate::{
     board::Board,
-    ports::store::{Changed, StoreError, TaskStore},
+    domain::task::TaskState,
+    ports::store::{Changed, Query, StoreError, TaskStore},
     watch::{FAR, Watch},
 };
 
@@ -21,13 +23,19 @@ use crate::{
 const PAGE: u32 = 500;
 /// The backstop behind every wake-up.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The same when other processes run tasks and nothing is heard of what they do: half of what a person takes for at once.
+const LOOK_EVERY_DEAF: Duration = Duration::from_millis(50);
 /// Places counted in one round: the others get theirs in the rounds after.
 const PLACES: usize = 100;
+/// How often is looked how long tasks take that other processes run, and at how many of the last.
+const LEARN_EVERY: Duration = Duration::from_secs(60);
+const LESSONS: u32 = 100;
 
-/// The reader, for ever.
-pub async fn tail(store: Arc<dyn TaskStore>, board: Board) {
+/// The reader, for ever. `hears_others`: what other processes commit wakes it as a rule.
+pub async fn tail(store: Arc<dyn TaskStore>, board: Board, hears_others: bool) {
     let mut changes = store.changes();
     let mut next_places = Instant::now();
+    let mut next_lesson = next_places;
     let mut place = 0;
     loop {
         board.watch().watched().await;
@@ -40,14 +48,20 @@ pub async fn tail(store: Arc<dyn TaskStore>, board: Board) {
         }
         let mut hurry = Instant::now() >= next_places;
         if !hurry {
+            let is_deaf = !hears_others && board.company() > 0;
             tokio::select! {
                 () = next_change(&mut changes), if read.is_ok() => {}
                 () = board.watch().0.came.notified() => hurry = true,
                 () = tokio::time::sleep_until(next_places) => hurry = true,
+                () = tokio::time::sleep(LOOK_EVERY_DEAF), if is_deaf => {}
             }
         }
         if hurry {
             next_places = Instant::now() + LOOK_EVERY;
+            if board.company() > 0 && next_lesson < next_places {
+                next_lesson = Instant::now() + LEARN_EVERY;
+                learn(&*store, &board).await;
+            }
             place = tell_places(&*store, &board, place).await;
         }
     }
@@ -73,6 +87,14 @@ async fn next_change(changes: &mut broadcast::Receiver<Changed>) {
         std::future::pending::<()>().await;
     }
     while !matches!(changes.try_recv(), Err(TryRecvError::Empty | TryRecvError::Closed)) {}
+}
+
+/// Learns from the last tasks how long they take: those of other processes are not told here as they end.
+async fn learn(store: &dyn TaskStore, board: &Board) {
+    let last = Query { states: vec![TaskState::Completed], limit: LESSONS, ..Query::default() };
+    // Without them the next ones teach it.
+    let tasks = store.list(last).await.unwrap_or_default();
+    tasks.iter().rev().for_each(|task| board.learn(task));
 }
 
 /// Counts the places of some of the waiting tasks that are watched, in turn. Returns whose turn is next.

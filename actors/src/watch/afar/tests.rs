@@ -14,7 +14,7 @@ use crate::{
     domain::{
         id::{TaskId, WorkerId},
         progress::Progress,
-        task::{Change, Fence},
+        task::{Change, Fence, Release, Task},
     },
     ports::{
         store::{StoreError, TaskStore, WorkSource},
@@ -101,7 +101,7 @@ impl Apart {
         let (api, consumer) = (Board::default(), Board::default());
         api.set_company(1);
         let mut reader = JoinSet::new();
-        reader.spawn(tail(store.clone(), api.clone()));
+        reader.spawn(tail(store.clone(), api.clone(), wire.hears_others()));
         let posted = store.heard();
         let (lookout, beacon) = (JoinSet::new(), JoinSet::new());
         let mut apart = Self { store, wire, api, consumer, posted, lookout, beacon, _tail: reader };
@@ -296,7 +296,7 @@ async fn what_is_over_is_not_seen_any_more() {
         assert_eq!(glimpse(watcher).await, Sight::Progress(run.task, percent(50)));
     }
     let late = apart.store.notices(Kind::Glimpse).await.unwrap().remove(0);
-    apart.store.apply(run.task, run.fence, Change::Release(crate::domain::task::Release::Recalled)).await.unwrap();
+    apart.store.apply(run.task, run.fence, Change::Release(Release::Recalled)).await.unwrap();
     apart.consumer.clear_progress(run.task);
     sleep(ROUND_EVERY * 2).await;
     assert_eq!(apart.store.notices(Kind::Glimpse).await.unwrap(), [], "it is taken back");
@@ -336,6 +336,27 @@ async fn whoever_dies_is_followed_by_another_and_it_goes_on() {
     sleep(LONG).await;
     apart.store.set_down(false);
     assert_eq!(glimpse(&mut watcher).await, Sight::Progress(run.task, percent(4)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_looks_now_and_then_sees_how_far_it_is() {
+    let mut apart = Apart::new();
+    let run = apart.running().await;
+    apart.consumer.set_progress(&run, percent(30));
+    let task = apart.store.get(run.task).await.unwrap().task;
+    assert_eq!(apart.api.progress(&task), None, "it is asked for");
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(apart.api.progress(&task), Some(percent(30)));
+    apart.consumer.set_progress(&run, percent(40));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(apart.api.progress(&task), Some(percent(40)));
+    assert_eq!(apart.api.progress(&Task { fence: Fence(run.fence.0 + 1), ..task }), None, "of another run");
+    // Nobody looks any more.
+    sleep(LONG).await;
+    apart.posts(Kind::Glimpse);
+    apart.consumer.set_progress(&run, percent(50));
+    sleep(LONG).await;
+    assert_eq!((apart.posts(Kind::Glimpse), apart.posts(Kind::Watched)), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
