@@ -2,6 +2,7 @@
 //!
 //! Safe beside a running service: it changes nothing but a picture of one pixel that it stores and deletes again.
 
+mod api;
 mod clock;
 mod comfyui;
 mod postgres;
@@ -29,8 +30,15 @@ const AT_ONCE: usize = 8;
 pub async fn run(config: &Config, warnings: Vec<String>, out: &mut impl Write) -> io::Result<bool> {
     crate::tls::install_crypto_provider();
     let mut sections = vec![settings(warnings), service::examine(config).await];
-    let (store, kept) = store::examine(config).await;
-    sections.push(store);
+    sections.extend(api::examine(config).await);
+    // A consumer without a database has its tasks from the API, and its files go there if it has no bucket.
+    let kept = if config.consumer.remote {
+        Vec::new()
+    } else {
+        let (store, kept) = store::examine(config).await;
+        sections.push(store);
+        kept
+    };
     sections.extend(storage::examine(config).await);
     sections.extend(servers(config, kept).await);
     for section in &sections {

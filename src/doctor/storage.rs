@@ -16,7 +16,15 @@ use crate::{config::Config, storage, tls};
 const PATIENCE: Duration = Duration::from_secs(15);
 
 pub(super) async fn examine(config: &Config) -> Vec<Section> {
-    let targets = match storage::open(&config.storage, config.tasks.upload_retry) {
+    let (storage, backoff) = (&config.storage, config.tasks.upload_retry);
+    // What a consumer does not reach itself goes through its API.
+    let opened = if config.consumer.remote {
+        storage::far(storage, backoff)
+    } else {
+        storage::open(storage, backoff)
+            .map(|targets| targets.iter().map(|(name, target)| (name.to_owned(), target.clone())).collect())
+    };
+    let targets = match opened {
         Ok(targets) => targets,
         Err(error) => {
             let mut section = Section::new("Storage");
@@ -25,8 +33,8 @@ pub(super) async fn examine(config: &Config) -> Vec<Section> {
         }
     };
     let mut sections = Vec::new();
-    for (name, target) in targets.iter() {
-        let usual = if name == targets.usual() { "  (the usual one)" } else { "" };
+    for (name, target) in &targets {
+        let usual = if *name == storage.usual { "  (the usual one)" } else { "" };
         let mut section = Section::new(format!("Storage  {name}{usual}"));
         look(&mut section, target).await;
         sections.push(section);

@@ -12,13 +12,13 @@ use comfyd_actors::{
     ports::{
         fetcher::FetchError,
         object_store::ObjectError,
-        store::{Changed, StoreError},
+        store::{Changed, Pause, StoreError},
         wire::Notice,
     },
     targets::Target,
 };
 use futures_util::StreamExt;
-use reqwest::{RequestBuilder, Response, StatusCode};
+use reqwest::{RequestBuilder, Response, StatusCode, header};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::broadcast;
 use tracing::{info, warn};
@@ -93,6 +93,18 @@ impl ApiClient {
         let usual = Mutex::default();
         let (changes, heard) = (broadcast::Sender::new(KEPT), broadcast::Sender::new(KEPT));
         Ok(Arc::new(Self { http, base: url.expose().to_owned(), token, changes, heard, own, usual }))
+    }
+
+    /// Asks for something small, as any consumer does; the answer's `Date`.
+    ///
+    /// # Errors
+    /// Why this consumer can do nothing with what is there, in words.
+    pub async fn greet(&self) -> Result<Option<String>, String> {
+        let asked = self.post("pauses", &()).timeout(ANSWER);
+        let answer = self.send(asked).await.map_err(|Away(why)| why)?;
+        let date = answer.headers().get(header::DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
+        let paused: Result<Vec<Pause>, StoreError> = read(answer).await.map_err(|Away(why)| why)?;
+        paused.map(|_| date).map_err(|error| format!("the API cannot reach its tasks: {error}"))
     }
 
     /// Waits for what happens, for ever, and tells it to those who listen here.
@@ -181,17 +193,7 @@ impl ApiClient {
 
     /// Sends a request and reads what comes.
     pub(super) async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Away> {
-        let answer = self.send(request).await?;
-        let mut whole = BytesMut::new();
-        let mut body = answer.bytes_stream();
-        while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|error| Away(format!("the API's answer broke off: {}", describe(error))))?;
-            if whole.len() + chunk.len() > LONGEST {
-                return Err(Away(format!("the API's answer is longer than {LONGEST} bytes")));
-            }
-            whole.extend_from_slice(&chunk);
-        }
-        serde_json::from_slice(&whole).map_err(|error| Away(format!("the API's answer is not understood: {error}")))
+        read(self.send(request).await?).await
     }
 
     /// Sends a request; an answer that is none of the protocol's is a failure.
@@ -204,6 +206,20 @@ impl ApiClient {
         }
         Err(Away(refusal(status, answer).await))
     }
+}
+
+/// Reads what the API answered.
+async fn read<T: DeserializeOwned>(answer: Response) -> Result<T, Away> {
+    let mut whole = BytesMut::new();
+    let mut body = answer.bytes_stream();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|error| Away(format!("the API's answer broke off: {}", describe(error))))?;
+        if whole.len() + chunk.len() > LONGEST {
+            return Err(Away(format!("the API's answer is longer than {LONGEST} bytes")));
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    serde_json::from_slice(&whole).map_err(|error| Away(format!("the API's answer is not understood: {error}")))
 }
 
 /// What the API says about a request it does not take.

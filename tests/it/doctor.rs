@@ -138,3 +138,44 @@ async fn a_port_that_is_taken_is_told() {
     assert_eq!(status, Some(1), "{text}");
     assert!(text.contains("comfyd cannot listen there") && text.contains("set HOST and PORT"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumers_way_to_its_api_is_looked_at() {
+    const TOKEN: &str = "a-token-of-many-letters-0";
+    let place = Place::new().await.with("CONSUMER_TOKEN", TOKEN);
+    let _api = place.start().await;
+    let (dir, fake) = well(FakeConfig::default()).await;
+    let (api, fake) = (place.api.url("/api/"), fake.url());
+    let examine = async |url: &str, token: &str| {
+        let settings = [
+            ("COMFYUI_URL", fake.as_str()),
+            ("TASK_API_URL", url),
+            ("CONSUMER_TOKEN", token),
+            ("COMFYD_CONSUMER__PORT", "0"),
+        ];
+        examined(dir.path(), &settings).await
+    };
+    let (text, status) = examine(&api, TOKEN).await;
+    assert_eq!(status, Some(0), "{text}");
+    for told in ["it takes this consumer, and answers in", "its clock and ours agree", "in plain text", "it can run"] {
+        assert!(text.contains(told), "{told} is not in:\n{text}");
+    }
+    assert!(!text.contains("Store") && !text.contains(TOKEN), "{text}");
+    assert_eq!(files(dir.path()), Vec::<String>::new(), "nothing of a consumer lies here");
+
+    let (text, status) = examine(&api, "another-token-of-letters-0").await;
+    assert_eq!(status, Some(1), "{text}");
+    assert!(
+        text.contains("FAULT  the API answered 401") && text.contains("CONSUMER_TOKEN as a bearer token"),
+        "{text}"
+    );
+    let (text, status) = examine(&fake, TOKEN).await;
+    assert_eq!(status, Some(1), "{text}");
+    assert!(
+        text.contains("FAULT  the API answered 404") && text.contains("-> see that TASK_API_URL is the address"),
+        "{text}"
+    );
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (text, status) = examine(&format!("http://{gone}"), TOKEN).await;
+    assert!(status == Some(1) && text.contains("FAULT  the API does not answer"), "{text}");
+}
