@@ -33,6 +33,7 @@ use self::{
 mod rows;
 
 mod fault;
+mod heads;
 mod herald;
 mod look;
 mod open;
@@ -48,6 +49,19 @@ pub use self::{
     open::{OpenError, PgConfig},
 };
 use super::{CHANGES_KEPT, HERALD, LISTENER, NOTICES_KEPT, WRITER, queue::Queue};
+
+/// What is sent for a claim and for the end of a task, for who measures what all the rest costs.
+#[doc(hidden)]
+pub mod statements {
+    use super::{heads, tx, unwritten, writer};
+
+    pub const BEGIN: &str = writer::BEGIN;
+    pub const HEADS: &str = heads::HEADS;
+    pub const LOAD: &str = tx::LOAD;
+    pub const CHANGE: &str = unwritten::CHANGE;
+    pub const FINISH: &str = tx::FINISH;
+    pub const EVENTS_LOCK: i64 = tx::EVENTS_LOCK;
+}
 
 /// The store.
 pub struct PgStore {

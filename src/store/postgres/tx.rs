@@ -24,13 +24,14 @@ use uuid::Uuid;
 
 use super::{
     fault::Fault,
+    heads::Heads,
     ops::hooks,
     rows::{get, json, keys},
     unwritten::{Statement, Unwritten},
 };
 use crate::store::columns::{self, corrupt};
 
-const LOAD: &str =
+pub(super) const LOAD: &str =
     concat!("SELECT ", task_columns!(), " FROM tasks t WHERE t.id = ANY ($1::uuid[]) ORDER BY t.id FOR NO KEY UPDATE");
 
 const PEEK: &str = concat!("SELECT ", task_columns!(), " FROM tasks t WHERE t.id = $1");
@@ -41,7 +42,7 @@ const STORE_ARTIFACT: &str = "UPDATE task_outputs SET stored = true, artifact = 
 
 /// The end of a batch. The lock is got before the first number is drawn, because the condition is looked at before anything else. An
 /// output told before is not told again.
-const FINISH: &str = "WITH lock AS MATERIALIZED (SELECT pg_advisory_xact_lock($4)),
+pub(super) const FINISH: &str = "WITH lock AS MATERIALIZED (SELECT pg_advisory_xact_lock($4)),
     mark AS (INSERT INTO writers (id, batch, at) VALUES ($1, $2, $3)
         ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, at = excluded.at)
     INSERT INTO task_events (task_id, at, dispatch, attempt, stage, error, output)
@@ -57,7 +58,7 @@ const MARK: &str = "INSERT INTO writers (id, batch, at) VALUES ($1, $2, $3)
     ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, at = excluded.at";
 
 /// Held from the first number to the commit. Any constant will do; all processes on a database must have the same.
-const EVENTS_LOCK: i64 = 0x636f_6d66_7964_6576;
+pub(super) const EVENTS_LOCK: i64 = 0x636f_6d66_7964_6576;
 
 /// The transaction.
 pub(super) struct Tx<'c> {
@@ -74,6 +75,8 @@ pub(super) struct Tx<'c> {
     loaded: HashMap<TaskId, Task>,
     /// What the running operation replaced in `loaded`.
     replaced: Vec<(TaskId, Option<Task>)>,
+    /// Waiting tasks that claims of this batch may take.
+    pub(super) heads: Heads,
     /// Rows of operations that are over.
     unwritten: Unwritten,
     /// Rows of the running operation.
@@ -96,6 +99,7 @@ impl<'c> Tx<'c> {
             kept: 0,
             loaded: HashMap::new(),
             replaced: Vec::new(),
+            heads: Heads::default(),
             unwritten: Unwritten::default(),
             fresh: Unwritten::default(),
             has_written: false,
@@ -130,6 +134,9 @@ impl<'c> Tx<'c> {
         }
         self.fresh = Unwritten::default();
         self.changed.truncate(self.kept);
+        if !self.replaced.is_empty() {
+            self.heads.clear();
+        }
         for (id, task) in self.replaced.drain(..).rev() {
             match task {
                 Some(task) => self.loaded.insert(id, task),
@@ -186,6 +193,11 @@ impl Tx<'_> {
         Ok(statement.fetch_all(&mut *self.conn).await?)
     }
 
+    /// Runs a query for which it makes no difference whether what waits to be written is written.
+    pub(super) async fn read_past(&mut self, statement: Statement) -> Result<Vec<PgRow>, Fault> {
+        Ok(statement.fetch_all(&mut *self.conn).await?)
+    }
+
     /// Runs a statement; how many rows it touched.
     pub(super) async fn write(&mut self, statement: Statement) -> Result<u64, Fault> {
         self.flush().await?;
@@ -235,9 +247,14 @@ impl Tx<'_> {
         Ok(found.first().map(columns::task).transpose()?)
     }
 
-    /// Takes hold of tasks, as far as they are there.
+    /// One task, if it is held already.
+    pub(super) fn known(&self, id: TaskId) -> Option<Task> {
+        self.loaded.get(&id).cloned()
+    }
+
+    /// Takes hold of tasks that this batch did not change yet, as far as they are there.
     async fn load_many(&mut self, ids: impl IntoIterator<Item = TaskId>) -> Result<(), Fault> {
-        for row in &self.read(sqlx::query(LOAD).bind(keys(ids))).await? {
+        for row in &self.read_past(sqlx::query(LOAD).bind(keys(ids))).await? {
             // One that cannot be read is the fault of the operation that asks for it, and is told to that one.
             if let Ok(task) = columns::task(row) {
                 self.loaded.insert(task.id, task);
@@ -253,6 +270,7 @@ impl Tx<'_> {
         self.fresh.add(task.clone(), &new.payload, new.idempotency.as_ref())?;
         self.write_down(&task, None, &ArtifactEdit::Keep)?;
         self.tell(&task, None);
+        self.heads.add(&task, new);
         Ok(task)
     }
 
@@ -295,6 +313,9 @@ impl Tx<'_> {
     /// Has listeners told of it after the commit, and the batch's other operations see it; it stood at `was` before.
     fn tell(&mut self, task: &Task, was: Option<TaskState>) {
         self.replaced.push((task.id, self.loaded.insert(task.id, task.clone())));
+        if was.is_some() {
+            self.heads.forget(task);
+        }
         self.changed.push(Changed::of(task, was));
     }
 

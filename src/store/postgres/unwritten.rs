@@ -17,30 +17,52 @@ use super::rows::{LaneRow, TaskRow, json, keys, text};
 
 pub(super) type Statement = Query<'static, Postgres, PgArguments>;
 
-/// One statement for all of it. What it inserts side by side does not see each other, so rules between tables are looked at when it ends,
-/// and no row is touched twice.
-const WRITE: &str = "WITH
-    lane AS (INSERT INTO lanes SELECT * FROM json_populate_recordset(NULL::lanes, $1::json) ON CONFLICT DO NOTHING),
-    receiver AS (INSERT INTO webhook_endpoints (id, url) SELECT id, url FROM json_populate_recordset(NULL::webhook_endpoints, $2::json)
-        ON CONFLICT DO NOTHING),
-    fresh AS (INSERT INTO tasks SELECT * FROM json_populate_recordset(NULL::tasks, $3::json)),
-    payload AS (INSERT INTO task_payloads (task_id, graph, inputs, metadata, options)
-        SELECT * FROM unnest($4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[])),
-    key AS (INSERT INTO idempotency SELECT * FROM json_populate_recordset(NULL::idempotency, $9::json)),
-    need AS (INSERT INTO task_inputs SELECT * FROM json_populate_recordset(NULL::task_inputs, $10::json) ON CONFLICT DO NOTHING),
-    dropped AS (DELETE FROM task_outputs o WHERE o.task_id = ANY ($11::uuid[]) AND NOT EXISTS (
-        SELECT 1 FROM json_populate_recordset(NULL::task_outputs, $12::json) n WHERE n.task_id = o.task_id AND n.idx = o.idx)),
-    planned AS (INSERT INTO task_outputs SELECT * FROM json_populate_recordset(NULL::task_outputs, $12::json)
-        ON CONFLICT (task_id, idx) DO UPDATE SET stored = excluded.stored, artifact = excluded.artifact),
-    run AS (INSERT INTO task_nodes SELECT * FROM json_populate_recordset(NULL::task_nodes, $13::json)
-        ON CONFLICT (task_id) DO UPDATE SET dispatch = excluded.dispatch, nodes = excluded.nodes)
+/// What is written of tasks that were there already: their artifacts, what the nodes of their runs took, and themselves.
+macro_rules! known {
+    ($replaced:literal, $artifacts:literal, $runs:literal, $tasks:literal) => {
+        concat!(
+            "dropped AS (DELETE FROM task_outputs o WHERE o.task_id = ANY (",
+            $replaced,
+            "::uuid[]) AND NOT EXISTS (SELECT 1 FROM json_populate_recordset(NULL::task_outputs, ",
+            $artifacts,
+            "::json) n WHERE n.task_id = o.task_id AND n.idx = o.idx)),
+    planned AS (INSERT INTO task_outputs SELECT * FROM json_populate_recordset(NULL::task_outputs, ",
+            $artifacts,
+            "::json) ON CONFLICT (task_id, idx) DO UPDATE SET stored = excluded.stored, artifact = excluded.artifact),
+    run AS (INSERT INTO task_nodes SELECT * FROM json_populate_recordset(NULL::task_nodes, ",
+            $runs,
+            "::json) ON CONFLICT (task_id) DO UPDATE SET dispatch = excluded.dispatch, nodes = excluded.nodes)
     UPDATE tasks t SET lane = n.lane, priority = n.priority, sort_key = n.sort_key, queued_at = n.queued_at, state = n.state,
         generation = n.generation, uploads_only = n.uploads_only, fence = n.fence, dispatch = n.dispatch, attempt = n.attempt,
         poison = n.poison, ooms = n.ooms, worker = n.worker, lease_until = n.lease_until, prompt_id = n.prompt_id, backend = n.backend,
         client = n.client, accepted = n.accepted, run_at = n.run_at, cancel_requested_at = n.cancel_requested_at,
         started_at = n.started_at, executing_at = n.executing_at, uploading_at = n.uploading_at, finished_at = n.finished_at,
         error = n.error, class = n.class
-    FROM json_populate_recordset(NULL::tasks, $14::json) n WHERE t.id = n.id";
+    FROM json_populate_recordset(NULL::tasks, ",
+            $tasks,
+            "::json) n WHERE t.id = n.id"
+        )
+    };
+}
+
+/// One statement for all of it. What it inserts side by side does not see each other, so rules between tables are looked at when it ends,
+/// and no row is touched twice.
+const WRITE: &str = concat!(
+    "WITH
+    lane AS (INSERT INTO lanes SELECT * FROM json_populate_recordset(NULL::lanes, $5::json) ON CONFLICT DO NOTHING),
+    receiver AS (INSERT INTO webhook_endpoints (id, url) SELECT id, url FROM json_populate_recordset(NULL::webhook_endpoints, $6::json)
+        ON CONFLICT DO NOTHING),
+    fresh AS (INSERT INTO tasks SELECT * FROM json_populate_recordset(NULL::tasks, $7::json)),
+    payload AS (INSERT INTO task_payloads (task_id, graph, inputs, metadata, options)
+        SELECT * FROM unnest($8::uuid[], $9::text[], $10::text[], $11::text[], $12::text[])),
+    key AS (INSERT INTO idempotency SELECT * FROM json_populate_recordset(NULL::idempotency, $13::json)),
+    need AS (INSERT INTO task_inputs SELECT * FROM json_populate_recordset(NULL::task_inputs, $14::json) ON CONFLICT DO NOTHING),
+    ",
+    known!("$1", "$2", "$3", "$4")
+);
+
+/// The same for a batch in which nothing comes into being, as with most: what is not asked for costs time all the same.
+pub(super) const CHANGE: &str = concat!("WITH ", known!("$1", "$2", "$3", "$4"));
 
 /// A row of `task_events` without its number.
 #[derive(Debug, Clone, Serialize)]
@@ -244,10 +266,18 @@ impl Unwritten {
         let rows = |tasks: &[Task]| json(&tasks.iter().map(TaskRow::of).collect::<Result<Vec<_>, _>>()?);
         let outputs = artifacts.iter().flat_map(|(id, list)| list.iter().map(|artifact| output_row(*id, artifact)));
         let outputs = json(&outputs.collect::<Result<Vec<_>, _>>()?)?;
+        let replaced = keys(artifacts.iter().map(|(id, _)| *id));
+        let is_new =
+            [lanes.len(), receivers.len(), fresh.len(), requests.len(), needs.len()].iter().any(|length| *length > 0);
+        let known = sqlx::query(if is_new { WRITE } else { CHANGE });
+        let known = known.bind(replaced).bind(outputs).bind(json(&runs)?).bind(rows(&changed)?);
+        if !is_new {
+            return Ok(known);
+        }
         let ids: Vec<Uuid> = keys(payloads.iter().map(|(id, ..)| *id));
         let column =
             |of: fn(&Payload) -> &str| payloads.iter().map(|(_, payload, _)| text(of(payload))).collect::<Vec<_>>();
-        Ok(sqlx::query(WRITE)
+        Ok(known
             .bind(json(&lanes)?)
             .bind(json(&receivers)?)
             .bind(rows(&fresh)?)
@@ -257,11 +287,7 @@ impl Unwritten {
             .bind(column(|payload| &payload.metadata))
             .bind(payloads.iter().map(|(_, _, options)| options.clone()).collect::<Vec<_>>())
             .bind(json(&requests)?)
-            .bind(json(&needs)?)
-            .bind(keys(artifacts.iter().map(|(id, _)| *id)))
-            .bind(outputs)
-            .bind(json(&runs)?)
-            .bind(rows(&changed)?))
+            .bind(json(&needs)?))
     }
 }
 

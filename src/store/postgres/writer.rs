@@ -30,7 +30,7 @@ use comfyd_actors::{
     metrics::Metrics,
     ports::{
         clock::Clock,
-        store::{Changed, StoreError},
+        store::{Changed, Claim, StoreError},
     },
 };
 use sqlx::{ConnectOptions, Connection, PgConnection, Row, postgres::PgConnectOptions};
@@ -69,26 +69,27 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Every transaction says itself what it needs, so that it works on whatever connection a pooler gives it. Plans: all statements of the writer
-/// go from a few ids into indexes, however little the server knows of the tables.
-macro_rules! begin {
-    ($durability:literal) => {
-        concat!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; ",
-            $durability,
-            "; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL jit = off;
-             SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL lock_timeout = '10s';
-             SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now"
-        )
-    };
-}
+/// go from a few ids into indexes, however little the server knows of the tables, and are planned once.
+///
+/// What is committed is safe from a power cut when the COMMIT is answered, whatever this database usually does.
+pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;
+    SELECT set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), true),
+        set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
+        set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true),
+        set_config('idle_in_transaction_session_timeout', '10s', true), set_config('lock_timeout', '10s', true),
+        (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now";
 
-/// What a promise holds is safe from a power cut when the COMMIT is answered, whatever this database usually does.
-const BEGIN_PROMISE: &str = begin!(
-    "SELECT set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), true)"
-);
-const BEGIN_REST: &str = begin!("SET LOCAL synchronous_commit = off");
+const COMMIT: &str = "COMMIT";
+/// For what nobody was promised.
+const COMMIT_SOON: &str = "SET LOCAL synchronous_commit = off; COMMIT";
 
 const FIND_OUT: &str = "SELECT batch FROM writers WHERE id = $1 FOR UPDATE";
+
+/// Operations that are committed together.
+type Batch = Vec<Box<dyn Job>>;
+
+/// Where those are that come while a transaction begins.
+type Late<'q> = Option<&'q mut mpsc::Receiver<Box<dyn Job>>>;
 
 /// Something to be done in a transaction, perhaps more than once.
 pub(super) trait Operation: Send + Sync + 'static {
@@ -105,6 +106,11 @@ pub(super) trait Operation: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// What it takes from the head of the queue.
+    fn claim(&self) -> Option<&Claim> {
+        None
+    }
+
     /// Does it. What it refuses it refuses before it writes anything, if it can.
     fn run(&self, tx: &mut Tx<'_>) -> impl Future<Output = Result<Self::Answer, Fault>> + Send;
 }
@@ -115,6 +121,8 @@ pub(super) trait Job: Send {
     fn is_promise(&self) -> bool;
 
     fn reach(&self) -> Vec<TaskId>;
+
+    fn claim(&self) -> Option<&Claim>;
 
     /// Runs it and keeps the answer; one that was refused leaves no trace.
     async fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), Fault>;
@@ -142,6 +150,10 @@ impl<O: Operation> Job for Envelope<O> {
 
     fn reach(&self) -> Vec<TaskId> {
         self.operation.reach()
+    }
+
+    fn claim(&self) -> Option<&Claim> {
+        self.operation.claim()
     }
 
     async fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), Fault> {
@@ -205,16 +217,17 @@ impl Writer {
     pub(super) async fn run(mut self, queue: &mut mpsc::Receiver<Box<dyn Job>>) {
         let mut batch = Vec::new();
         while queue.recv_many(&mut batch, MAX_BATCH).await > 0 {
-            self.settle(std::mem::take(&mut batch)).await;
+            self.settle(std::mem::take(&mut batch), queue).await;
         }
     }
 
     /// Commits a batch, together or one by one, and answers everybody in it.
-    async fn settle(&mut self, batch: Vec<Box<dyn Job>>) {
+    async fn settle(&mut self, batch: Batch, queue: &mut mpsc::Receiver<Box<dyn Job>>) {
         let mut waiting = VecDeque::from([batch]);
+        let mut late = Some(queue);
         while let Some(mut batch) = waiting.pop_front() {
             let begun = Instant::now();
-            match self.commit(&mut batch).await {
+            match self.commit(&mut batch, late.take()).await {
                 Ok(changed) => {
                     crash_point::reach_with("committed", &changed);
                     if let Some(metrics) = &self.metrics {
@@ -238,10 +251,10 @@ impl Writer {
         }
     }
 
-    async fn commit(&mut self, batch: &mut [Box<dyn Job>]) -> Result<Vec<Changed>, Fault> {
+    async fn commit(&mut self, batch: &mut Batch, mut late: Late<'_>) -> Result<Vec<Changed>, Fault> {
         let mut tries = 1;
         loop {
-            match self.attempt(batch).await {
+            match self.attempt(batch, late.take()).await {
                 Err(Fault::Again(_)) if tries < TRIES => tries += 1,
                 outcome => return outcome,
             }
@@ -249,13 +262,13 @@ impl Writer {
     }
 
     /// Runs a batch once. A connection that is still there afterwards has no open transaction.
-    async fn attempt(&mut self, batch: &mut [Box<dyn Job>]) -> Result<Vec<Changed>, Fault> {
+    async fn attempt(&mut self, batch: &mut Batch, late: Late<'_>) -> Result<Vec<Changed>, Fault> {
         let mut conn = match self.conn.take() {
             Some(conn) => conn,
             None => connect(&self.options).await.map_err(Fault::Broken)?,
         };
         self.batch = self.batches.fetch_add(1, Ordering::Relaxed) + 1;
-        let (written, watch) = match self.transact(&mut conn, batch).await {
+        let (written, watch) = match self.transact(&mut conn, batch, late).await {
             Ok(done) => done,
             Err(fault) => {
                 if sqlx::raw_sql("ROLLBACK").execute(&mut conn).await.is_ok() {
@@ -267,7 +280,8 @@ impl Writer {
         if let Some(changed) = &written {
             crash_point::reach_with("commit", changed);
         }
-        match sqlx::raw_sql("COMMIT").execute(&mut conn).await {
+        let is_promise = batch.iter().any(|job| job.is_promise());
+        match sqlx::raw_sql(if is_promise { COMMIT } else { COMMIT_SOON }).execute(&mut conn).await {
             Ok(_) => self.conn = Some(conn),
             // Nothing can have come of nothing.
             Err(_) if written.is_none() => {}
@@ -286,10 +300,17 @@ impl Writer {
     async fn transact(
         &self,
         conn: &mut PgConnection,
-        batch: &mut [Box<dyn Job>],
+        batch: &mut Batch,
+        mut late: Late<'_>,
     ) -> Result<(Option<Vec<Changed>>, ClockWatch), Fault> {
-        let is_promise = batch.iter().any(|job| job.is_promise());
-        let begun = sqlx::raw_sql(if is_promise { BEGIN_PROMISE } else { BEGIN_REST }).fetch_all(&mut *conn).await?;
+        let begun = sqlx::raw_sql(BEGIN).fetch_all(&mut *conn).await?;
+        // Those whom the last commit woke come one after the other: the first of them shall not go alone.
+        while let Some(queue) = &mut late
+            && batch.len() < MAX_BATCH
+            && let Ok(job) = queue.try_recv()
+        {
+            batch.push(job);
+        }
         let now = match &self.time {
             Time::Given(clock) => clock.now(),
             Time::Database => {
@@ -305,6 +326,8 @@ impl Writer {
             self.brought(&mut tx, moment, step).await?;
         }
         tx.prefetch(batch.iter().flat_map(|job| job.reach()).collect::<BTreeSet<_>>()).await?;
+        let claims: Vec<&Claim> = batch.iter().filter_map(|job| job.claim()).collect();
+        tx.find_heads(&claims).await?;
         for job in batch.iter_mut() {
             job.run(&mut tx).await?;
         }

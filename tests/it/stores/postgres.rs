@@ -5,18 +5,21 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use bytes::Bytes;
 use comfyd::{
     clock::SystemClock,
-    store::postgres::{PgConfig, PgStore},
+    store::postgres::{PgConfig, PgStore, statements},
 };
 use comfyd_actors::{
-    domain::task::{Change, Fence, Task, TaskState},
+    domain::{
+        lane::Lanes,
+        task::{Change, Fence, Release, Task, TaskState},
+    },
     ports::{
         clock::Clock,
-        store::{Counts, Created, Query, StoreError, TaskStore, WorkSource},
+        store::{Assignment, Counts, Created, NewTask, Query, StoreError, TaskStore, WorkSource},
         wire::{Kind, Notice, Wire},
     },
     testing::store_conformance::{
         Subject,
-        fixtures::{claim, error, new_task, worker},
+        fixtures::{claim, claim_of, error, lane, new_task, worker},
     },
 };
 use futures_util::FutureExt;
@@ -55,6 +58,76 @@ async fn open(url: &str) -> (Arc<PgStore>, JoinSet<()>) {
 
 async fn listed(store: &PgStore) -> Vec<Task> {
     store.list(Query { limit: 10_000, ..Query::default() }).await.unwrap()
+}
+
+/// Operations that came while the writer was busy are one transaction, and its claims share what they find: each task goes to one of them, in
+/// the order of the queue, also what came into being, left or came back in the same transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_that_wait_together_are_served_together() {
+    let url = database().await;
+    let (store, _running) = open(&url).await;
+    let name = url.rsplit_once('/').unwrap().1.split('?').next().unwrap();
+    let mut conn = server().connect(name).await;
+    let in_lane = |sort_key, id| NewTask { lane: lane(id), ..new_task(sort_key) };
+    let tasks = [in_lane(1, 0), in_lane(2, 0), in_lane(3, 7), in_lane(4, 0), in_lane(5, 7), in_lane(6, 0)];
+    for task in &tasks {
+        store.create(task.clone(), None).await.unwrap();
+    }
+    let held = store.claim(claim(&worker("first", 1), 1)).await.unwrap().remove(0).task;
+    assert_eq!(held.id, tasks[0].id);
+    // Whoever writes events waits for this.
+    let lock = sqlx::query("SELECT pg_advisory_lock($1)").bind(statements::EVENTS_LOCK);
+    lock.execute(&mut conn).await.unwrap();
+    let blocked = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { store.create(new_task(100), None).await }
+    });
+    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+    while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut conn).await.unwrap() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let before: i64 = sqlx::query_scalar("SELECT max(batch) FROM writers").fetch_one(&mut conn).await.unwrap();
+    let new = in_lane(0, 0);
+    let me = worker("node", 1);
+    let take = |lanes: &[i64]| store.claim(claim_of(&me, vec![Lanes::only(lanes.iter().copied())]));
+    // Polled in this order, so that they wait in this order.
+    let together = async {
+        tokio::join!(
+            store.amend(tasks[1].id, Change::Cancel),
+            take(&[0]),
+            take(&[7]),
+            store.create(new.clone(), Some(claim(&me, 1))),
+            take(&[0, 7]),
+            store.apply(held.id, held.fence, Change::Release(Release::Recalled)),
+            take(&[0]),
+            take(&[0, 9]),
+            store.claim(claim(&me, 3)),
+        )
+    };
+    let unlock = async {
+        // They are polled first, and so wait by now.
+        tokio::task::yield_now().await;
+        sqlx::query("SELECT pg_advisory_unlock($1)").bind(statements::EVENTS_LOCK).execute(&mut conn).await.unwrap();
+    };
+    let (all, ()) = tokio::join!(together, unlock);
+    blocked.await.unwrap().unwrap();
+    let (cancelled, one, two, created, three, released, four, five, six) = all;
+    assert_eq!(cancelled.unwrap().state, TaskState::Cancelled);
+    assert_eq!(released.unwrap().state, TaskState::Pending);
+    let ids = |held: Vec<Assignment>| held.iter().map(|held| (held.task.id, held.task.fence.0)).collect::<Vec<_>>();
+    assert_eq!(ids(one.unwrap()), [(tasks[3].id, 1)], "the first that was not cancelled");
+    assert_eq!(ids(two.unwrap()), [(tasks[2].id, 1)]);
+    assert_eq!(ids(created.unwrap().claimed), [(new.id, 1)], "it goes before all others");
+    assert_eq!(ids(three.unwrap()), [(tasks[4].id, 1)]);
+    let mut rest: Vec<_> = [four, five, six].into_iter().flat_map(|claimed| ids(claimed.unwrap())).collect();
+    rest.sort_unstable();
+    let mut expected = vec![(tasks[0].id, 2), (tasks[5].id, 1)];
+    let last = listed(&store).await.into_iter().find(|task| task.sort_key == 100).unwrap();
+    expected.push((last.id, 1));
+    expected.sort_unstable();
+    assert_eq!(rest, expected, "nobody goes without while something waits");
+    let after: i64 = sqlx::query_scalar("SELECT max(batch) FROM writers").fetch_one(&mut conn).await.unwrap();
+    assert_eq!(after - before, 2, "one transaction after the one that was blocked");
 }
 
 /// Whichever way a COMMIT is lost, it is answered as what it was, and done once.
