@@ -11,6 +11,7 @@
 mod commits;
 mod direct;
 mod http;
+mod postgres;
 mod prefill;
 mod process;
 mod report;
@@ -19,6 +20,7 @@ pub use self::{
     commits::Commits,
     direct::Direct,
     http::{client, graph, large_graph},
+    postgres::Postgres,
     prefill::{prefill, store},
     process::{Fake, Service, database},
     report::{Report, median, megabytes, millis, quantile},
