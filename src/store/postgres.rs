@@ -7,7 +7,10 @@
 //!
 //! Futures that must run are [`services`](PgStore::services). The clock is the database's.
 
-use std::sync::{Arc, atomic::AtomicI64};
+use std::{
+    sync::{Arc, atomic::AtomicI64},
+    time::Duration,
+};
 
 use comfyd_actors::{
     domain::moment::ClockWatch,
@@ -19,7 +22,7 @@ use comfyd_actors::{
         wire::Notice,
     },
 };
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, time::timeout};
 use uuid::Uuid;
 
 use self::{
@@ -63,6 +66,9 @@ pub mod statements {
     pub const EVENTS_LOCK: i64 = tx::EVENTS_LOCK;
 }
 
+/// How long it may take until nobody reads any more.
+const LEAVING: Duration = Duration::from_secs(5);
+
 /// The store.
 pub struct PgStore {
     config: PgConfig,
@@ -103,17 +109,17 @@ impl PgStore {
         let opened = open::open(&config).await?;
         let (herald, waiting) = Herald::new(opened.id);
         Ok(Arc::new(Self {
-            config,
             time,
             clock,
             id: opened.id,
-            readers: Readers(opened.readers),
+            readers: Readers { pool: opened.readers, patience: config.patience },
             queue: Queue::new(),
             batches: Arc::default(),
             herald,
             waiting,
             changes: broadcast::Sender::new(CHANGES_KEPT),
             heard: broadcast::Sender::new(NOTICES_KEPT),
+            config,
         }))
     }
 
@@ -130,7 +136,7 @@ impl PgStore {
         vec![
             (WRITER, factory(move || writing.clone().write_on())),
             (HERALD, factory(move || telling.clone().tell_on())),
-            (LISTENER, factory(move || herald::listen(listening.clone(), listening.config.options.clone()))),
+            (LISTENER, factory(move || herald::listen(listening.clone()))),
         ]
     }
 
@@ -142,6 +148,7 @@ impl PgStore {
         }
         let writer = Writer {
             options: self.config.options.clone(),
+            patience: self.config.patience,
             time: self.time.clone(),
             clock: Arc::clone(&self.clock),
             watch,
@@ -157,7 +164,7 @@ impl PgStore {
     }
 
     async fn tell_on(self: Arc<Self>) {
-        self.herald.speak(&self.waiting, &self.config.options).await;
+        self.herald.speak(&self.waiting, &self.config).await;
     }
 
     /// Says goodbye: the very last call, when nothing is held any more and the services have stopped.
@@ -165,7 +172,8 @@ impl PgStore {
     /// # Errors
     /// `Unavailable`: the database knows this process a while longer.
     pub async fn leave(&self) -> Result<(), StoreError> {
-        self.readers.0.close().await;
+        // A connection that went silent is not waited for.
+        _ = timeout(LEAVING, self.readers.pool.close()).await;
         open::forget(&self.config, self.id).await
     }
 

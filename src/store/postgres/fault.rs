@@ -1,8 +1,10 @@
 //! What a failed statement means: for its operation, for the whole batch, for the connection.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, io, time::Duration};
 
 use comfyd_actors::{domain::task::Refusal, ports::store::StoreError};
+
+use tokio::time::timeout;
 
 use crate::store::columns::corrupt;
 
@@ -57,6 +59,16 @@ impl Fault {
             Self::Refused(error) | Self::Spoiled(error) | Self::Again(error) | Self::Broken(error) => error,
         }
     }
+}
+
+/// Waits so long for an answer. A line can go silent without an end: its host is lost in a fail-over, or a firewall forgets it. Whoever gave up
+/// must drop the connection: an answer may still come.
+pub(super) async fn answered<T>(
+    within: Duration,
+    answer: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let silent = |_| Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database does not answer")));
+    timeout(within, answer).await.unwrap_or_else(silent)
 }
 
 /// The error as the port tells it, where no batch is involved. Never with the address in it: that has a password.

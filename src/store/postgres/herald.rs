@@ -18,18 +18,18 @@ use comfyd_actors::{
 use serde::{Deserialize, Serialize};
 use sqlx::{
     PgConnection,
-    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+    postgres::{PgListener, PgPoolOptions},
 };
 use tokio::{
     sync::{Mutex, mpsc},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::{
-    PgStore,
-    fault::store_error,
+    PgConfig, PgStore,
+    fault::{answered, store_error},
     rows::json,
     writer::{connect, hang_up},
 };
@@ -49,6 +49,9 @@ const CHANGES_AT_ONCE: usize = 600;
 
 /// Bodies of notices that go with the word, in bytes; longer ones are looked up.
 const LONGEST_INLINE: usize = 4096;
+
+/// How long it may take to get a connection to listen on.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Before the next try to listen.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
@@ -132,12 +135,12 @@ impl Herald {
     }
 
     /// Tells what waits, until nobody can have anything told any more.
-    pub(super) async fn speak(&self, waiting: &Waiting, options: &PgConnectOptions) {
+    pub(super) async fn speak(&self, waiting: &Waiting, config: &PgConfig) {
         let mut waiting = waiting.0.lock().await;
         let (mut conn, mut batch) = (None, Vec::new());
         while waiting.recv_many(&mut batch, CHANGES_AT_ONCE).await > 0 {
             let next = Instant::now() + PAUSE;
-            if let Err(error) = self.say(&mut conn, options, &batch).await {
+            if let Err(error) = self.say(&mut conn, config, &batch).await {
                 debug!(%error, "could not tell other processes of changes; they look by themselves");
             }
             batch.clear();
@@ -151,25 +154,27 @@ impl Herald {
     async fn say(
         &self,
         conn: &mut Option<PgConnection>,
-        options: &PgConnectOptions,
+        config: &PgConfig,
         changed: &[Changed],
     ) -> Result<(), StoreError> {
         let mut open = match conn.take() {
             Some(open) => open,
-            None => connect(options).await?,
+            None => connect(&config.options).await?,
         };
         let notify = sqlx::query(NOTIFY).bind(CHANNEL).bind(self.words(changed)?);
-        notify.execute(&mut open).await.map_err(|error| store_error(&error))?;
+        answered(config.patience, notify.execute(&mut open)).await.map_err(|error| store_error(&error))?;
         *conn = Some(open);
         Ok(())
     }
 }
 
 /// Listens to the other processes, for ever.
-pub(super) async fn listen(store: Arc<PgStore>, options: PgConnectOptions) {
-    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+pub(super) async fn listen(store: Arc<PgStore>) {
     let mut is_told = false;
     loop {
+        // A pool of its own each time: one that lost its connection to silence waits for it.
+        let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(LISTEN_TIMEOUT);
+        let pool = pool.connect_lazy_with(store.config.options.clone());
         let mut listener = match PgListener::connect_with(&pool).await {
             Ok(listener) => listener,
             Err(error) => {
@@ -183,17 +188,28 @@ pub(super) async fn listen(store: Arc<PgStore>, options: PgConnectOptions) {
         if let Err(error) = hear(&store, &mut listener, &mut is_told).await {
             debug!(%error, "the connection for listening broke");
         }
+        drop(listener);
         sleep(LISTEN_AGAIN).await;
     }
 }
 
 /// Until the connection breaks.
 async fn hear(store: &PgStore, listener: &mut PgListener, is_told: &mut bool) -> Result<(), sqlx::Error> {
-    listener.listen(CHANNEL).await?;
+    let patience = store.config.patience;
+    answered(patience, listener.listen(CHANNEL)).await?;
     if std::mem::take(is_told) {
         info!("listening to the other processes on the database again");
     }
-    while let Some(word) = listener.try_recv().await? {
+    loop {
+        let word = match timeout(patience, listener.try_recv()).await {
+            Ok(word) => word?,
+            // Nothing was said, or the line is silent: an answer tells.
+            Err(_) => {
+                answered(patience, sqlx::query("SELECT 1").execute(&mut *listener)).await?;
+                continue;
+            }
+        };
+        let Some(word) = word else { return Ok(()) };
         match serde_json::from_str::<Word>(word.payload()) {
             Ok(word) if word.from == store.herald.id => {}
             Ok(word) => store.take_note(word).await,
@@ -201,7 +217,6 @@ async fn hear(store: &PgStore, listener: &mut PgListener, is_told: &mut bool) ->
             Err(error) => debug!(%error, "did not understand a notification"),
         }
     }
-    Ok(())
 }
 
 impl PgStore {

@@ -6,7 +6,7 @@ use comfyd_actors::domain::time::Timestamp;
 use sqlx::{Connection, PgConnection};
 
 use super::{
-    fault::code,
+    fault::{answered, code},
     open::{OpenError, PgConfig, check_version, connect, explain, newest_migration, unsafe_settings},
 };
 
@@ -46,7 +46,8 @@ pub struct ServerReport {
 pub async fn look(config: &PgConfig) -> Result<ServerReport, OpenError> {
     let mut conn = connect(config).await?;
     let version = check_version(&mut conn).await?;
-    let report = examine(version, &mut conn).await.map_err(|error| explain(config, error))?;
+    let report =
+        answered(config.patience, examine(version, &mut conn)).await.map_err(|error| explain(config, error))?;
     conn.close().await.map_err(|error| explain(config, error))?;
     Ok(report)
 }

@@ -11,7 +11,10 @@ use sqlx::{
 use tracing::{info, log::LevelFilter, warn};
 use uuid::Uuid;
 
-use super::fault::code;
+use super::{
+    fault::{answered, code},
+    writer::hang_up,
+};
 use crate::config;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations/postgres");
@@ -22,8 +25,14 @@ const OLDEST: i32 = 120_000;
 /// How long opening may take before the database counts as out of reach.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the database may take for an answer.
+const ANSWERS: Duration = Duration::from_secs(20);
+
 /// How long a read waits for one of the connections.
 const READER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a connection may take to show that it is alive.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
 /// Every process is known to the database by this row, and forgotten when nobody has seen it for a month.
 const INTRODUCE: &str =
@@ -39,6 +48,9 @@ pub struct PgConfig {
     pub(super) options: PgConnectOptions,
     /// Connections for reading.
     pub readers: u32,
+    /// How long the database may take for an answer before the connection counts as broken. Not less than a statement may wait there for a
+    /// lock, which is 10 s.
+    pub patience: Duration,
 }
 
 impl PgConfig {
@@ -61,7 +73,11 @@ impl PgConfig {
     pub fn parse(url: &str) -> Result<Self, OpenError> {
         let options = PgConnectOptions::from_str(url).map_err(|_| OpenError::Url)?;
         let options = options.application_name("comfyd").log_statements(LevelFilter::Trace);
-        Ok(Self { options: options.log_slow_statements(LevelFilter::Warn, Duration::from_secs(5)), readers: 4 })
+        Ok(Self {
+            options: options.log_slow_statements(LevelFilter::Warn, Duration::from_secs(5)),
+            readers: 4,
+            patience: ANSWERS,
+        })
     }
 
     /// The server and the database, without the password.
@@ -177,6 +193,9 @@ pub(super) async fn open(config: &PgConfig) -> Result<Opened, OpenError> {
     let readers = PgPoolOptions::new()
         .max_connections(config.readers)
         .acquire_timeout(READER_PATIENCE)
+        // One that broke, or went silent, is noticed here instead of by the read.
+        .test_before_acquire(false)
+        .before_acquire(|conn, _| Box::pin(async { Ok(answered(SIGN_OF_LIFE, conn.ping()).await.is_ok()) }))
         .connect_lazy_with(config.options.clone());
     Ok(Opened { readers, id })
 }
@@ -256,8 +275,10 @@ async fn warn_of_settings(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
 pub(super) async fn forget(config: &PgConfig, id: Uuid) -> Result<(), StoreError> {
     let unavailable = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
     let mut conn = connect(config).await.map_err(|error| unavailable(&error))?;
-    sqlx::query(FORGET).bind(id).execute(&mut conn).await.map_err(|error| unavailable(&error))?;
-    conn.close().await.map_err(|error| unavailable(&error))
+    let forget = sqlx::query(FORGET).bind(id).execute(&mut conn);
+    answered(PATIENCE, forget).await.map_err(|error| unavailable(&error))?;
+    hang_up(conn).await;
+    Ok(())
 }
 
 #[cfg(test)]

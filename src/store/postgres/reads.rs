@@ -1,6 +1,6 @@
 //! What needs no write goes past the writer, on a pool of its own.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use comfyd_actors::{
     domain::{
@@ -18,7 +18,11 @@ mod hooks;
 mod pages;
 mod workflows;
 
-use super::{fault::store_error, ops::PAUSES, rows::get};
+use super::{
+    fault::{answered, is_doubtful, store_error},
+    ops::PAUSES,
+    rows::get,
+};
 use crate::store::columns::{self, Columns};
 
 const GET: &str = concat!(
@@ -86,11 +90,21 @@ const AHEAD: &str = "SELECT sum((SELECT count(*) FROM (
 const NEXT_SCHEDULED: &str = "SELECT min(run_at) AS next FROM tasks WHERE state = 'scheduled'";
 
 /// The store's reading side.
-pub(super) struct Readers(pub(super) PgPool);
+pub(super) struct Readers {
+    pub(super) pool: PgPool,
+    /// How long the database may take for an answer.
+    pub(super) patience: Duration,
+}
 
 impl Readers {
     pub(super) async fn rows(&self, query: Query<'_, Postgres, PgArguments>) -> Result<Vec<PgRow>, StoreError> {
-        query.fetch_all(&self.0).await.map_err(|error| store_error(&error))
+        let mut conn = self.pool.acquire().await.map_err(|error| store_error(&error))?;
+        let answer = answered(self.patience, query.fetch_all(&mut *conn)).await;
+        if answer.as_ref().is_err_and(is_doubtful) {
+            // It may be silent, and then nobody gets it back.
+            drop(conn.detach());
+        }
+        answer.map_err(|error| store_error(&error))
     }
 
     async fn row(&self, query: Query<'_, Postgres, PgArguments>) -> Result<PgRow, StoreError> {

@@ -5,7 +5,10 @@
 //! by id; at the very end the log of events, which one transaction at a time may write until it commits, so that numbers become
 //! visible in their order. What waits in a circle all the same is found out by the database and run again (`writer`).
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use comfyd_actors::{
     domain::{
@@ -23,7 +26,7 @@ use sqlx::{PgConnection, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
-    fault::Fault,
+    fault::{Fault, answered},
     heads::Heads,
     ops::hooks,
     rows::{get, json, keys},
@@ -63,6 +66,8 @@ pub(super) const EVENTS_LOCK: i64 = 0x636f_6d66_7964_6576;
 /// The transaction.
 pub(super) struct Tx<'c> {
     conn: &'c mut PgConnection,
+    /// How long the database may take for an answer.
+    patience: Duration,
     /// The store's time.
     pub(super) now: Timestamp,
     /// The same, and whether it can be believed.
@@ -90,9 +95,10 @@ pub(super) struct Tx<'c> {
 /// The life of the transaction: what the writer calls.
 impl<'c> Tx<'c> {
     /// On a connection with an open transaction.
-    pub(super) fn new(conn: &'c mut PgConnection, moment: Moment) -> Self {
+    pub(super) fn new(conn: &'c mut PgConnection, patience: Duration, moment: Moment) -> Self {
         Self {
             conn,
+            patience,
             now: moment.now,
             moment,
             changed: Vec::new(),
@@ -159,7 +165,7 @@ impl<'c> Tx<'c> {
         } else {
             sqlx::query(FINISH).bind(writer).bind(batch).bind(self.now.0).bind(EVENTS_LOCK).bind(json(&events)?)
         };
-        finish.execute(&mut *self.conn).await?;
+        self.execute(finish).await?;
         Ok(Some(self.changed))
     }
 
@@ -174,11 +180,12 @@ impl<'c> Tx<'c> {
         self.has_written = true;
         let deliveries = std::mem::take(&mut self.unwritten.deliveries);
         if !self.unwritten.is_empty() {
-            self.unwritten.take()?.execute(&mut *self.conn).await?;
+            let rows = self.unwritten.take()?;
+            self.execute(rows).await?;
         }
         if !deliveries.is_empty() {
             for statement in hooks::post(&deliveries, self.now)? {
-                statement.execute(&mut *self.conn).await?;
+                self.execute(statement).await?;
             }
         }
         Ok(())
@@ -190,21 +197,26 @@ impl Tx<'_> {
     /// Runs a query, after what waits to be written.
     pub(super) async fn read(&mut self, statement: Statement) -> Result<Vec<PgRow>, Fault> {
         self.flush().await?;
-        Ok(statement.fetch_all(&mut *self.conn).await?)
+        self.read_past(statement).await
     }
 
     /// Runs a query for which it makes no difference whether what waits to be written is written.
     pub(super) async fn read_past(&mut self, statement: Statement) -> Result<Vec<PgRow>, Fault> {
-        Ok(statement.fetch_all(&mut *self.conn).await?)
+        Ok(answered(self.patience, statement.fetch_all(&mut *self.conn)).await?)
     }
 
     /// Runs a statement; how many rows it touched.
     pub(super) async fn write(&mut self, statement: Statement) -> Result<u64, Fault> {
         self.flush().await?;
-        let touched = statement.execute(&mut *self.conn).await?.rows_affected();
+        let touched = self.execute(statement).await?;
         self.has_written = true;
         self.is_spoiled |= touched > 0;
         Ok(touched)
+    }
+
+    /// Sends a statement as it is; how many rows it touched.
+    async fn execute(&mut self, statement: Statement) -> Result<u64, Fault> {
+        Ok(answered(self.patience, statement.execute(&mut *self.conn)).await?.rows_affected())
     }
 
     /// Runs a statement that answers with what it wrote.

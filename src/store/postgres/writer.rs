@@ -9,6 +9,7 @@
 //! - somebody was in the way (a deadlock), or the connection broke before the COMMIT was sent: nothing is done, it runs again;
 //! - the connection broke during the COMMIT: what became of it is found out. Each batch leaves its number in a row of its writer, and that row
 //!   cannot be held by anybody else before the server is done with the lost transaction, one way or the other;
+//! - the connection goes silent: after a while it counts as broken;
 //! - nothing of that helps: everybody in the batch is answered `Unavailable`.
 
 use std::{
@@ -36,13 +37,13 @@ use comfyd_actors::{
 use sqlx::{ConnectOptions, Connection, PgConnection, Row, postgres::PgConnectOptions};
 use tokio::{
     sync::{broadcast, mpsc},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 use tracing::warn;
 use uuid::Uuid;
 
 use super::{
-    fault::{Fault, is_doubtful, store_error},
+    fault::{Fault, answered, is_doubtful, store_error},
     herald::Herald,
     ops::set_back,
     tx::Tx,
@@ -68,6 +69,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Between two tries to reach a server that is away.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// What the end of a connection may take that is of no use any more.
+const PARTING: Duration = Duration::from_secs(2);
+
 /// Every transaction says itself what it needs, so that it works on whatever connection a pooler gives it. Plans: all statements of the writer
 /// go from a few ids into indexes, however little the server knows of the tables, and are planned once.
 ///
@@ -77,6 +81,7 @@ pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;
         set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
         set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true),
         set_config('idle_in_transaction_session_timeout', '10s', true), set_config('lock_timeout', '10s', true),
+        set_config('statement_timeout', '15s', true),
         (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now";
 
 const COMMIT: &str = "COMMIT";
@@ -195,6 +200,8 @@ impl Time {
 /// The writer's state. Nothing in it outlives a panic.
 pub(super) struct Writer {
     pub(super) options: PgConnectOptions,
+    /// How long the database may take for an answer: longer than it waits for a lock.
+    pub(super) patience: Duration,
     pub(super) time: Time,
     /// For what is measured inside the process.
     pub(super) clock: Arc<dyn Clock>,
@@ -271,7 +278,7 @@ impl Writer {
         let (written, watch) = match self.transact(&mut conn, batch, late).await {
             Ok(done) => done,
             Err(fault) => {
-                if sqlx::raw_sql("ROLLBACK").execute(&mut conn).await.is_ok() {
+                if answered(PARTING, sqlx::raw_sql("ROLLBACK").execute(&mut conn)).await.is_ok() {
                     self.conn = Some(conn);
                 }
                 return Err(fault);
@@ -281,7 +288,8 @@ impl Writer {
             crash_point::reach_with("commit", changed);
         }
         let is_promise = batch.iter().any(|job| job.is_promise());
-        match sqlx::raw_sql(if is_promise { COMMIT } else { COMMIT_SOON }).execute(&mut conn).await {
+        let commit = sqlx::raw_sql(if is_promise { COMMIT } else { COMMIT_SOON });
+        match answered(self.patience, commit.execute(&mut conn)).await {
             Ok(_) => self.conn = Some(conn),
             // Nothing can have come of nothing.
             Err(_) if written.is_none() => {}
@@ -303,7 +311,7 @@ impl Writer {
         batch: &mut Batch,
         mut late: Late<'_>,
     ) -> Result<(Option<Vec<Changed>>, ClockWatch), Fault> {
-        let begun = sqlx::raw_sql(BEGIN).fetch_all(&mut *conn).await?;
+        let begun = answered(self.patience, sqlx::raw_sql(BEGIN).fetch_all(&mut *conn)).await?;
         // Those whom the last commit woke come one after the other: the first of them shall not go alone.
         while let Some(queue) = &mut late
             && batch.len() < MAX_BATCH
@@ -321,7 +329,7 @@ impl Writer {
         };
         let mut watch = self.watch;
         let (moment, step) = watch.look(now, self.clock.steady());
-        let mut tx = Tx::new(conn, moment);
+        let mut tx = Tx::new(conn, self.patience, moment);
         if let Some(step) = step {
             self.brought(&mut tx, moment, step).await?;
         }
@@ -349,7 +357,7 @@ impl Writer {
         warn!(error = %lost, "the connection to the database broke during a COMMIT: finding out what became of it");
         let give_up = Instant::now() + PATIENCE;
         loop {
-            match self.last_batch().await {
+            match self.last_batch(give_up).await {
                 Ok(Some(last)) if last >= self.batch => return Ok(()),
                 Ok(Some(_)) => return Err(Fault::Again(store_error(lost))),
                 Ok(None) => return Err(Fault::Broken(in_doubt("this process is not known there any more"))),
@@ -360,9 +368,10 @@ impl Writer {
     }
 
     /// The last batch of this writer that was committed. Waits until the server is done with the one before this question.
-    async fn last_batch(&mut self) -> Result<Option<i64>, StoreError> {
+    async fn last_batch(&mut self, give_up: Instant) -> Result<Option<i64>, StoreError> {
         let mut conn = connect(&self.options).await?;
-        let last = sqlx::query_scalar(FIND_OUT).bind(self.id).fetch_optional(&mut conn).await;
+        let last = sqlx::query_scalar(FIND_OUT).bind(self.id).fetch_optional(&mut conn);
+        let last = answered(give_up.saturating_duration_since(Instant::now()), last).await;
         let last = last.map_err(|error| store_error(&error))?;
         self.conn = Some(conn);
         Ok(last)
@@ -377,14 +386,11 @@ fn in_doubt(why: &str) -> StoreError {
 
 /// Opens a connection.
 pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
-    match timeout(CONNECT_TIMEOUT, options.connect()).await {
-        Ok(conn) => conn.map_err(|error| store_error(&error)),
-        Err(_) => Err(StoreError::Unavailable("the database does not answer".into())),
-    }
+    answered(CONNECT_TIMEOUT, options.connect()).await.map_err(|error| store_error(&error))
 }
 
 /// Ends a connection that nobody needs any more.
 pub(super) async fn hang_up(conn: PgConnection) {
     // Gone is gone, whichever way.
-    _ = conn.close().await;
+    _ = answered(PARTING, conn.close()).await;
 }

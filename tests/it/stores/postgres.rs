@@ -14,7 +14,7 @@ use comfyd_actors::{
     },
     ports::{
         clock::Clock,
-        store::{Assignment, Counts, Created, NewTask, Query, StoreError, TaskStore, WorkSource},
+        store::{Assignment, Changed, Counts, Created, NewTask, Query, StoreError, TaskStore, WorkSource},
         wire::{Kind, Notice, Wire},
     },
     testing::store_conformance::{
@@ -23,7 +23,8 @@ use comfyd_actors::{
     },
 };
 use futures_util::FutureExt;
-use tokio::task::JoinSet;
+use sqlx::AssertSqlSafe;
+use tokio::{sync::broadcast::Receiver, task::JoinSet, time::timeout};
 
 use self::ambush::{Ambush, Cut};
 use crate::databases::{Server, database, server};
@@ -52,6 +53,15 @@ async fn open_postgres(clock: Arc<dyn Clock>) -> Subject {
 
 async fn open(url: &str) -> (Arc<PgStore>, JoinSet<()>) {
     let store = PgStore::open(PgConfig::parse(url).unwrap(), Arc::new(SystemClock::start())).await.unwrap();
+    let running = run(&store);
+    (store, running)
+}
+
+/// One that takes a line for broken when it says nothing for two seconds.
+async fn open_impatient(url: &str) -> (Arc<PgStore>, JoinSet<()>) {
+    let mut config = PgConfig::parse(url).unwrap();
+    config.patience = Duration::from_secs(2);
+    let store = PgStore::open(config, Arc::new(SystemClock::start())).await.unwrap();
     let running = run(&store);
     (store, running)
 }
@@ -134,10 +144,10 @@ async fn claims_that_wait_together_are_served_together() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_answer_is_lost_is_done_once() {
     database().await;
-    for cut in [Cut::Before, Cut::After, Cut::Late] {
+    for cut in [Cut::Before, Cut::After, Cut::Late, Cut::Silent] {
         let name = server().database().await;
         let ambush = Ambush::lay(server().port()).await;
-        let (store, _running) = open(&server().url(&name, ambush.address.port())).await;
+        let (store, _running) = open_impatient(&server().url(&name, ambush.address.port())).await;
         let mut changes = store.changes();
         store.create(new_task(1), None).await.unwrap();
         ambush.arm(cut).await;
@@ -163,6 +173,66 @@ async fn a_commit_whose_answer_is_lost_is_done_once() {
             ambush.sprung().await;
             ambush.let_go();
             assert_eq!(failing.await.unwrap().unwrap().state, TaskState::Failed, "{cut:?}");
+        }
+    }
+}
+
+/// The server may still be at work on a COMMIT whose client is gone: what became of it is known when it is done with it, not before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_still_being_done_is_waited_for() {
+    const GATE: i64 = 42;
+    database().await;
+    let name = server().database().await;
+    let ambush = Ambush::lay(server().port()).await;
+    let (store, _running) = open(&server().url(&name, ambush.address.port())).await;
+    let mut conn = server().connect(&name).await;
+    let busy = format!(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock({GATE}); RETURN NULL; END $$;
+         CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON tasks DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait();
+         SELECT pg_advisory_lock({GATE})"
+    );
+    sqlx::raw_sql(AssertSqlSafe(busy)).execute(&mut conn).await.unwrap();
+    ambush.arm(Cut::Busy).await;
+    let creating = {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { store.create(new_task(1), None).await })
+    };
+    ambush.sprung().await;
+    // Somebody waits for that transaction now, one way or the other.
+    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted";
+    while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut conn).await.unwrap() == 0 {
+        assert!(!creating.is_finished(), "{:?}", creating.await);
+        tokio::task::yield_now().await;
+    }
+    sqlx::query("SELECT pg_advisory_unlock($1)").bind(GATE).execute(&mut conn).await.unwrap();
+    assert!(matches!(creating.await.unwrap().unwrap().created, Created::New(_)));
+    assert_eq!(listed(&store).await.len(), 1);
+}
+
+async fn heard_of_another(changes: &mut Receiver<Changed>) {
+    while changes.recv().await.unwrap().here {}
+}
+
+/// Lines that go silent, without a reset, hold up nobody for ever: not who writes, who reads, who tells or who listens.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_goes_silent_is_given_up() {
+    database().await;
+    let name = server().database().await;
+    let ambush = Ambush::lay(server().port()).await;
+    let (store, _running) = open_impatient(&server().url(&name, ambush.address.port())).await;
+    let (other, _other) = open(&server().url(&name, server().port())).await;
+    for silent in [false, true] {
+        if silent {
+            ambush.hush();
+        }
+        store.create(new_task(1), None).await.unwrap();
+        assert!(!listed(&store).await.is_empty());
+        for (from, to) in [(&store, &other), (&other, &store)] {
+            let mut changes = to.changes();
+            // Whoever listens may be on its way still.
+            while timeout(Duration::from_millis(200), heard_of_another(&mut changes)).await.is_err() {
+                from.create(new_task(2), None).await.unwrap();
+            }
         }
     }
 }

@@ -13,10 +13,7 @@ use comfyd_actors::{
 use sqlx::QueryBuilder;
 
 use super::Readers;
-use crate::store::{
-    columns::{self, Columns},
-    postgres::fault::store_error,
-};
+use crate::store::columns::{self, Columns};
 
 const NEXT: &str = "SELECT min(due_at) AS next FROM webhook_endpoints WHERE due_at IS NOT NULL";
 
@@ -56,7 +53,7 @@ impl Readers {
             sql.push(" AND d.id < ").push_bind(before);
         }
         sql.push(" ORDER BY d.id DESC LIMIT ").push_bind(i64::from(query.limit));
-        let found = sql.build().fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
+        let found = self.rows(sql.build()).await?;
         found.iter().map(columns::pair).collect()
     }
 

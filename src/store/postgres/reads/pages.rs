@@ -12,10 +12,7 @@ use comfyd_actors::{
 use sqlx::{Postgres, QueryBuilder};
 
 use super::Readers;
-use crate::store::{
-    columns,
-    postgres::{fault::store_error, rows::text},
-};
+use crate::store::{columns, postgres::rows::text};
 
 impl Readers {
     pub(in crate::store::postgres) async fn list(&self, query: &Query) -> Result<Vec<Task>, StoreError> {
@@ -27,7 +24,7 @@ impl Readers {
     }
 
     async fn page(&self, mut sql: QueryBuilder<Postgres>) -> Result<Vec<Task>, StoreError> {
-        let found = sql.build().fetch_all(&self.0).await.map_err(|error| store_error(&error))?;
+        let found = self.rows(sql.build()).await?;
         found.iter().map(columns::task).collect()
     }
 }

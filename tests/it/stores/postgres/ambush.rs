@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{Mutex, Notify},
+    sync::{Mutex, Notify, watch},
     task::JoinHandle,
 };
 
@@ -18,6 +18,10 @@ pub enum Cut {
     After,
     /// The client is gone, and the server gets the COMMIT when it is let go.
     Late,
+    /// The client is gone, and the server is busy with the COMMIT.
+    Busy,
+    /// The server commits, and the line says nothing any more, not even that it is broken.
+    Silent,
 }
 
 /// The line. It breaks once, at the next COMMIT after it was armed.
@@ -32,6 +36,8 @@ struct Shared {
     armed: Mutex<Option<Cut>>,
     sprung: Notify,
     let_go: Notify,
+    /// How often all lines went silent so far.
+    hushed: watch::Sender<u32>,
 }
 
 /// A query without parameters, as the protocol has it: a letter, a length, a text that ends with zero.
@@ -61,6 +67,11 @@ impl Ambush {
         self.shared.sprung.notified().await;
     }
 
+    /// Has all lines that there are carry nothing any more, and stay open. Later ones are good.
+    pub fn hush(&self) {
+        self.shared.hushed.send_modify(|times| *times += 1);
+    }
+
     /// Has the server get what was kept from it.
     pub fn let_go(&self) {
         self.shared.let_go.notify_one();
@@ -69,8 +80,13 @@ impl Ambush {
 
 async fn carry(mut client: TcpStream, mut server: TcpStream, shared: Arc<Shared>) {
     let (mut from_client, mut from_server) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    let mut hushed = shared.hushed.subscribe();
     loop {
         tokio::select! {
+            changed = hushed.changed() => {
+                changed.unwrap();
+                return std::future::pending().await;
+            }
             read = client.read(&mut from_client) => {
                 let Ok(length @ 1..) = read else { return };
                 let said = &from_client[..length];
@@ -78,9 +94,16 @@ async fn carry(mut client: TcpStream, mut server: TcpStream, shared: Arc<Shared>
                 match cut {
                     None => if server.write_all(said).await.is_err() { return },
                     Some(cut) => {
-                        if cut == Cut::After {
+                        if cut == Cut::Busy {
+                            server.write_all(said).await.unwrap();
+                        }
+                        if matches!(cut, Cut::After | Cut::Silent) {
                             server.write_all(said).await.unwrap();
                             assert!(server.read(&mut from_server).await.unwrap() > 0);
+                        }
+                        if cut == Cut::Silent {
+                            shared.sprung.notify_one();
+                            return std::future::pending().await;
                         }
                         drop(client);
                         shared.sprung.notify_one();
