@@ -39,13 +39,6 @@ const PROCESSES: usize = 4;
 const BOUND: f64 = 0.8;
 const LEASE: Duration = Duration::from_secs(3600);
 
-/// Rows as `TaskStore::create` writes them.
-const TASKS: &str =
-    "INSERT INTO tasks (id, tenant, lane, priority, sort_key, queued_at, state, generation, fence, dispatch, attempt,
-        max_attempts, poison, timeout_ms, created_at)
-    SELECT gen_random_uuid(), 0, 0, 0, i, i, 'pending', 1, 0, 0, 1, 3, 0, 3600000, i FROM generate_series(1, $1) i";
-const PAYLOADS: &str = "INSERT INTO task_payloads SELECT id, '{\"1\": {}}', '{}', '{}', '{}' FROM tasks";
-
 fn main() {
     common::run(cycles());
 }
@@ -59,7 +52,8 @@ async fn cycles() -> Report {
         processes.push(open(&url).await);
     }
     let together: Vec<Arc<PgStore>> = processes.iter().map(|(store, _)| Arc::clone(store)).collect();
-    fill(&mut server.connect("cycles").await).await;
+    let tasks = (ROUNDS + 1) * (SHAPES.len() + 2) * CLAIMERS * CYCLES;
+    drop(server.fill("cycles", u32::try_from(tasks).expect("a small number"), 0).await);
     let mut report = Report::default();
     let (mut ones, mut manies) = (Vec::new(), Vec::new());
     // The first round warms up caches and connections.
@@ -95,15 +89,6 @@ async fn open(url: &str) -> (Arc<PgStore>, JoinSet<()>) {
         running.spawn(service());
     }
     (store, running)
-}
-
-async fn fill(conn: &mut PgConnection) {
-    let tasks = (ROUNDS + 1) * (SHAPES.len() + 2) * CLAIMERS * CYCLES;
-    let tasks = i64::try_from(tasks).expect("a small number");
-    sqlx::query(TASKS).bind(tasks).execute(&mut *conn).await.expect("tasks");
-    sqlx::query(PAYLOADS).execute(&mut *conn).await.expect("payloads");
-    sqlx::raw_sql("VACUUM ANALYZE").execute(&mut *conn).await.expect("statistics");
-    sqlx::raw_sql("CHECKPOINT").execute(&mut *conn).await.expect("a checkpoint");
 }
 
 /// Cycles a second.

@@ -53,7 +53,7 @@ async fn start(report: &mut Report) {
         empty.push(ready_after(folder().path(), &fake).await);
     }
     let full_folder = folder();
-    drop(prefill(full_folder.path(), PENDING).await);
+    drop(prefill(full_folder.path(), PENDING, 0).await);
     let mut full = Vec::new();
     for _ in 0..ROUNDS {
         full.push(ready_after(full_folder.path(), &fake).await);

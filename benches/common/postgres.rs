@@ -9,6 +9,25 @@ use std::{
 
 use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection, postgres::PgConnectOptions};
 
+use super::graph;
+
+/// Finished tasks, then waiting ones, as the store leaves them, in the order of their ids as when they were made one after the other.
+const TASKS: &str = "
+    INSERT INTO tasks (id, tenant, lane, priority, sort_key, queued_at, state, generation, fence, dispatch, attempt, max_attempts, poison,
+                       timeout_ms, created_at, backend, client, accepted, started_at, executing_at, uploading_at, finished_at)
+    SELECT (lpad(to_hex(at), 12, '0') || '70008' || substr(md5(random()::text), 1, 15))::uuid, 0, 0, 0, at, at, state, 1, done, done, 1, 3, 0,
+           3600000, at, backend, client, done = 1, ended, ended, ended, ended
+    FROM (SELECT 1700000000000 + i AS at, 'completed' AS state, 1 AS done, 'http://backend' AS backend, 'bench' AS client,
+                 1700000000000 + i AS ended FROM generate_series(1, $1) i
+          UNION ALL
+          SELECT 1700000000000 + $1 + i, 'pending', 0, NULL, NULL, NULL FROM generate_series(1, $2) i) made";
+const PAYLOADS: &str = "
+    INSERT INTO task_payloads (task_id, graph, inputs, metadata, options) SELECT id, $1, '{}', '{}', '{}' FROM tasks ORDER BY created_at";
+/// One for each is enough to make their indexes as deep as they get.
+const EVENTS: &str = "
+    INSERT INTO task_events (task_id, at, dispatch, attempt, stage)
+    SELECT id, created_at, dispatch, 1, CASE state WHEN 'pending' THEN 'queued' ELSE state END FROM tasks ORDER BY created_at";
+
 /// The server; it ends with its handle, or with this process.
 pub struct Postgres {
     port: u16,
@@ -43,6 +62,22 @@ impl Postgres {
         let create = AssertSqlSafe(format!("CREATE DATABASE {name}"));
         sqlx::raw_sql(create).execute(&mut self.connect("postgres").await).await.expect("a database");
         self.url(name)
+    }
+
+    /// Has `pending` tasks wait and `finished` ones be over in a database with our tables; a connection to it.
+    pub async fn fill(&self, name: &str, pending: u32, finished: u32) -> PgConnection {
+        let mut conn = self.connect(name).await;
+        let sql = |text: &'static str| sqlx::query(text);
+        // What refers to what is right; to look at it takes as long as all the rest.
+        sql("SET session_replication_role = replica").execute(&mut conn).await.expect("a setting");
+        let rows = sql(TASKS).bind(i64::from(finished)).bind(i64::from(pending));
+        rows.execute(&mut conn).await.expect("tasks");
+        sql(PAYLOADS).bind(graph(0).to_string()).execute(&mut conn).await.expect("payloads");
+        sql(EVENTS).execute(&mut conn).await.expect("events");
+        for settle in ["VACUUM ANALYZE", "CHECKPOINT", "SET session_replication_role = origin"] {
+            sqlx::raw_sql(settle).execute(&mut conn).await.expect("it is settled");
+        }
+        conn
     }
 }
 
