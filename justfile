@@ -23,3 +23,7 @@ demo:
 # Licences, sources and banned crates of everything we depend on. Needs cargo-deny, no internet.
 deny:
     cargo deny --offline check bans licenses sources
+
+# Builds the image and tries it with whatever engine is there; with BINARY, a binary that is there already.
+smoke *BINARY:
+    ./docker/smoke {{ BINARY }}
