@@ -198,7 +198,7 @@ impl Layers {
                 self.set(key, value, layer, name);
             }
         }
-        for (name, value) in given.iter().filter(|(name, _)| is_ours(name)) {
+        for (name, value) in given.iter().filter(|(name, value)| is_ours(name, value)) {
             match self.defaults.keys().find(|key| variable_of(key) == **name).cloned() {
                 Some(key) => self.set(&key, value, layer, name),
                 None => self.unknown_variable(layer, name),
@@ -243,12 +243,19 @@ pub fn short_name_of(key: &str) -> Option<&'static str> {
     NAMES.iter().find(|(_, k)| *k == key).map(|(name, _)| *name)
 }
 
-/// Whether a variable claims to be a setting of ours. Kubernetes sets `COMFYD_PORT`, `COMFYD_SERVICE_HOST` and the like in every
-/// pod beside a service named "comfyd"; those are not meant for us.
-fn is_ours(name: &str) -> bool {
-    name.strip_prefix("COMFYD_").is_some_and(|rest| {
-        rest.contains("__") || !(rest == "CONFIG" || rest.starts_with("PORT") || rest.starts_with("SERVICE_"))
-    })
+/// Whether a variable claims to be a setting of ours. Kubernetes sets `COMFYD_PORT`, `COMFYD_SERVICE_HOST`, `COMFYD_API_PORT_8000_TCP` and the
+/// like in every pod beside services named "comfyd" and "comfyd-api"; those are not meant for us. `COMFYD_SERVER_PORT=9000` is: somebody
+/// wrote one `_` too few, and is told.
+fn is_ours(name: &str, value: &str) -> bool {
+    let Some(rest) = name.strip_prefix("COMFYD_") else { return false };
+    if rest.contains("__") {
+        return true;
+    }
+    let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
+    // After the name of a service, if that is not all of ours.
+    let of_service = |word: &str| rest.starts_with(word) || rest.contains(&format!("_{word}"));
+    let is_part = ["PORT_", "SERVICE_HOST", "SERVICE_PORT"].into_iter().any(of_service);
+    !(rest == "CONFIG" || is_part || rest.starts_with("PORT") || rest.starts_with("SERVICE_") || is_address)
 }
 
 /// Reads `.env` to its end: a faulty line is reported and the lines after it still count.

@@ -80,6 +80,20 @@ fn names_of_other_parts_are_known() {
 }
 
 #[test]
+fn variables_of_services_are_not_settings() {
+    let of_services = [
+        ("COMFYD_API_PORT", "tcp://10.0.0.1:8000"),
+        ("COMFYD_API_PORT_8000_TCP", "tcp://10.0.0.1:8000"),
+        ("COMFYD_API_PORT_8000_TCP_PORT", "8000"),
+        ("COMFYD_API_SERVICE_HOST", "10.0.0.1"),
+        ("COMFYD_API_SERVICE_PORT_HTTP", "8000"),
+        ("COMFYD_PORT_8000_TCP_ADDR", "10.0.0.1"),
+    ];
+    assert_eq!(read(env(&of_services)).faults, []);
+    assert_eq!(faults(env(&[("COMFYD_SERVER_PORT", "9000")])).len(), 1);
+}
+
+#[test]
 fn lists_and_headers_come_in_either_form() {
     let loaded = read(env(&[
         ("COMFYUI_URL", "http://a:1/, https://u:p@b"),
