@@ -174,7 +174,8 @@ impl Service {
 
     /// What decides about the files of a request, now.
     fn file_terms(&self) -> files::Terms {
-        files::Terms { policy: self.config.outbound.clone(), fleet: self.bridge.fleet() }
+        let targets = Some(self.bridge.targets().clone());
+        files::Terms { policy: self.config.outbound.clone(), fleet: self.bridge.fleet(), targets }
     }
 
     fn is_draining(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::Arc,
     time::Duration,
 };
@@ -61,6 +62,12 @@ pub struct Route<'a> {
     pub name: &'a str,
     /// The target.
     pub target: &'a Target,
+}
+
+impl fmt::Debug for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.targets.keys()).finish()
+    }
 }
 
 impl Targets {

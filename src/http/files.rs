@@ -9,12 +9,15 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use bytes::Bytes;
-use comfyd_actors::domain::{
-    fleet::Fleet,
-    graph::escape,
-    input::{InputId, SCHEME, Source, URL_SCHEME},
-    options::UrlInput,
-    workflow::{Kind, type_of},
+use comfyd_actors::{
+    domain::{
+        fleet::Fleet,
+        graph::escape,
+        input::{InputId, SCHEME, Source, URL_SCHEME},
+        options::UrlInput,
+        workflow::{Kind, type_of},
+    },
+    targets::Targets,
 };
 use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
@@ -39,13 +42,15 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// Files of URLs in one task: more are mostly a mistake.
 const MAX_URLS: usize = 64;
 
-/// What decides about files, besides the request.
+/// What decides about files and where outputs go, besides the request.
 #[derive(Debug, Clone, Default)]
 pub struct Terms {
     /// Which URLs may be asked for.
     pub policy: Arc<Policy>,
     /// What the servers say of their nodes: which of their fields name a file, for one.
     pub fleet: Option<Arc<Fleet>>,
+    /// Where outputs can go; `None` = whatever is named is there.
+    pub targets: Option<Targets>,
 }
 
 impl Terms {

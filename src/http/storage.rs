@@ -40,7 +40,7 @@ pub struct StorageBody {
     prefix: Option<String>,
 }
 
-/// Reads the object. Whether there is such a target is [`admit`]'s business.
+/// Reads the object. Whether there is such a target is [`unknown`]'s business.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -61,19 +61,26 @@ pub fn read(value: &Value) -> Result<StorageChoice, String> {
     Ok(StorageChoice { target, prefix })
 }
 
+/// What is wrong with a choice among these targets.
+#[must_use]
+pub fn unknown(targets: &Targets, choice: &StorageChoice) -> Option<FieldFault> {
+    let wanted = targets.wanted(choice);
+    if targets.get(wanted).is_some() {
+        return None;
+    }
+    let names: Vec<&str> = targets.iter().map(|(name, _)| name).collect();
+    let fault = FieldFault::at("/storage/target", format!("there is no such target; there are: {}", names.join(", ")));
+    Some(fault.suggesting(nearest(wanted, names)))
+}
+
 /// Refuses a task whose outputs cannot be kept where it wants them, before any GPU time is spent on it.
 ///
 /// # Errors
 /// 422 with every reason.
 pub fn admit(targets: &Targets, payload: &Payload) -> Result<(), Problem> {
     let wanted = targets.wanted(&payload.options.storage);
-    let Some(target) = targets.get(wanted) else {
-        let names: Vec<&str> = targets.iter().map(|(name, _)| name).collect();
-        let fault =
-            FieldFault::at("/storage/target", format!("there is no such target; there are: {}", names.join(", ")));
-        return Err(Problem::invalid(vec![fault.suggesting(nearest(wanted, names))]));
-    };
-    if !target.store.only_pictures() || target.others.is_some() {
+    let only_pictures = |target: &Target| target.store.only_pictures() && target.others.is_none();
+    if !targets.get(wanted).is_some_and(only_pictures) {
         return Ok(());
     }
     let faults = never_kept(wanted, &payload.graph, &payload.options);

@@ -53,6 +53,15 @@ async fn a_named_workflow_is_accepted() {
 }
 
 #[tokio::test]
+async fn an_unknown_target_is_told_with_everything_else() {
+    let app = App::start().await;
+    let answer = app.create(json!({"workflow": graph(), "priority": 1000, "storage": {"target": "locol"}})).await;
+    assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(places(&answer), ["/priority", "/storage/target"], "{}", answer.json());
+    assert_eq!(answer.json()["errors"][1]["suggestion"], "local");
+}
+
+#[tokio::test]
 async fn a_drawn_seed_is_told() {
     let app = App::start().await;
     let id = app.task(|_| {}).await;
