@@ -43,6 +43,7 @@ struct Contents {
     backends: BTreeMap<BackendId, BackendStatus>,
     elsewhere: BTreeMap<BackendId, Elsewhere>,
     company: usize,
+    deaf: bool,
     restarts: BTreeMap<String, u64>,
     pauses: Vec<Pause>,
     webhooks: HookLevels,
@@ -232,6 +233,18 @@ impl Board {
     /// Notes how many other processes run tasks.
     pub fn set_company(&self, processes: usize) {
         self.lock().company = processes;
+    }
+
+    /// Whether other processes run tasks and nothing is heard of what they do: it is found by looking alone.
+    #[must_use]
+    pub fn is_deaf(&self) -> bool {
+        let contents = self.lock();
+        contents.deaf && contents.company > 0
+    }
+
+    /// Notes that nothing is heard of what other processes do.
+    pub fn set_deaf(&self) {
+        self.lock().deaf = true;
     }
 
     /// Alters one backend's entry.

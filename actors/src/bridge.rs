@@ -46,6 +46,8 @@ const SURVEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a task somebody waits for is read without being told to: word of a change is lost when the store's writer dies between
 /// the commit and the telling.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The same when other processes run tasks and nothing is heard of them.
+const LOOK_EVERY_DEAF: Duration = Duration::from_millis(50);
 
 /// What a client wants done.
 #[derive(Debug, Clone)]
@@ -264,7 +266,7 @@ impl Bridge {
         let mut changes = self.0.store.changes();
         let wait = async {
             loop {
-                let look_again = Instant::now() + LOOK_EVERY;
+                let look_again = Instant::now() + if self.0.board.is_deaf() { LOOK_EVERY_DEAF } else { LOOK_EVERY };
                 let record = self.0.store.get(id).await?;
                 if record.task.state.is_final() {
                     return Ok(());

@@ -90,6 +90,9 @@ impl Common<'_> {
                 (Arc::new(near), Arc::new(targets.clone()))
             }
         };
+        if !store.wire.hears_others() {
+            self.board.set_deaf();
+        }
         let mut services = store.services;
         services.push(self.pulse());
         let worker = WorkerId::starting(&config.app.node);
@@ -104,7 +107,6 @@ impl Common<'_> {
                 let workflows = Arc::new(Workflows::open(&config.workflows.dir, store.workflows.clone()).await?);
                 let (current, log, watched) = (workflows.clone(), store.tasks.clone(), self.board.clone());
                 let (ear, told, wire) = (hearing.clone(), hints.clone(), store.wire.clone());
-                let hears_others = wire.hears_others();
                 let muster = Arc::new(Muster {
                     worker: worker.clone(),
                     wire: store.wire.clone(),
@@ -116,7 +118,7 @@ impl Common<'_> {
                 services.extend([
                     (LOOKOUT, factory(move || lookout.clone().keep())),
                     (WORKFLOWS, factory(move || current.clone().keep_current())),
-                    (EVENTS, factory(move || watch::tail(log.clone(), watched.clone(), hears_others))),
+                    (EVENTS, factory(move || watch::tail(log.clone(), watched.clone()))),
                     (MUSTER, factory(move || muster.clone().keep())),
                     (HEARING, factory(move || ear.clone().listen(told.clone(), wire.clone()))),
                 ]);

@@ -48,6 +48,15 @@ impl Interest {
         other.tasks.iter().for_each(|(task, previews)| self.add(Some(*task), *previews));
     }
 
+    /// What is wanted beyond what was wanted already.
+    #[must_use]
+    pub fn beyond(&self, known: &Self) -> Self {
+        let is_new = |task: &TaskId, previews: bool| !known.wants(*task) || (previews && !known.wants_previews(*task));
+        let tasks = self.tasks.iter().filter(|(task, previews)| is_new(task, **previews));
+        let all = self.all.filter(|previews| known.all.is_none_or(|known| *previews && !known));
+        Self { tasks: tasks.map(|(task, previews)| (*task, *previews)).collect(), all }
+    }
+
     /// Whether nothing is wanted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -90,6 +99,29 @@ mod tests {
         more.add(None, true);
         interest.extend(&more);
         assert_eq!((wants(&interest), interest), ([(true, true); 3], more));
+    }
+
+    #[test]
+    fn what_is_new_is_told_apart() {
+        let [a, b, c] = [(); 3].map(|()| TaskId::new());
+        let of = |wanted: &[(Option<TaskId>, bool)]| {
+            let mut interest = Interest::default();
+            wanted.iter().for_each(|(task, previews)| interest.add(*task, *previews));
+            interest
+        };
+        let known = of(&[(Some(a), false), (Some(b), true)]);
+        for (now, new) in [
+            (known.clone(), of(&[])),
+            (of(&[(Some(b), false)]), of(&[])),
+            (of(&[(Some(a), true), (Some(b), true), (Some(c), false)]), of(&[(Some(a), true), (Some(c), false)])),
+            (of(&[(None, false), (Some(b), true)]), of(&[(None, false)])),
+        ] {
+            assert_eq!(now.beyond(&known), new, "{now:?}");
+        }
+        let all = of(&[(None, false)]);
+        assert_eq!(known.beyond(&all), of(&[(Some(b), true)]));
+        assert_eq!(of(&[(None, true)]).beyond(&all), of(&[(None, true)]));
+        assert!(all.beyond(&of(&[(None, true)])).is_empty());
     }
 
     #[test]

@@ -16,8 +16,8 @@ pub use self::{beacon::Beacon, lookout::Lookout};
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// A word is good for so long: three lost in a row.
 const GOOD_FOR: Duration = Duration::from_secs(10);
-/// What is watched is told at most this often: a page that is opened watches several tasks at once.
-const INTEREST_EVERY: Duration = Duration::from_millis(100);
+/// What is watched is told at most this often: clients come one after the other, and each time all of it is told.
+const INTEREST_EVERY: Duration = Duration::from_millis(250);
 
 /// Between two rounds of telling how far tasks are: a few pictures a second look alive.
 const ROUND_EVERY: Duration = Duration::from_millis(250);

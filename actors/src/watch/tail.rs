@@ -31,8 +31,8 @@ const PLACES: usize = 100;
 const LEARN_EVERY: Duration = Duration::from_secs(60);
 const LESSONS: u32 = 100;
 
-/// The reader, for ever. `hears_others`: what other processes commit wakes it as a rule.
-pub async fn tail(store: Arc<dyn TaskStore>, board: Board, hears_others: bool) {
+/// The reader, for ever.
+pub async fn tail(store: Arc<dyn TaskStore>, board: Board) {
     let mut changes = store.changes();
     let mut next_places = Instant::now();
     let mut next_lesson = next_places;
@@ -48,7 +48,7 @@ pub async fn tail(store: Arc<dyn TaskStore>, board: Board, hears_others: bool) {
         }
         let mut hurry = Instant::now() >= next_places;
         if !hurry {
-            let is_deaf = !hears_others && board.company() > 0;
+            let is_deaf = board.is_deaf();
             tokio::select! {
                 () = next_change(&mut changes), if read.is_ok() => {}
                 () = board.watch().0.came.notified() => hurry = true,

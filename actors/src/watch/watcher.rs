@@ -21,8 +21,8 @@ use crate::{
 /// Facts read from the store at once.
 const PAGE: u32 = 500;
 /// Glimpses are shown to a watcher at most this often per watcher there is: what all of them cost stays a small part of the machine, and a
-/// few watchers see every step.
-const PAUSE: Duration = Duration::from_micros(200);
+/// few watchers see every step. Of two thousand each sees one in 0.8 s.
+const PAUSE: Duration = Duration::from_micros(400);
 
 /// Something to see.
 #[derive(Debug, Clone, PartialEq)]
@@ -147,7 +147,8 @@ impl Watcher {
     async fn look(&mut self) -> Result<(), StoreError> {
         let (whole_after, fresh) = {
             let news = self.seat.news.borrow_and_update();
-            let fresh: Vec<_> = news.recent.iter().filter(|event| event.seq > self.cursor).cloned().collect();
+            let seen = news.recent.partition_point(|event| event.seq <= self.cursor);
+            let fresh: Vec<_> = news.recent.range(seen..).cloned().collect();
             (news.whole_after, fresh)
         };
         if whole_after.is_some_and(|after| after <= self.cursor) {

@@ -19,7 +19,8 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    AFTER_FAILURE, GOOD_FOR, LARGEST_PREVIEW, LOOK_FOR_INTEREST, LOOK_FOR_INTEREST_DEAF, PER_ROUND, ROUND_EVERY,
+    AFTER_FAILURE, GOOD_FOR, LARGEST_PREVIEW, LOOK_FOR_INTEREST, LOOK_FOR_INTEREST_DEAF, PER_ROUND, RENEW_EVERY,
+    ROUND_EVERY,
     word::{Glimpse, Watched, names},
 };
 use crate::{
@@ -48,16 +49,24 @@ struct Others(HashMap<String, Other>);
 struct Other {
     watched: Watched,
     until: Instant,
+    /// When it was last told everything again.
+    answered_at: Instant,
 }
 
 impl Others {
-    /// Somebody tells what it watches; whether that is a new word.
-    fn hear(&mut self, name: &str, watched: Watched) -> bool {
-        let known = self.0.get(name).is_some_and(|known| known.watched.number >= watched.number);
-        if !known {
-            self.0.insert(name.to_owned(), Other { watched, until: Instant::now() + GOOD_FOR });
+    /// Somebody tells what it watches; what of it is to be told again: what is new, and now and then all, because words get lost.
+    fn hear(&mut self, name: &str, watched: Watched) -> Interest {
+        let now = Instant::now();
+        let known = self.0.get(name);
+        if known.is_some_and(|known| known.watched.number >= watched.number) {
+            return Interest::default();
         }
-        !known
+        let known = known.filter(|known| now < known.answered_at + RENEW_EVERY);
+        let again =
+            known.map_or_else(|| watched.interest.clone(), |known| watched.interest.beyond(&known.watched.interest));
+        let answered_at = known.map_or(now, |known| known.answered_at);
+        self.0.insert(name.to_owned(), Other { watched, until: now + GOOD_FOR, answered_at });
+        again
     }
 
     /// All that is watched.
@@ -115,10 +124,7 @@ impl Beacon {
         for notice in notices.iter().filter(|notice| notice.name != self.worker.as_str()) {
             // One of another version, perhaps.
             let Some(watched) = Watched::read(notice) else { continue };
-            let interest = watched.interest.clone();
-            if others.hear(&notice.name, watched) {
-                fresh.extend(&interest);
-            }
+            fresh.extend(&others.hear(&notice.name, watched));
         }
         self.board.watch().set_wanted_afar(others.interest());
         if !fresh.is_empty() {

@@ -86,10 +86,11 @@ impl Lookout {
         }
     }
 
-    /// Tells what is watched, if that is something else than before, or if its time has come.
+    /// Tells what is watched, if more is than before or nothing any more, or if its time has come: who sees less need not be told at once.
     async fn compare(&self, told: &mut Told, renew: bool) {
         let interest = if self.is_alone() { Interest::default() } else { self.board.watch().interest() };
-        if renew || interest != told.interest {
+        let is_over = interest.is_empty() && !told.interest.is_empty();
+        if renew || is_over || !interest.beyond(&told.interest).is_empty() {
             self.tell(told, interest).await;
         }
     }

@@ -101,7 +101,7 @@ impl Apart {
         let (api, consumer) = (Board::default(), Board::default());
         api.set_company(1);
         let mut reader = JoinSet::new();
-        reader.spawn(tail(store.clone(), api.clone(), wire.hears_others()));
+        reader.spawn(tail(store.clone(), api.clone()));
         let posted = store.heard();
         let (lookout, beacon) = (JoinSet::new(), JoinSet::new());
         let mut apart = Self { store, wire, api, consumer, posted, lookout, beacon, _tail: reader };
