@@ -6,22 +6,28 @@
 use std::{
     io,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use comfyd_actors::{
-    domain::{input::Input, workflow::Kind},
+    domain::{input::Input, time::Timestamp, workflow::Kind},
+    metrics::Metrics,
     ports::{
         ByteStream,
+        clock::Clock,
         fetcher::{FetchError, Fetcher},
         input_store::InputStore,
         object_store::ObjectStore,
     },
 };
 use futures_util::{StreamExt, TryStreamExt};
-use reqwest::StatusCode;
-use tokio::{sync::Semaphore, time::timeout};
+use reqwest::{Response, StatusCode};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 use tracing::debug;
 
 use crate::{
@@ -29,11 +35,13 @@ use crate::{
     describe::describe,
     inputs::{IntakeError, Shelves, peek, recognise, suits, take_in},
     media::{Format, Probe},
-    outbound::{DialError, Outbound, Target},
+    outbound::{DialError, Outbound, Target, retry_after},
 };
 
 /// Redirects that are followed. Most files have none, those behind short links and storage front ends one or two.
 const REDIRECTS: usize = 3;
+/// A host is left alone for as long as it asks, up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 
 /// Fetches files through the one way out.
 pub struct UrlFetcher {
@@ -41,6 +49,8 @@ pub struct UrlFetcher {
     inputs: Arc<dyn InputStore>,
     objects: Arc<dyn ObjectStore>,
     settings: config::Inputs,
+    metrics: Metrics,
+    clock: Arc<dyn Clock>,
     places: Semaphore,
 }
 
@@ -52,8 +62,10 @@ impl UrlFetcher {
         inputs: Arc<dyn InputStore>,
         objects: Arc<dyn ObjectStore>,
         settings: config::Inputs,
+        metrics: Metrics,
+        clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { outbound, inputs, objects, settings, places: Semaphore::new(settings.fetch_parallel) }
+        Self { outbound, inputs, objects, settings, metrics, clock, places: Semaphore::new(settings.fetch_parallel) }
     }
 
     async fn take(&self, target: &Target, kind: Option<Kind>) -> Result<Input, FetchError> {
@@ -64,7 +76,7 @@ impl UrlFetcher {
             DialError::TooManyRedirects(_) => FetchError::Refused(format!("{host}: {error}")),
             DialError::Failed(why) => FetchError::Failed(format!("{host} cannot be asked: {why}")),
         })?;
-        judge(host, answer.status())?;
+        judge(host, &answer, self.clock.now())?;
         let limits =
             Limits { host: host.to_owned(), bytes: self.settings.max_size, pixels: self.settings.fetch_max_pixels };
         limits.length(answer.content_length().unwrap_or_default())?;
@@ -98,13 +110,34 @@ impl Fetcher for UrlFetcher {
             let limit = humantime::format_duration(limit);
             Err(FetchError::Failed(format!("{} did not send it within {limit} (inputs.fetch_timeout)", target.host())))
         };
-        timeout(limit, self.take(&target, kind)).await.unwrap_or_else(late)
+        let began = Instant::now();
+        let taken = timeout(limit, self.take(&target, kind)).await.unwrap_or_else(late);
+        self.metrics.fetched(in_a_word(&taken), began.elapsed());
+        taken
+    }
+}
+
+fn in_a_word(result: &Result<Input, FetchError>) -> &'static str {
+    match result {
+        Ok(_) => "stored",
+        Err(FetchError::Refused(_)) => "refused",
+        Err(FetchError::Failed(_)) => "failed",
+        Err(FetchError::Busy { .. }) => "busy",
+        Err(FetchError::Storage(_)) => "storage",
     }
 }
 
 /// What an answer that is not 200 says about the next one.
-fn judge(host: &str, status: StatusCode) -> Result<(), FetchError> {
+fn judge(host: &str, answer: &Response, now: Timestamp) -> Result<(), FetchError> {
+    let status = answer.status();
     let told = format!("{host} answered {status}");
+    if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+        && let Some(after) = retry_after(answer.headers(), now)
+    {
+        let after = after.min(LONGEST_PAUSE);
+        let pause = humantime::format_duration(Duration::from_secs(after.as_secs()));
+        return Err(FetchError::Busy { why: format!("{told} and asks to be left alone for {pause}"), after });
+    }
     match status {
         StatusCode::OK => Ok(()),
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {

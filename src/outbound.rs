@@ -7,6 +7,7 @@
 mod address;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
+mod later;
 mod policy;
 mod resolver;
 
@@ -21,6 +22,7 @@ use reqwest::{
 
 pub use self::{
     address::network,
+    later::retry_after,
     policy::{HostPattern, MAX_URL, Policy, Refusal, Target},
     resolver::{Names, SystemNames},
 };

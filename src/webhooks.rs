@@ -11,26 +11,22 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use comfyd_actors::{
-    domain::{
-        time::Timestamp,
-        webhook::{Answer, Delivery},
-    },
+    domain::webhook::{Answer, Delivery},
     ports::{clock::Clock, hook_sender::HookSender, store::TaskRecord},
     targets::Targets,
 };
 use reqwest::{
     Response,
-    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use ring::hmac;
-use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 pub use self::message::Message;
 use crate::{
     config::{SigningKey, Webhooks},
     crash_point,
     http::link_all,
-    outbound::Outbound,
+    outbound::{Outbound, retry_after},
 };
 
 /// Of an answer so much is read, for the sake of the connection, which can be used again then. Nobody looks at it.
@@ -120,16 +116,6 @@ async fn finish(mut answer: Response) {
         let Some(rest) = left.checked_sub(chunk.len()) else { return };
         left = rest;
     }
-}
-
-/// Seconds, or a date.
-fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = OffsetDateTime::parse(text, &Rfc2822).ok()?;
-    Some(Timestamp(date.unix_timestamp().saturating_mul(1_000)).since(now))
 }
 
 #[cfg(test)]

@@ -236,6 +236,14 @@ impl Metrics {
         count(&self.0.instruments.uploads_failed, &[reason]);
     }
 
+    /// A file was asked for at a URL of a client's; `result` in a word.
+    pub fn fetched(&self, result: &str, took: Duration) {
+        count(&self.0.instruments.fetches, &[result]);
+        if result == "stored" {
+            self.0.instruments.fetch.observe(took.as_secs_f64());
+        }
+    }
+
     /// A message to a webhook was sent, so long after what it tells of; `result` in a word.
     pub fn hook_tried(&self, result: &str, since: Duration) {
         count(&self.0.instruments.hooks, &[result]);

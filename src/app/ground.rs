@@ -81,7 +81,9 @@ impl Common<'_> {
         let targets = storage::open(&config.storage, config.tasks.upload_retry)?;
         storage::prove(&targets).await?;
         let outbound = Outbound::new(&config.outbound).map_err(AppError::Outbound)?;
-        let fetcher = UrlFetcher::new(outbound.clone(), store.inputs.clone(), targets.inputs().clone(), config.inputs);
+        let (metrics, clock) = (self.metrics.clone(), self.clock.clone());
+        let (inputs, objects) = (store.inputs.clone(), targets.inputs().clone());
+        let fetcher = UrlFetcher::new(outbound.clone(), inputs, objects, config.inputs, metrics, clock);
         let (files, outputs): (Arc<dyn InputFiles>, Arc<dyn Outputs>) = match self.api()? {
             Some(api) => (api.clone(), api),
             None => {

@@ -472,7 +472,7 @@ impl ErrorView {
     /// Of a task's error.
     #[must_use]
     pub fn of(error: TaskError) -> Self {
-        let TaskError { code, class, next, message, node_id, class_type, node_errors } = error;
+        let TaskError { code, class, next, message, node_id, class_type, node_errors, pause_ms: _ } = error;
         Self {
             code,
             class: class.as_str(),

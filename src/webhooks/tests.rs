@@ -1,5 +1,5 @@
 use comfyd_actors::{
-    domain::{event::Stage, task::TaskState, webhook::EndpointId},
+    domain::{event::Stage, task::TaskState, time::Timestamp, webhook::EndpointId},
     ports::store::NewTask,
     testing::store_conformance::fixtures::{artifacts, error, new_task},
 };
@@ -79,19 +79,4 @@ fn short_and_foreign_secrets_are_refused_and_never_shown() {
     }
     let shown = format!("{:?}", SigningKey::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"));
     assert_eq!(shown, "Ok(***)");
-}
-
-#[test]
-fn a_receiver_says_when_in_seconds_or_by_a_date() {
-    let now = Timestamp(1_445_412_420_000);
-    let after = |text: &str| {
-        let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_str(text).unwrap())]);
-        retry_after(&headers, now)
-    };
-    assert_eq!(after("120"), Some(Duration::from_secs(120)));
-    assert_eq!(after("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::from_secs(60)));
-    assert_eq!(after("Wed, 21 Oct 2015 07:26:00 GMT"), Some(Duration::ZERO));
-    for nonsense in ["", "soon", "-1", "1e9", "99999999999999999999"] {
-        assert_eq!(after(nonsense), None, "{nonsense}");
-    }
 }

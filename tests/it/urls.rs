@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -37,6 +37,8 @@ struct HostState {
     hits: Mutex<HashMap<String, usize>>,
     /// How often a flaky file is not there yet.
     unwell: Mutex<usize>,
+    /// When a busy one was asked for.
+    asked: Mutex<Vec<Instant>>,
     gate: Semaphore,
 }
 
@@ -44,7 +46,12 @@ impl Host {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let state = Arc::new(HostState { hits: Mutex::default(), unwell: Mutex::default(), gate: Semaphore::new(0) });
+        let state = Arc::new(HostState {
+            hits: Mutex::default(),
+            unwell: Mutex::default(),
+            asked: Mutex::default(),
+            gate: Semaphore::new(0),
+        });
         let router = Router::new().fallback(answer).with_state(state.clone());
         tokio::spawn(axum::serve(listener, router).into_future());
         Self { address, state }
@@ -78,6 +85,15 @@ async fn answer(State(state): State<Arc<HostState>>, request: Request) -> Respon
         }
         "flaky.png" if std::mem::take(&mut *state.unwell.lock().unwrap()) > 0 => {
             StatusCode::SERVICE_UNAVAILABLE.into_response()
+        }
+        "busy.png" => {
+            let mut asked = state.asked.lock().unwrap();
+            asked.push(Instant::now());
+            match asked.len() {
+                1 => (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")]).into_response(),
+                2 => (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "soon")]).into_response(),
+                _ => picture(1, 0).into_response(),
+            }
         }
         "login.png" if request.headers().get(header::AUTHORIZATION).is_none() => StatusCode::FORBIDDEN.into_response(),
         "page.png" => "<!DOCTYPE html><html><body>not here</body></html>".into_response(),
@@ -276,6 +292,22 @@ async fn a_host_that_is_not_well_is_asked_again_and_the_others_are_not() {
     assert_eq!((&failed["error"]["code"], &failed["attempt"]), (&json!("host_unavailable"), &json!(2)), "{failed}");
     assert!(failed["error"]["message"].as_str().unwrap().contains("127.0.0.2 broke off"), "{failed}");
     assert_eq!(host.hits("/cut.png"), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_asks_for_a_pause_gets_it() {
+    let (world, host) = (reaching().start().await, Host::start().await);
+    let done = world.completed(&world.create(&task(&json!(host.url("/busy.png")))).await).await;
+    assert_eq!((&done["attempt"], posts(&world)), (&json!(3), 1), "{done}");
+    let asked = host.state.asked.lock().unwrap().clone();
+    assert!(asked[1] - asked[0] >= Duration::from_secs(1), "{asked:?}");
+    // The pauses of the tests are 50 ms at most: what is no time asks for nothing.
+    let metrics = world.client.get(world.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    for (result, times) in [("busy", 1), ("failed", 1), ("stored", 1)] {
+        let line = format!("comfyd_input_fetches_total{{result=\"{result}\"}} {times}\n");
+        assert!(metrics.contains(&line), "{line} is not in:\n{metrics}");
+    }
+    assert!(metrics.contains("comfyd_input_fetch_seconds_count 1\n"), "{metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
@@ -164,7 +165,8 @@ fn not_fetched(name: &str, error: FetchError) -> Trouble {
     let words = |why| format!("the file for {name} could not be fetched: {why}");
     match error {
         FetchError::Refused(why) => Trouble::NotThere(words(why)),
-        FetchError::Failed(why) => Trouble::NotNow(words(why)),
+        FetchError::Failed(why) => Trouble::NotNow { why: words(why), pause: Duration::ZERO },
+        FetchError::Busy { why, after } => Trouble::NotNow { why: words(why), pause: after },
         FetchError::Storage(why) => Trouble::Storage(why),
     }
 }

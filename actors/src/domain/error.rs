@@ -119,6 +119,10 @@ pub struct TaskError {
     /// ComfyUI's own list of faults per node, for refused graphs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_errors: Option<Value>,
+    /// Another attempt is of no use before so many milliseconds have passed: whoever was asked said so. Only on the way to what follows, and
+    /// not kept.
+    #[serde(skip)]
+    pub pause_ms: u32,
 }
 
 impl TaskError {
@@ -132,6 +136,7 @@ impl TaskError {
             node_id: None,
             class_type: None,
             node_errors: None,
+            pause_ms: 0,
         }
     }
 

@@ -1,5 +1,7 @@
 //! Files that lie elsewhere, at URLs that clients gave.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +16,14 @@ pub enum FetchError {
     /// Its host is away, slow or not well: it may be there another time.
     #[error("{0}")]
     Failed(String),
+    /// Its host has too much to do, and says how long to leave it alone.
+    #[error("{why}")]
+    Busy {
+        /// In words.
+        why: String,
+        /// Not before this has passed.
+        after: Duration,
+    },
     /// It is our own storage, or our store, that cannot be used now.
     #[error("{0}")]
     Storage(String),

@@ -39,7 +39,9 @@ impl State {
         let (backoff, draw) = (self.system.settings.retry, rand::random());
         let failures = self.held.get(&id).and_then(|held| u32::try_from(held.attempt).ok()).unwrap_or(1);
         match change {
-            Change::Retry { error, .. } => Change::Retry { error, delay: backoff.delay(failures, draw) },
+            Change::Retry { error, delay: asked } => {
+                Change::Retry { error, delay: asked.saturating_add(backoff.delay(failures, draw)) }
+            }
             Change::Cramped { error, .. } => {
                 let lane = self.held.get(&id).and_then(|held| self.roomier_lane(held));
                 if let Some(lane) = &lane {

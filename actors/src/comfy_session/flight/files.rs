@@ -67,8 +67,8 @@ pub enum Trouble {
     Storage(String),
     /// It cannot be fetched from where it was said to be. In whole words.
     NotThere(String),
-    /// It cannot be fetched now. In whole words.
-    NotNow(String),
+    /// It cannot be fetched now, and not before the pause is over. In whole words.
+    NotNow { why: String, pause: Duration },
 }
 
 /// What follows from a failure.
@@ -138,7 +138,10 @@ impl Files {
             ),
             Trouble::NotThere(why) => failed(ErrorCode::InputNotFetched, why),
             // Trying again here would keep the server from others: the task makes room and comes back.
-            Trouble::NotNow(why) => failed(ErrorCode::HostUnavailable, why),
+            Trouble::NotNow { why, pause } => {
+                let error = TaskError { node_id: Some(node), ..TaskError::new(ErrorCode::HostUnavailable, why) };
+                Next::Failed(TaskError { pause_ms: u32::try_from(pause.as_millis()).unwrap_or(u32::MAX), ..error })
+            }
             Trouble::Server(why) if failures >= settings.attempts => failed(
                 ErrorCode::BackendError,
                 format!("the file for {node}.{field} could not be handed to the ComfyUI server: {why}"),

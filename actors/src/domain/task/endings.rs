@@ -15,12 +15,12 @@ use crate::domain::{
 pub const POISON_LIMIT: i32 = 3;
 
 impl Change {
-    /// What is made of a failure. Delays and lanes are filled in by whoever knows the attempt and the servers.
+    /// What is made of a failure. Delays, beyond what was asked for, and lanes are filled in by whoever knows the attempt and the servers.
     #[must_use]
     pub fn after(error: TaskError) -> Self {
         match error.class.next(0) {
             Next::Nothing => Self::Fail { error },
-            Next::Retry => Self::Retry { error, delay: Duration::ZERO },
+            Next::Retry => Self::Retry { delay: Duration::from_millis(error.pause_ms.into()), error },
             Next::RetryAlone | Next::RetryElsewhere => Self::Cramped { error, delay: Duration::ZERO, lane: None },
             Next::Elsewhere => Self::Elsewhere { error, blamed: true },
         }
@@ -62,7 +62,7 @@ impl Task {
             return self.fail(error, now);
         }
         self.attempt += 1;
-        self.error = Some(TaskError { next, ..error });
+        self.error = Some(TaskError { next, pause_ms: 0, ..error });
         self.let_go();
         self.state = TaskState::Scheduled;
         self.run_at = Some(now.after(delay));
@@ -188,6 +188,16 @@ mod tests {
             assert_eq!((error.next, task.state, task.attempt), (next, state, attempt), "{code:?}");
             assert_eq!((error.code, error.class, error.node_id.as_deref()), (code, code.class(), Some("4")));
         }
+    }
+
+    #[test]
+    fn a_pause_that_was_asked_for_is_kept_until_then_and_no_longer() {
+        let pause = Duration::from_secs(5);
+        let change = Change::after(TaskError { pause_ms: 5_000, ..of(ErrorCode::HostUnavailable) });
+        assert!(matches!(change, Change::Retry { delay, .. } if delay == pause));
+        let mut task = held(3);
+        end(&mut task, change);
+        assert_eq!((task.run_at, task.error.unwrap().pause_ms), (Some(NOW.after(pause)), 0));
     }
 
     #[test]
