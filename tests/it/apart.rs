@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::{
     chaos::with_seed,
+    databases::database,
     inputs,
     place::{Place, Process, command, free_address},
     support::{Api, id, task},
@@ -59,6 +60,11 @@ impl Apart {
     pub fn client(api: SocketAddr) -> Arc<ApiClient> {
         let url = SecretUrl::new(format!("http://{api}"));
         ApiClient::new(&url, Some(Secret::new(TOKEN)), BTreeMap::new()).unwrap()
+    }
+
+    /// With its tasks in another database.
+    fn on(self, database: &str) -> Self {
+        Self { place: self.place.with("DATABASE_URL", database) }
     }
 
     fn launch(&self, role: &str, without: &[&str], more: &[(&str, &str)]) -> Process {
@@ -397,11 +403,19 @@ async fn what_is_repeated_is_found_done() {
     assert!(matches!(refused, Err(StoreError::Refused(Refusal::Stale))), "somebody has it: {refused:?}");
 }
 
-/// Two APIs and three consumers, one of them over HTTP: each kind is killed in turn while tasks come and go. None is lost, none runs twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_in_turn_none_loses_a_task() {
+    killed_in_turn(Apart::new().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_in_turn_on_postgres_none_loses_a_task() {
+    killed_in_turn(Apart::new().await.on(&database().await)).await;
+}
+
+/// Two APIs and three consumers, one of them over HTTP: each kind is killed in turn while tasks come and go. None is lost, none runs twice.
+async fn killed_in_turn(apart: Apart) {
     with_seed(async |mut rng| {
-        let apart = Apart::new().await;
         let (url, address) = (apart.place.fake.url(), apart.place.address());
         apart.place.control().set_node_time(Duration::from_millis(30));
         let first_api = apart.api().await;

@@ -10,7 +10,10 @@ use futures_util::{FutureExt, StreamExt, stream};
 use ractor::ActorCell;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::support::{World, task, world};
+use crate::{
+    databases::database,
+    support::{Builder, World, task, world},
+};
 
 const TASKS: u32 = 200;
 
@@ -30,9 +33,18 @@ pub async fn with_seed(test: impl AsyncFnOnce(StdRng)) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_tasks_end_once_while_actors_die() {
+    end_once(world()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_tasks_in_postgres_end_once_while_actors_die() {
+    end_once(world().with("DATABASE_URL", &database().await)).await;
+}
+
+async fn end_once(world: Builder) {
     with_seed(async |mut rng| {
         let fake = FakeConfig { node_time: Duration::from_millis(5), ..FakeConfig::default() };
-        let world = world().fakes([fake.clone(), fake.clone(), fake]).start().await;
+        let world = world.fakes([fake.clone(), fake.clone(), fake]).start().await;
         let flow = async {
             let create = async |n| world.create_stubbornly(&task(n), &format!("chaos-{n}")).await;
             let ids: Vec<_> = stream::iter(0..TASKS).map(create).buffer_unordered(8).collect().await;

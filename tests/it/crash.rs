@@ -8,6 +8,7 @@
 mod chain;
 mod errands;
 mod frozen;
+mod postgres;
 
 use std::time::Duration;
 

@@ -147,6 +147,12 @@ impl Place {
         SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap()))
     }
 
+    /// The address of where the tasks are kept.
+    pub fn database(&self) -> String {
+        let environment = self.environment();
+        environment.into_iter().find(|(name, _)| name == "DATABASE_URL").unwrap().1
+    }
+
     pub fn control(&self) -> Control {
         self.fake.control()
     }

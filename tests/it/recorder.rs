@@ -15,11 +15,14 @@ use fake_comfyui::FakeComfy;
 use futures_util::StreamExt;
 use reqwest::{RequestBuilder, Response, StatusCode};
 use serde_json::Value;
-use sqlx::{ConnectOptions, Row as _, SqliteConnection, sqlite::SqliteConnectOptions};
+use sqlx::{
+    ConnectOptions, PgConnection, Row as _, SqliteConnection, postgres::PgConnectOptions, sqlite::SqliteConnectOptions,
+};
 use tokio::time::{sleep, timeout};
 
 use crate::{
     checker::{Fact, History, Object, Output, Row, Stored, Told, View, Word},
+    place::Place,
     support::{Api, PATIENCE, sha256},
 };
 
@@ -235,26 +238,46 @@ fn now() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }
 
+const NEWEST: &str = "SELECT coalesce(max(seq), 0) FROM task_events";
+
 /// The number of the newest event in a database.
-pub async fn newest_event(database: &Path) -> i64 {
-    let mut conn = open(database).await;
-    sqlx::query("SELECT coalesce(max(seq), 0) FROM task_events").fetch_one(&mut conn).await.unwrap().get(0)
+pub async fn newest_event(database: &str) -> i64 {
+    match open(database).await {
+        Database::Sqlite(mut conn) => sqlx::query(NEWEST).fetch_one(&mut conn).await.unwrap().get(0),
+        Database::Postgres(mut conn) => sqlx::query(NEWEST).fetch_one(&mut conn).await.unwrap().get(0),
+    }
 }
 
-async fn open(database: &Path) -> SqliteConnection {
-    SqliteConnectOptions::new().filename(database).busy_timeout(PATIENCE).connect().await.unwrap()
+/// A connection to where the tasks are.
+enum Database {
+    Sqlite(SqliteConnection),
+    Postgres(PgConnection),
+}
+
+async fn open(database: &str) -> Database {
+    if let Some(file) = database.strip_prefix("sqlite://") {
+        let options = SqliteConnectOptions::new().filename(file).busy_timeout(PATIENCE);
+        return Database::Sqlite(options.connect().await.unwrap());
+    }
+    let options: PgConnectOptions = database.parse().unwrap();
+    Database::Postgres(options.connect().await.unwrap())
 }
 
 /// Everything there is to know about a run that is over.
-pub async fn gather(recorder: &Recorder, fakes: &[FakeComfy], dir: &Path) -> History {
-    let mut conn = open(&dir.join("comfyd.db")).await;
-    let integrity = sqlx::query("PRAGMA integrity_check").fetch_one(&mut conn).await.unwrap().get(0);
+pub async fn gather(recorder: &Recorder, fakes: &[FakeComfy], place: &Place) -> History {
+    let (rows, integrity) = match open(&place.database()).await {
+        Database::Sqlite(mut conn) => {
+            let integrity = sqlx::query("PRAGMA integrity_check").fetch_one(&mut conn).await.unwrap().get(0);
+            (sqlite_rows(&mut conn).await, integrity)
+        }
+        Database::Postgres(mut conn) => (postgres_rows(&mut conn).await, "ok".to_owned()),
+    };
     let mut objects = BTreeMap::new();
-    find_objects(&dir.join("outputs"), "", &mut objects);
+    find_objects(&place.dir.path().join("outputs"), "", &mut objects);
     History {
         told: recorder.told(),
         servers: fakes.iter().map(|fake| fake.control().log()).collect(),
-        rows: rows(&mut conn).await,
+        rows,
         objects,
         integrity,
         messages: Vec::new(),
@@ -262,54 +285,74 @@ pub async fn gather(recorder: &Recorder, fakes: &[FakeComfy], dir: &Path) -> His
     }
 }
 
-async fn rows(conn: &mut SqliteConnection) -> Vec<Row> {
-    let tasks = "SELECT lower(hex(id)) AS id, state, generation, attempt, dispatch, hook_events FROM tasks ORDER BY created_at, id";
-    let mut rows: Vec<Row> = Vec::new();
-    for row in sqlx::query(tasks).fetch_all(&mut *conn).await.unwrap() {
-        rows.push(Row {
-            id: dashed(row.get("id")),
-            state: row.get("state"),
-            generation: row.get("generation"),
-            attempt: row.get("attempt"),
-            dispatch: row.get("dispatch"),
-            told_of: Vec::from(Events::of_bits(row.get("hook_events"))).iter().map(ToString::to_string).collect(),
-            ..Row::default()
-        });
-    }
-    let place: HashMap<String, usize> = rows.iter().enumerate().map(|(at, row)| (row.id.clone(), at)).collect();
-    let at = |id: &str| place.get(&dashed(id)).copied();
-    let keys = "SELECT lower(hex(task_id)) AS id, key FROM idempotency";
-    for row in sqlx::query(keys).fetch_all(&mut *conn).await.unwrap() {
-        if let Some(at) = at(row.get("id")) {
-            rows[at].keys.push(row.get("key"));
+/// Reads all tasks in the words of a database: how it writes the id of a row, that of a task in another table, and an artifact's object.
+macro_rules! rows {
+    ($conn:expr, $id:literal, $task:literal, $object:literal) => {{
+        let tasks = concat!(
+            "SELECT ",
+            $id,
+            " AS id, state, generation, attempt, dispatch, hook_events FROM tasks ORDER BY created_at, id"
+        );
+        let mut rows: Vec<Row> = Vec::new();
+        for row in sqlx::query(tasks).fetch_all(&mut *$conn).await.unwrap() {
+            rows.push(Row {
+                id: dashed(row.get("id")),
+                state: row.get("state"),
+                generation: row.get("generation"),
+                attempt: row.get("attempt"),
+                dispatch: row.get("dispatch"),
+                told_of: Vec::from(Events::of_bits(row.get("hook_events"))).iter().map(ToString::to_string).collect(),
+                ..Row::default()
+            });
         }
-    }
-    let outputs =
-        "SELECT lower(hex(task_id)) AS id, idx, object_key, bytes, sha256 FROM task_outputs ORDER BY task_id, idx";
-    for row in sqlx::query(outputs).fetch_all(&mut *conn).await.unwrap() {
-        let stored = Stored {
-            index: row.get("idx"),
-            key: row.get("object_key"),
-            bytes: row.get::<Option<i64>, _>("bytes").unwrap_or(0).try_into().unwrap(),
-            sha256: row.get::<Option<String>, _>("sha256").unwrap_or_default(),
-        };
-        if let Some(at) = at(row.get("id")) {
-            rows[at].outputs.push(stored);
+        let place: HashMap<String, usize> = rows.iter().enumerate().map(|(at, row)| (row.id.clone(), at)).collect();
+        let at = |id: &str| place.get(&dashed(id)).copied();
+        let keys = concat!("SELECT ", $task, " AS id, key FROM idempotency");
+        for row in sqlx::query(keys).fetch_all(&mut *$conn).await.unwrap() {
+            if let Some(at) = at(row.get("id")) {
+                rows[at].keys.push(row.get("key"));
+            }
         }
-    }
-    let facts = "SELECT lower(hex(task_id)) AS id, seq, stage FROM task_events ORDER BY seq";
-    for row in sqlx::query(facts).fetch_all(&mut *conn).await.unwrap() {
-        if let Some(at) = at(row.get("id")) {
-            rows[at].facts.push(Fact { seq: row.get("seq"), stage: row.get("stage") });
+        let outputs = concat!("SELECT ", $task, " AS id, idx, ", $object, " FROM task_outputs ORDER BY task_id, idx");
+        for row in sqlx::query(outputs).fetch_all(&mut *$conn).await.unwrap() {
+            let stored = Stored {
+                index: row.get::<i64, _>("idx").try_into().unwrap(),
+                key: row.get("object_key"),
+                bytes: row.get::<Option<i64>, _>("bytes").unwrap_or(0).try_into().unwrap(),
+                sha256: row.get::<Option<String>, _>("sha256").unwrap_or_default(),
+            };
+            if let Some(at) = at(row.get("id")) {
+                rows[at].outputs.push(stored);
+            }
         }
-    }
-    let deliveries = "SELECT lower(hex(task_id)) AS id, id AS number, stage FROM webhook_deliveries ORDER BY id";
-    for row in sqlx::query(deliveries).fetch_all(&mut *conn).await.unwrap() {
-        if let Some(at) = at(row.get("id")) {
-            rows[at].posted.push((row.get("number"), row.get("stage")));
+        let facts = concat!("SELECT ", $task, " AS id, seq, stage FROM task_events ORDER BY seq");
+        for row in sqlx::query(facts).fetch_all(&mut *$conn).await.unwrap() {
+            if let Some(at) = at(row.get("id")) {
+                rows[at].facts.push(Fact { seq: row.get("seq"), stage: row.get("stage") });
+            }
         }
-    }
-    rows
+        let deliveries = concat!("SELECT ", $task, " AS id, id AS number, stage FROM webhook_deliveries ORDER BY id");
+        for row in sqlx::query(deliveries).fetch_all(&mut *$conn).await.unwrap() {
+            if let Some(at) = at(row.get("id")) {
+                rows[at].posted.push((row.get("number"), row.get("stage")));
+            }
+        }
+        rows
+    }};
+}
+
+async fn sqlite_rows(conn: &mut SqliteConnection) -> Vec<Row> {
+    rows!(conn, "lower(hex(id))", "lower(hex(task_id))", "object_key, bytes, sha256")
+}
+
+async fn postgres_rows(conn: &mut PgConnection) -> Vec<Row> {
+    rows!(
+        conn,
+        "id::text",
+        "task_id::text",
+        "artifact::json #>> '{object,key}' AS object_key, (artifact::json #>> '{object,bytes}')::bigint AS bytes,
+         artifact::json #>> '{object,sha256}' AS sha256"
+    )
 }
 
 /// A UUID as clients write it.

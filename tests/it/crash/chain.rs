@@ -17,6 +17,7 @@ use super::errands::{Crowd, Errand};
 use crate::{
     chaos::seed,
     checker::{History, Message, check},
+    databases::database,
     place::{Place, Process},
     receiver::Receiver,
     recorder::{Recorder, gather, newest_event},
@@ -51,11 +52,12 @@ pub struct Case {
     generation: Generation,
     settings: &'static [(&'static str, &'static str)],
     told: bool,
+    is_on_postgres: bool,
 }
 
 impl Case {
     pub fn new(moment: Moment, errand: Errand) -> Self {
-        Self { moment, errand, generation: Generation::Current, settings: &[], told: false }
+        Self { moment, errand, generation: Generation::Current, settings: &[], told: false, is_on_postgres: false }
     }
 
     /// Points, one case each.
@@ -73,6 +75,11 @@ impl Case {
         Self { told: true, ..self }
     }
 
+    /// With its tasks in PostgreSQL.
+    pub fn on_postgres(self) -> Self {
+        Self { is_on_postgres: true, ..self }
+    }
+
     /// The same on all three generations of servers.
     pub fn everywhere(self) -> [Self; 3] {
         [Generation::Current, Generation::V0_3_64, Generation::IgnoresPromptId]
@@ -86,7 +93,8 @@ impl Case {
             | Moment::Together { name, .. }
             | Moment::Struck { name, .. } => name,
         };
-        format!("{moment} ({:?}, {:?})", self.errand, self.generation)
+        let store = if self.is_on_postgres { ", PostgreSQL" } else { "" };
+        format!("{moment} ({:?}, {:?}{store})", self.errand, self.generation)
     }
 
     /// Draws for this case, from the seed of the run.
@@ -115,6 +123,11 @@ async fn chain(case: &Case, seed: u64, links: u32) -> Vec<String> {
     let mut rng = case.dice(seed);
     let fake = FakeConfig { node_time: case.errand.node_time(), generation: case.generation, ..FakeConfig::default() };
     let mut place = Place::of(fake).await.with("COMFYD_COMFYUI__VALIDATE_GRACE", "100ms");
+    if case.is_on_postgres {
+        place = place.with("DATABASE_URL", &database().await);
+        // Nobody can know there that the one before is dead: its leases have to end.
+        place = place.with("COMFYD_QUEUE__LEASE", "3s").with("COMFYD_QUEUE__RENEW_EVERY", "500ms");
+    }
     for (name, value) in case.settings {
         place = place.with(name, value);
     }
@@ -156,14 +169,14 @@ async fn chain(case: &Case, seed: u64, links: u32) -> Vec<String> {
     }
     let process = place.launch(&[]);
     crowd.all_served().await;
-    recorder.heard(newest_event(&place.dir.path().join("comfyd.db")).await).await;
+    recorder.heard(newest_event(&place.database()).await).await;
     if case.told {
         recorder.nothing_left_to_tell().await;
     }
     listening.abort();
     drop(process);
     let fakes = std::slice::from_ref(&place.fake);
-    let mut history = gather(&recorder, fakes, place.dir.path()).await;
+    let mut history = gather(&recorder, fakes, &place).await;
     history.messages = receiver.iter().flat_map(Receiver::heard).map(Message::of).collect();
     verdict(&case.name(), links, &history)
 }

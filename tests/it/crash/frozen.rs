@@ -66,10 +66,10 @@ async fn wakes_up_too_late(point: &str, fault: Option<Fault>) {
     assert_eq!(timeout(PATIENCE, created).await.expect("it does not wake up").unwrap(), id);
     place.api.until_status(|status| status["backends"][0]["in_flight"] == 0).await;
     client.see(&id).await;
-    other.heard(newest_event(&place.dir.path().join("comfyd.db")).await).await;
+    other.heard(newest_event(&place.database()).await).await;
     listening.abort();
     drop((first, second));
-    let history = gather(&client, std::slice::from_ref(&place.fake), place.dir.path()).await;
+    let history = gather(&client, std::slice::from_ref(&place.fake), &place).await;
     let broken = verdict(&format!("frozen at {point}"), 1, &history);
     assert!(broken.is_empty(), "\n{}", broken.join("\n"));
 }
