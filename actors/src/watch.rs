@@ -135,6 +135,15 @@ struct Topics {
     incoming: Incoming,
 }
 
+/// A task that is watched and waits for its turn.
+#[derive(Debug)]
+struct Waiting {
+    task: TaskId,
+    workflow: Option<String>,
+    /// Those who watch know its place, or one it had.
+    knows: bool,
+}
+
 /// Everybody's topics. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Watch(Arc<Inner>);
@@ -144,6 +153,8 @@ struct Inner {
     topics: Mutex<Topics>,
     /// Somebody came.
     came: Notify,
+    /// A task that waits is watched.
+    waits: Notify,
     /// Other things are watched than before.
     interest_changed: Notify,
     /// There is something that others watch.
@@ -196,6 +207,9 @@ impl Watch {
             topic.workflow = workflow.map(str::to_owned);
             let stage = *topic.stage.get_or_insert(stage);
             topics.incoming.note(task, stage, Instant::now());
+            if stage == Stage::Queued {
+                self.0.waits.notify_one();
+            }
         }
         self.0.came.notify_one();
     }
@@ -255,10 +269,13 @@ impl Watch {
     }
 
     /// Tasks that are watched and wait for their turn.
-    fn waiting(&self) -> Vec<(TaskId, Option<String>)> {
+    fn waiting(&self) -> Vec<Waiting> {
         let topics = self.lock();
-        let waiting = |(key, topic): (&Option<TaskId>, &Topic)| match topic.stage {
-            Some(Stage::Queued) => key.map(|task| (task, topic.workflow.clone())),
+        let waiting = |(key, topic): (&Option<TaskId>, &Topic)| match (key, topic.stage) {
+            (Some(task), Some(Stage::Queued)) => {
+                let knows = topic.glimpses.borrow().get(task).is_some_and(|glimpse| glimpse.place.is_some());
+                Some(Waiting { task: *task, workflow: topic.workflow.clone(), knows })
+            }
             _ => None,
         };
         topics.open.iter().filter_map(waiting).collect()
@@ -295,6 +312,9 @@ impl Watch {
             {
                 if topics.incoming.note(event.task, stage, now) {
                     topics.wipe(event.task);
+                }
+                if stage == Stage::Queued {
+                    self.0.waits.notify_one();
                 }
                 if stage.is_final() && topics.open.contains_key(&Some(event.task)) {
                     self.0.interest_changed.notify_one();

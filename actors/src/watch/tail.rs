@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::broadcast::{self, error::TryRecvError},
-    time::Instant,
+    time::{Instant, sleep, sleep_until},
 };
 use tracing::debug;
 
@@ -16,7 +16,7 @@ use crate::{
     board::Board,
     domain::task::TaskState,
     ports::store::{Changed, Query, StoreError, TaskStore},
-    watch::{FAR, Watch},
+    watch::{FAR, Waiting, Watch},
 };
 
 /// Facts read at once.
@@ -27,42 +27,76 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_EVERY_DEAF: Duration = Duration::from_millis(50);
 /// Places counted in one round: the others get theirs in the rounds after.
 const PLACES: usize = 100;
+/// How long somebody who comes to a waiting task waits for others, to be told their places together.
+const TOGETHER: Duration = Duration::from_millis(50);
 /// How often is looked how long tasks take that other processes run, and at how many of the last.
 const LEARN_EVERY: Duration = Duration::from_secs(60);
 const LESSONS: u32 = 100;
 
-/// The reader, for ever.
+/// The reader, for ever. Counting places takes its time, and facts do not wait for it.
 pub async fn tail(store: Arc<dyn TaskStore>, board: Board) {
+    tokio::select! {
+        () = facts(&*store, &board) => {}
+        () = places(&*store, &board) => {}
+    }
+}
+
+async fn facts(store: &dyn TaskStore, board: &Board) {
     let mut changes = store.changes();
-    let mut next_places = Instant::now();
-    let mut next_lesson = next_places;
-    let mut place = 0;
     loop {
         board.watch().watched().await;
-        let read = read_on(&*store, board.watch()).await;
+        let read = read_on(store, board.watch()).await;
         if let Err(error) = &read {
             debug!(%error, "could not read the events; looking again");
         }
         if matches!(read, Ok(PAGE)) {
             continue;
         }
-        let mut hurry = Instant::now() >= next_places;
-        if !hurry {
-            let is_deaf = board.is_deaf();
-            tokio::select! {
-                () = next_change(&mut changes), if read.is_ok() => {}
-                () = board.watch().0.came.notified() => hurry = true,
-                () = tokio::time::sleep_until(next_places) => hurry = true,
-                () = tokio::time::sleep(LOOK_EVERY_DEAF), if is_deaf => {}
+        let look_every = if board.is_deaf() { LOOK_EVERY_DEAF } else { LOOK_EVERY };
+        tokio::select! {
+            () = next_change(&mut changes), if read.is_ok() => {}
+            () = board.watch().0.came.notified() => {}
+            () = sleep(look_every) => {}
+        }
+    }
+}
+
+async fn places(store: &dyn TaskStore, board: &Board) {
+    let (mut next_lesson, mut next_round, mut turn) = (Instant::now(), Instant::now(), None);
+    loop {
+        let mut waiting = board.watch().waiting();
+        if waiting.is_empty() {
+            board.watch().0.waits.notified().await;
+            continue;
+        }
+        if board.company() > 0 && next_lesson <= Instant::now() {
+            next_lesson = Instant::now() + LEARN_EVERY;
+            learn(store, board).await;
+        }
+        if Instant::now() < next_round {
+            waiting.retain(|waiting| !waiting.knows);
+        } else {
+            next_round = Instant::now() + LOOK_EVERY;
+        }
+        // Who knows nothing yet comes first, then the others in turn.
+        waiting.sort_unstable_by_key(|waiting| {
+            (waiting.knows, turn.is_some_and(|turn| waiting.task <= turn), waiting.task)
+        });
+        waiting.truncate(PLACES);
+        for Waiting { task, workflow, .. } in &waiting {
+            // One that could not be counted, or does not wait any more, keeps what was said of it.
+            if let Ok(Some(ahead)) = store.ahead(*task, FAR).await {
+                board.watch().show_place(*task, board.place(workflow.as_deref(), ahead));
             }
         }
-        if hurry {
-            next_places = Instant::now() + LOOK_EVERY;
-            if board.company() > 0 && next_lesson < next_places {
-                next_lesson = Instant::now() + LEARN_EVERY;
-                learn(&*store, &board).await;
-            }
-            place = tell_places(&*store, &board, place).await;
+        turn = waiting.iter().rev().find(|waiting| waiting.knows).map(|waiting| waiting.task).or(turn);
+        tokio::select! {
+            () = sleep_until(next_round) => {}
+            // Those who come together are counted together.
+            () = async {
+                board.watch().0.waits.notified().await;
+                sleep(TOGETHER).await;
+            } => {}
         }
     }
 }
@@ -95,18 +129,4 @@ async fn learn(store: &dyn TaskStore, board: &Board) {
     // Without them the next ones teach it.
     let tasks = store.list(last).await.unwrap_or_default();
     tasks.iter().rev().for_each(|task| board.learn(task));
-}
-
-/// Counts the places of some of the waiting tasks that are watched, in turn. Returns whose turn is next.
-async fn tell_places(store: &dyn TaskStore, board: &Board, first: usize) -> usize {
-    let mut waiting = board.watch().waiting();
-    waiting.sort_unstable();
-    let first = if first < waiting.len() { first } else { 0 };
-    for (task, workflow) in waiting.iter().skip(first).take(PLACES) {
-        // One that could not be counted, or does not wait any more, keeps what was said of it.
-        if let Ok(Some(ahead)) = store.ahead(*task, FAR).await {
-            board.watch().show_place(*task, board.place(workflow.as_deref(), ahead));
-        }
-    }
-    first + PLACES
 }
