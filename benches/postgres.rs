@@ -20,6 +20,7 @@ use comfyd_actors::{
         id::{BackendId, ClientId, WorkerId},
         lane::Lanes,
         task::{Change, Intent},
+        tenant::Caps,
     },
     ports::store::{Claim, ClaimSlot, WorkSource},
     testing::store_conformance::fixtures,
@@ -107,7 +108,8 @@ async fn by_store(stores: &[Arc<PgStore>]) {
             for _ in 0..CYCLES {
                 let intent = Intent { backend: BackendId::new("http://backend"), client: ClientId::new("bench") };
                 let slot = ClaimSlot { intent, lanes: Lanes::only([0]) };
-                let claim = Claim { worker: worker.clone(), lease: LEASE, slots: vec![slot] };
+                let caps = Caps::default();
+                let claim = Claim { worker: worker.clone(), lease: LEASE, slots: vec![slot], caps };
                 let held = store.claim(claim).await.expect("an answer").pop().expect("a task");
                 let done = Change::Complete { artifacts: fixtures::artifacts(1, true) };
                 store.apply(held.task.id, held.task.fence, done).await.expect("it is completed");

@@ -19,6 +19,7 @@ use comfyd_actors::{
         id::{BackendId, ClientId, TaskId, WorkerId},
         lane::Lanes,
         task::Intent,
+        tenant::Caps,
     },
     ports::store::{Claim, ClaimSlot, TaskStore, WorkSource},
 };
@@ -143,7 +144,12 @@ impl Queue {
     async fn claim(&self) -> Duration {
         let intent = Intent { backend: BackendId::new("http://backend"), client: ClientId::new("bench") };
         let slot = ClaimSlot { intent, lanes: Lanes::only([0]) };
-        let claim = Claim { worker: self.worker.clone(), lease: Duration::from_secs(3600), slots: vec![slot] };
+        let claim = Claim {
+            worker: self.worker.clone(),
+            lease: Duration::from_secs(3600),
+            slots: vec![slot],
+            caps: Caps::default(),
+        };
         let (time, claimed) = timed(self.work.claim(claim)).await;
         assert_eq!(claimed.expect("an answer").len(), 1);
         time

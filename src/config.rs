@@ -13,6 +13,7 @@ mod reader;
 mod sections;
 mod sources;
 mod storage;
+mod tenants;
 pub mod values;
 mod webhooks;
 
@@ -31,6 +32,7 @@ pub use self::{
     },
     sources::{Layers, Sources},
     storage::{CfImages, Gcs, Kind as TargetKind, S3, Storage, TargetConfig},
+    tenants::Tenants,
     webhooks::{SigningKey, Webhooks, event},
 };
 
@@ -57,6 +59,8 @@ pub struct Config {
     pub tasks: Tasks,
     /// What clients have us ask for.
     pub outbound: Outbound,
+    /// Whose tasks those are.
+    pub tenants: Tenants,
     /// Who is told of tasks.
     pub webhooks: Webhooks,
     /// How long finished things are kept.
@@ -128,6 +132,7 @@ fn read_sections(r: &mut Reader) -> Config {
         queue: sections::queue(r),
         tasks: sections::tasks(r),
         outbound: outbound::outbound(r),
+        tenants: tenants::tenants(r),
         webhooks: webhooks::webhooks(r),
         retention: sections::retention(r),
         inputs: sections::inputs(r),

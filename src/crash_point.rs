@@ -143,6 +143,7 @@ mod tests {
                 priority: Priority::default(),
                 cancelling,
                 hooked: false,
+                of_tenant: false,
                 here: true,
             })
         };

@@ -31,6 +31,7 @@ mod serve;
 mod server;
 mod storage;
 mod tasks;
+mod tenant;
 mod unread;
 mod validate;
 pub(crate) mod view;
@@ -98,6 +99,8 @@ pub struct HttpConfig {
     pub webhook: Option<Webhook>,
     /// Named workflows wait in lanes of their own, because there may be consumers that take some of them only.
     pub workflow_lanes: bool,
+    /// Whose new tasks are.
+    pub tenants: config::Tenants,
     /// What autoscalers are to aim at.
     pub scaling: Aim,
     /// What the names of our own connections to ComfyUI begin with.
@@ -133,6 +136,7 @@ impl From<&Config> for HttpConfig {
             events: config.events,
             webhook: config.webhooks.webhook(&config.outbound.policy),
             workflow_lanes: !config.consumer.workflows.is_empty(),
+            tenants: config.tenants.clone(),
             scaling: config.queue.scaling,
             client_prefix: config.comfyui.client_id.clone(),
         }

@@ -2,12 +2,16 @@
 
 mod figures;
 mod replay;
+mod request;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{sync::broadcast, time::Instant};
 
-pub use self::replay::{Replay, Replayed, Unfit};
+pub use self::{
+    replay::{Replay, Replayed, Unfit},
+    request::{RequestError, Start, TaskRequest, Wish},
+};
 use crate::{
     board::{BackendStatus, Board, Elsewhere, PhaseName},
     catalogues::Catalogues,
@@ -15,23 +19,20 @@ use crate::{
     domain::{
         fleet::Fleet,
         id::{BackendId, TaskId},
-        lane::{Lane, Needs},
-        order::Priority,
+        lane::Needs,
         progress::Progress,
         task::{Task, TaskState},
         time::Timestamp,
         webhook::{Delivery, Endpoint, EndpointId},
     },
-    kit::slot::{AskError, Slot},
+    kit::slot::Slot,
     metrics::Metrics,
     ports::{
         clock::Clock,
         comfy::ComfyTransport,
         hook_store::{DeliveryQuery, HookLevels, HookStore},
         input_store::InputStore,
-        store::{
-            Changed, Created, Hold, Idempotency, Pausable, Pause, Payload, Query, StoreError, TaskRecord, TaskStore,
-        },
+        store::{Changed, Created, Hold, Pausable, Pause, Query, StoreError, TaskRecord, TaskStore},
     },
     queue::QueueMsg,
     targets::Targets,
@@ -49,29 +50,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The same when other processes run tasks and nothing is heard of them.
 const LOOK_EVERY_DEAF: Duration = Duration::from_millis(50);
 
-/// What a client wants done.
-#[derive(Debug, Clone)]
-pub struct TaskRequest {
-    /// Whose it is.
-    pub tenant: i64,
-    /// The named workflow it is made from.
-    pub workflow: Option<String>,
-    /// Graph, inputs and metadata.
-    pub payload: Payload,
-    /// Which backends can run it.
-    pub lane: Lane,
-    /// Urgency.
-    pub priority: Priority,
-    /// When it may run; `None` = at once.
-    pub start: Option<Start>,
-    /// Attempts allowed; `None` = as configured.
-    pub max_attempts: Option<i32>,
-    /// Longest time one attempt may execute; `None` = as configured.
-    pub timeout: Option<Duration>,
-    /// Makes a repeated request find the first task.
-    pub idempotency: Option<Idempotency>,
-}
-
 /// Where a task stands that is not over.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Standing {
@@ -79,53 +57,6 @@ pub enum Standing {
     Waits(Place),
     /// On a server.
     Runs(Progress),
-}
-
-/// When a task may run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// Not before this moment. One that has passed is now.
-    At(Timestamp),
-    /// This long after its creation.
-    After(Duration),
-}
-
-/// What a client wants of a task that is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
-    /// Its end.
-    Cancel,
-    /// Another urgency.
-    Prioritize(Priority),
-    /// That it is done from the beginning, having failed or been cancelled.
-    Again,
-    /// That the files it left on its server are stored, and nothing else.
-    UploadsAgain,
-}
-
-/// Why a request was not accepted. After `Full` and `Draining` nothing was written. After the others it may have been: repeating a change
-/// does no harm, and a new task is found again by its idempotency key.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum RequestError {
-    /// The queue is at its limit.
-    #[error("the queue is full: {pending} tasks wait, the limit is {limit}")]
-    Full {
-        /// Tasks that wait.
-        pending: u64,
-        /// The limit.
-        limit: u64,
-        /// A guess at when there is room.
-        retry_after: Duration,
-    },
-    /// The process is about to stop.
-    #[error("the service is shutting down")]
-    Draining,
-    /// An actor is being restarted or is too slow.
-    #[error(transparent)]
-    Actor(#[from] AskError),
-    /// The store said no.
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
 /// The handlers' way in. Clones are cheap.
@@ -225,7 +156,7 @@ impl Bridge {
     pub async fn get(&self, id: TaskId) -> Result<(TaskRecord, Option<Standing>), StoreError> {
         let mut record = self.0.store.get(id).await?;
         if record.task.state != TaskState::Pending || self.is_served(&record.needs) {
-            record.needs = Arc::default();
+            record.needs = Arc::new(Needs { tenant: record.needs.tenant.clone(), ..Needs::default() });
         }
         let standing = match record.task.state {
             TaskState::Dispatching | TaskState::Executing => self.0.board.progress(&record.task).map(Standing::Runs),

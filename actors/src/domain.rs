@@ -32,6 +32,7 @@ pub mod retry;
 pub mod scaling;
 pub mod storage;
 pub mod task;
+pub mod tenant;
 pub mod time;
 pub mod webhook;
 pub mod workflow;

@@ -3,11 +3,12 @@
 //! Each system has its own registry, so two systems in one process count apart. Counting is an atomic addition behind a short look-up:
 //! any actor may do it in a handler. What is a level rather than an event (phases, depths) is written down when somebody asks for it.
 //!
-//! Labels are bounded: states, codes, priorities, backends, and the names of workflows up to a number. Never a task's id.
+//! Labels are bounded: states, codes, priorities, backends, and the names of workflows and tenants up to a number. Never a task's id.
 
 mod instruments;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -28,6 +29,7 @@ use crate::{
         id::BackendId,
         order::Priority,
         task::{Task, TaskState},
+        tenant::Tenant,
         time::Timestamp,
     },
     ports::{
@@ -38,6 +40,8 @@ use crate::{
 
 /// Workflows counted by their names; those that come after them share one.
 const MAX_WORKFLOWS: usize = 100;
+/// Tenants shown by their names; the others share one.
+const MAX_TENANTS: usize = 100;
 
 /// The instruments of one system. Clones share them.
 #[derive(Clone)]
@@ -98,8 +102,17 @@ pub struct Picture {
     pub webhooks: HookLevels,
     /// The memory of the servers that told it.
     pub memory: Vec<DeviceMemory>,
-    /// How many consumers there should be; `None` = this process cannot tell.
-    pub consumers_wanted: Option<u64>,
+    /// What is asked of the whole service; `None` = this process cannot tell.
+    pub demand: Option<Demand>,
+}
+
+/// What is asked of the whole service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// How many consumers there should be.
+    pub consumers_wanted: u64,
+    /// Tasks of each tenant that wait for their turn.
+    pub tenants: BTreeMap<Tenant, u64>,
 }
 
 /// What was gathered, in the text format that Prometheus reads.
@@ -276,11 +289,7 @@ impl Metrics {
         self.write_levels(picture.now);
         self.write_backends(picture);
         self.write_webhooks(picture);
-        // A number that is not known is left out: an autoscaler changes nothing then, and 0 would stop everybody.
-        self.0.instruments.consumers_wanted.reset();
-        if let Some(wanted) = picture.consumers_wanted {
-            set(&self.0.instruments.consumers_wanted, &[], whole(wanted));
-        }
+        self.write_demand(picture.demand.as_ref());
         self.0.instruments.registry.gather()
     }
 
@@ -322,6 +331,25 @@ impl Metrics {
             let device = device.to_string();
             set(&instruments.memory_total, &[backend.as_str(), &device], whole(*total));
             set(&instruments.memory_free, &[backend.as_str(), &device], whole(*free));
+        }
+    }
+
+    /// A number that is not known is left out: an autoscaler changes nothing then, and 0 would stop everybody.
+    fn write_demand(&self, demand: Option<&Demand>) {
+        let instruments = &self.0.instruments;
+        instruments.consumers_wanted.reset();
+        instruments.tenant_waiting.reset();
+        let Some(demand) = demand else { return };
+        set(&instruments.consumers_wanted, &[], whole(demand.consumers_wanted));
+        // Those that wait for most; the others together.
+        let mut tenants: Vec<(&Tenant, u64)> = demand.tenants.iter().map(|(tenant, tasks)| (tenant, *tasks)).collect();
+        tenants.sort_by_key(|(_, tasks)| Reverse(*tasks));
+        let (shown, others) = tenants.split_at(tenants.len().min(MAX_TENANTS));
+        for (tenant, tasks) in shown {
+            set(&instruments.tenant_waiting, &[tenant.as_str()], whole(*tasks));
+        }
+        if !others.is_empty() {
+            set(&instruments.tenant_waiting, &["(other)"], whole(others.iter().map(|(_, tasks)| tasks).sum()));
         }
     }
 

@@ -19,6 +19,7 @@ mod matching;
 mod pace;
 mod rounds;
 mod routes;
+mod tenants;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -29,7 +30,15 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::{sync::broadcast, time::Instant};
 use tracing::{debug, info};
 
-use self::{admission::Waiting, control::Pauses, drain::Drain, gaps::Gaps, pace::Pace, routes::Routes};
+use self::{
+    admission::Waiting,
+    control::Pauses,
+    drain::Drain,
+    gaps::Gaps,
+    pace::Pace,
+    routes::Routes,
+    tenants::{Entering, Tally},
+};
 use crate::{
     bridge::{RequestError, TaskRequest, Wish},
     comfy_session::Origin,
@@ -83,12 +92,25 @@ pub enum QueueMsg {
     Stored {
         /// Who waits for it.
         reply: RpcReplyPort<Result<Created, RequestError>>,
+        /// Whose it is.
+        tenant: i64,
         /// The backend a place was kept on.
         kept: Option<BackendId>,
         /// When it began: the deadline's stretch.
         stretch: u64,
         /// What came of it.
         result: Result<Result<Creation, StoreError>, Panicked>,
+    },
+    /// What waits of a tenant with a limit was counted.
+    Tallied {
+        /// The task that is to wait beside it.
+        request: Box<TaskRequest>,
+        /// Answered after the commit.
+        reply: RpcReplyPort<Result<Created, RequestError>>,
+        /// What was on its way when the counting began.
+        tally: Tally,
+        /// What came of it.
+        result: Result<Result<u32, StoreError>, Panicked>,
     },
     /// A client wants something of a task that is there.
     Amend {
@@ -275,6 +297,8 @@ pub struct State {
     waiting: Waiting,
     /// Tasks that will wait once their commit is made: new ones, and those asked for again.
     entering: u64,
+    /// The same of tenants that have a limit.
+    tenants: HashMap<i64, Entering>,
     /// Of these lanes nothing was left in the store when it was last asked.
     dry: HashSet<Lanes>,
     routes: Routes,
@@ -327,7 +351,10 @@ impl Actor for QueueActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             QueueMsg::Submit { request, reply } => state.submit(&me, *request, reply),
-            QueueMsg::Stored { reply, kept, stretch, result } => state.on_stored(&me, reply, kept, stretch, result),
+            QueueMsg::Stored { reply, tenant, kept, stretch, result } => {
+                state.on_stored(&me, reply, tenant, kept, stretch, result);
+            }
+            QueueMsg::Tallied { request, reply, tally, result } => state.on_tallied(&me, request, reply, tally, result),
             QueueMsg::Amend { id, wish, reply } => state.amend(&me, id, wish, reply),
             QueueMsg::Amended { wish, asked, reply, result } => state.on_amended(&me, wish, asked, reply, result),
             QueueMsg::SetPaused { what, hold, reply } => state.set_paused(&me, what, hold, reply),
@@ -375,6 +402,7 @@ impl State {
             uploads_open: false,
             waiting: Waiting::default(),
             entering: 0,
+            tenants: HashMap::new(),
             dry: HashSet::new(),
             routes: Routes::default(),
             claiming: false,
@@ -418,6 +446,8 @@ impl State {
                             TaskState::Pending if changed.here => QueueMsg::Wake,
                             TaskState::Pending => QueueMsg::WokenElsewhere,
                             _ if changed.cancelling && !changed.here => QueueMsg::CancelledElsewhere { id: changed.id },
+                            // What waits for room under a cap may be taken now.
+                            _ if changed.frees_room() => QueueMsg::Wake,
                             _ => continue,
                         };
                         if me.cast(word).is_err() {

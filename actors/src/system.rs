@@ -20,6 +20,7 @@ use crate::{
         id::{BackendId, WorkerId},
         order::Ordering,
         retry::Backoff,
+        tenant::Tenants,
         time::Timestamp,
     },
     http::HttpMsg,
@@ -204,6 +205,8 @@ pub struct Settings {
     pub ordering: Ordering,
     /// Most tasks that may wait.
     pub max_pending: u64,
+    /// How many tasks tenants may have.
+    pub tenants: Tenants,
     /// Prompts put into a backend's own queue ahead of their turn; 0 = strict priority.
     pub prepare_ahead: usize,
     /// Life of a lease.
@@ -293,6 +296,7 @@ impl Default for Settings {
             validate: true,
             ordering: Ordering::Aged,
             max_pending: 100_000,
+            tenants: Tenants::default(),
             prepare_ahead: 1,
             lease: seconds(30),
             renew_every: seconds(10),

@@ -148,6 +148,7 @@ impl Common<'_> {
                 targets: targets.clone(),
                 wire: store.wire.clone(),
                 token: config.consumer.token.clone(),
+                caps: config.tenants.limits.caps(),
                 largest: config.tasks.max_output,
             };
             let held = Bridge::new(bridge::Parts {

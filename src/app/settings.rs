@@ -11,6 +11,7 @@ pub(super) fn settings(config: &Config, unclean_start: bool) -> Settings {
         validate: comfyui.validate,
         ordering: config.queue.ordering,
         max_pending: config.queue.max_pending,
+        tenants: config.tenants.limits.clone(),
         prepare_ahead: config.queue.prepare_ahead,
         lease: config.queue.lease,
         renew_every: config.queue.renew_every,

@@ -146,7 +146,7 @@ async fn metrics(State(service): State<Arc<Service>>) -> Result<impl IntoRespons
         pauses: pages.board.pauses(),
         webhooks: pages.board.webhooks(),
         memory: Vec::new(),
-        consumers_wanted: None,
+        demand: None,
     });
     let text = text(&families).map_err(|error| {
         tracing::error!(%error, "the metrics cannot be written");

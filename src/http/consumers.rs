@@ -13,11 +13,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use comfyd_actors::{
-    domain::input::InputId,
+    domain::{input::InputId, tenant::Caps},
     ports::{
         input_files::InputFiles,
         object_store::ObjectError,
-        store::{Hints, StoreError, TaskStore, WorkSource},
+        store::{Claim, Hints, StoreError, TaskStore, WorkSource},
         wire::{Kind, LONGEST, Notice, Wire},
     },
     targets::Targets,
@@ -69,6 +69,8 @@ pub struct Consumers {
     pub wire: Arc<dyn Wire>,
     /// What consumers show; `None` = this machine only.
     pub token: Option<Secret>,
+    /// How many tasks of a tenant may run.
+    pub caps: Caps,
     /// Most bytes of one output.
     pub largest: u64,
 }
@@ -185,7 +187,7 @@ pub async fn call(
     let body = body::read(&headers, body, limits).await?;
     let (body, work) = (body.as_ref(), &there.work);
     match verb.as_str() {
-        "claim" => answer(work.claim(read(body)?).await),
+        "claim" => answer(work.claim(Claim { caps: there.caps.clone(), ..read(body)? }).await),
         "apply" => answer(there.apply(read(body)?).await),
         "note-run" => {
             let Run { id, dispatch, nodes } = read(body)?;

@@ -30,6 +30,7 @@ use super::{
     problem::{Problem, ProblemBody},
     storage::{self, StorageBody},
     tasks::{self, patience},
+    tenant,
     validate::validate,
     view::TaskSummary,
     webhook_url::{self, WebhookUrl},
@@ -133,13 +134,13 @@ pub enum PriorityOrWord {
     responses(
         (status = 202, description = "Accepted and stored", body = TaskSummary, headers(("Location" = String, description = "The task"))),
         (status = 200, description = "The task an earlier request with this key made (`Idempotent-Replayed: true`), or the finished task (`Prefer`)", body = TaskSummary),
-        (status = 400, description = "Not JSON", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 400, description = "Not JSON, or the tenant is missing or badly named (`tenants.header`)", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "No workflow of this name, or no such version", body = ProblemBody, content_type = "application/problem+json"),
         (status = 408, description = "The body stopped coming", body = ProblemBody, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "Not sent as JSON", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "Faulty fields, or a graph that no ComfyUI server can run (`invalid_graph`), all faults listed; or the key was used for another body", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 429, description = "The queue is full; nothing was stored", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "The queue is full, or its tenant has as many tasks waiting as it may (`tenant_full`); nothing was stored", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Shutting down, the task store is away, or the workflow is broken", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
@@ -167,11 +168,13 @@ pub async fn submit(
     subject: Subject,
 ) -> Result<Response, Problem> {
     crash_point::reach("create/received");
+    let tenant = tenant::read(&service.config.tenants, headers)?;
     let key = headers.get("idempotency-key").cloned();
     let (workflow, terms) = (subject.workflow(), service.file_terms());
     let (request, files) = aside(&body, move |body| parse(body, key.as_ref(), subject, terms)).await?;
     storage::admit(service.bridge.targets(), &request.payload)?;
     let request = webhook_url::or_default(&service.config, request);
+    let request = tenant::mark(request, tenant);
     let request = validate(service, request, workflow.as_deref()).await?;
     files.settle(service).await?;
     let (task, replayed) = match service.bridge.submit(request).await? {

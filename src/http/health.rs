@@ -6,6 +6,7 @@ use axum::{Json, extract::State, http::StatusCode};
 use comfyd_actors::{
     bridge::Bridge,
     domain::{lane::Lane, scaling::consumers_wanted},
+    metrics::Demand,
     ports::object_store::ObjectStore,
     targets::Targets,
 };
@@ -35,7 +36,7 @@ pub struct Checks {
     storage: Cached<Option<&'static str>>,
     counts: Cached<Option<QueueCounts>>,
     waiting: Cached<Vec<(Lane, u64)>>,
-    consumers_wanted: Cached<Option<u64>>,
+    demand: Cached<Option<Demand>>,
 }
 
 /// The storage that tasks wait for.
@@ -51,7 +52,7 @@ impl Checks {
             storage: Cached::new(usual(targets).check_every()),
             counts: Cached::new(COUNTS_FRESH),
             waiting: Cached::new(COUNTS_FRESH),
-            consumers_wanted: Cached::new(COUNTS_FRESH),
+            demand: Cached::new(COUNTS_FRESH),
         }
     }
 }
@@ -104,13 +105,14 @@ impl Checks {
 }
 
 impl Checks {
-    /// How many consumers there should be; `None` when the store does not tell.
-    pub async fn consumers_wanted(&self, service: &Service) -> Option<u64> {
+    /// What is asked of the whole service; `None` when the store does not tell.
+    pub async fn demand(&self, service: &Service) -> Option<Demand> {
         let read = async {
-            let load = tokio::time::timeout(PATIENCE, service.bridge.load()).await.ok()?.ok()?;
-            Some(consumers_wanted(&load, service.config.scaling))
+            let caps = service.config.tenants.limits.caps();
+            let (load, tenants) = tokio::time::timeout(PATIENCE, service.bridge.load(&caps)).await.ok()?.ok()?;
+            Some(Demand { consumers_wanted: consumers_wanted(&load, service.config.scaling), tenants })
         };
-        self.consumers_wanted.get(read).await
+        self.demand.get(read).await
     }
 }
 
@@ -245,12 +247,12 @@ pub async fn readyz(State(service): State<Arc<Service>>) -> Result<&'static str,
 #[utoipa::path(get, path = "/api/status", tag = "service", responses((status = 200, description = "Every part", body = Status)))]
 pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
     let (checks, bridge) = (&service.checks, &service.bridge);
-    let (store, storage, queue, waiting_for, consumers_wanted) = tokio::join!(
+    let (store, storage, queue, waiting_for, demand) = tokio::join!(
         checks.store(bridge),
         checks.storage(bridge),
         checks.counts(bridge),
         checks.waiting(bridge),
-        checks.consumers_wanted(&service)
+        checks.demand(&service)
     );
     let pauses = bridge.pauses();
     let backends = backends::views(bridge, &pauses);
@@ -267,7 +269,7 @@ pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
         uptime_seconds: service.started.elapsed().as_secs(),
         paused: QueueState::of(&pauses).paused,
         queue,
-        consumers_wanted,
+        consumers_wanted: demand.map(|demand| demand.consumers_wanted),
         waiting_for,
         store: part(store),
         storage: part(storage),

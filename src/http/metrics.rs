@@ -86,7 +86,7 @@ pub struct BucketView {
 /// Prometheus metrics
 ///
 /// Depth and age of the queue by priority, time per stage, ends by code, the gap between runs, backends with their memory, reconnects,
-/// uploads, restarts, commits of the task store, and how many consumers an autoscaler should start. Each process of a service counts what it does itself; the depths are the whole queue's.
+/// uploads, restarts, commits of the task store, how many consumers an autoscaler should start, and what waits of each tenant. Each process of a service counts what it does itself; the depths are the whole queue's.
 #[utoipa::path(
     get, path = "/metrics", tag = "service",
     responses((status = 200, description = "Prometheus' text format", body = String, content_type = "text/plain"))
@@ -114,8 +114,8 @@ pub async fn stats(State(service): State<Arc<Service>>) -> Json<Stats> {
 
 async fn gather(service: &Service) -> Vec<MetricFamily> {
     let memory = service.memory.0.get(ask_memory(&service.bridge)).await;
-    let wanted = service.checks.consumers_wanted(service).await;
-    service.bridge.metrics(memory, wanted)
+    let demand = service.checks.demand(service).await;
+    service.bridge.metrics(memory, demand)
 }
 
 /// Asks the servers that are there, all at the same time. One that does not answer soon is left out.

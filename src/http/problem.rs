@@ -291,6 +291,9 @@ impl From<RequestError> for Problem {
             RequestError::Full { retry_after, .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", error.to_string()).retry_after(retry_after)
             }
+            RequestError::TenantFull { retry_after, .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "tenant_full", error.to_string()).retry_after(retry_after)
+            }
             RequestError::Draining => Self::unavailable("draining", "the service is shutting down; nothing was stored"),
             RequestError::Actor(AskError::Unavailable) => {
                 Self::unavailable("restarting", "a part of the service is being restarted; nothing was changed")

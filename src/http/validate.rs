@@ -61,9 +61,9 @@ pub async fn validate(
 
 /// The lane of what a graph needs and what its client said.
 fn in_lane(service: &Service, needs: Needs, request: TaskRequest) -> TaskRequest {
-    let labels = request.lane.needs.labels.clone();
+    let Needs { labels, tenant, .. } = Needs::clone(&request.lane.needs);
     let workflow = request.workflow.clone().filter(|_| service.config.workflow_lanes);
-    TaskRequest { lane: Lane::of(Needs { labels, workflow, ..needs }), ..request }
+    TaskRequest { lane: Lane::of(Needs { labels, workflow, tenant, ..needs }), ..request }
 }
 
 async fn judge(fleet: Arc<Fleet>, request: &TaskRequest) -> Result<Verdict, Problem> {

@@ -80,6 +80,8 @@ pub struct TaskView {
     pub progress: Option<ProgressView>,
     /// Who is told of it. Null: nobody.
     pub webhook: Option<WebhookView>,
+    /// Whose it is, as the gateway said (`tenants.header`). Null: nobody's in particular.
+    pub tenant: Option<String>,
     /// What no ComfyUI server that is online has: it waits until one does. Null when it waits for nothing but its turn.
     pub waiting_for: Option<NeedsView>,
     /// What is stored, in the order of node and index.
@@ -326,6 +328,7 @@ impl TaskView {
         Self {
             progress: ProgressView::of(task.state, standing),
             webhook: options.webhook.as_ref().map(WebhookView::of),
+            tenant: needs.tenant.as_ref().map(ToString::to_string),
             waiting_for: NeedsView::of(&needs),
             outputs: artifacts.into_iter().filter_map(|artifact| OutputView::of(artifact, &url)).collect(),
             nodes: nodes.into_iter().map(NodeView::of).collect(),

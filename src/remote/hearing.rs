@@ -110,7 +110,7 @@ impl Hearing {
 }
 
 fn concerns_consumers(changed: &Changed) -> bool {
-    changed.state == TaskState::Pending || changed.cancelling && changed.state.is_held()
+    changed.state == TaskState::Pending || changed.cancelling && changed.state.is_held() || changed.frees_room()
 }
 
 fn is_passed_on(notice: &Notice) -> bool {
@@ -130,6 +130,7 @@ mod tests {
             priority: Priority::default(),
             cancelling: false,
             hooked: false,
+            of_tenant: false,
             here: true,
         }
     }

@@ -261,6 +261,11 @@ pub(super) fn count(row: &impl Columns, column: &str) -> Result<u64, StoreError>
     int(row, column)
 }
 
+/// Reads how many tasks wait in some lanes, which was counted no further than a small number.
+pub(super) fn crowd(row: &impl Columns) -> Result<u32, StoreError> {
+    int(row, "tasks")
+}
+
 /// Reads how many tasks are not over.
 pub(super) fn counts(row: &impl Columns) -> Result<Counts, StoreError> {
     Ok(Counts { scheduled: count(row, "scheduled")?, pending: count(row, "pending")?, held: count(row, "held")? })

@@ -6,7 +6,11 @@
 macro_rules! serve_ports {
     ($store:ty, $readers:ident) => {
         const _: () = {
-            use std::{collections::BTreeMap, sync::Arc, time::Duration};
+            use std::{
+                collections::{BTreeMap, BTreeSet},
+                sync::Arc,
+                time::Duration,
+            };
 
             use async_trait::async_trait;
             use comfyd_actors::{
@@ -66,6 +70,10 @@ macro_rules! serve_ports {
 
                 async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError> {
                     self.$readers.waiting().await
+                }
+
+                async fn crowd(&self, lanes: BTreeSet<i64>, limit: u32) -> Result<u32, StoreError> {
+                    self.$readers.crowd(&lanes, limit).await
                 }
 
                 async fn depths(&self) -> Result<Vec<Depth>, StoreError> {

@@ -11,6 +11,7 @@ use comfyd_actors::{
         id::{BackendId, ClientId, WorkerId},
         lane::Lanes,
         task::{Change, Intent, Refusal, Release, TaskState},
+        tenant::Caps,
     },
     ports::store::{Claim, ClaimSlot, StoreError, WorkSource},
 };
@@ -26,6 +27,7 @@ use crate::{
     inputs,
     place::{Place, Process, command, free_address},
     support::{Api, id, task},
+    tenants,
     witness::until_level,
 };
 
@@ -255,6 +257,35 @@ async fn every_api_wants_as_many_consumers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_without_a_database_keeps_to_the_apis_caps() {
+    let mut apart = Apart::new().await;
+    for (name, value) in [("COMFYD_TENANTS__HEADER", "X-Tenant"), ("COMFYD_TENANTS__MAX_RUNNING", "1")] {
+        apart.place = apart.place.with(name, value);
+    }
+    let other = FakeComfy::start(FakeConfig::default()).await.unwrap();
+    let _api = apart.api().await;
+    let both = format!("{},{}", apart.place.fake.url(), other.url());
+    // What it has been told itself, or not, counts for nothing.
+    let without = [("COMFYD_TENANTS__MAX_RUNNING", "0")];
+    let (consumer, pages) = apart.remote_with(&both, apart.place.address(), &without);
+    let _consumer = ready(consumer, &pages).await;
+    apart.place.control().pause_execution();
+    other.control().pause_execution();
+    let api = &apart.place.api;
+    let (first, second) = (tenants::create(api, "acme", &task(1)).await, tenants::create(api, "acme", &task(2)).await);
+    let others = tenants::create(api, "other", &task(3)).await;
+    let is_processing = |task: &Value| task["status"] == "processing";
+    api.until(&format!("/api/tasks/{first}"), is_processing).await;
+    api.until(&format!("/api/tasks/{others}"), is_processing).await;
+    assert_eq!(api.get_now(&format!("/api/tasks/{second}")).await["status"], "pending");
+    apart.place.control().resume();
+    other.control().resume();
+    for id in [first, second, others] {
+        api.completed(&id).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_consumers_prompt_is_adopted_by_one_that_reaches_its_server() {
     let apart = Apart::new().await;
     let other = FakeComfy::start(FakeConfig::default()).await.unwrap();
@@ -387,7 +418,12 @@ async fn what_is_repeated_is_found_done() {
         intent: Intent { backend: BackendId::new("http://gpu:8188"), client: ClientId::new("client") },
         lanes: Lanes::All,
     };
-    let claim = Claim { worker: WorkerId::new("node:1"), lease: Duration::from_secs(30), slots: vec![slot] };
+    let claim = Claim {
+        worker: WorkerId::new("node:1"),
+        lease: Duration::from_secs(30),
+        slots: vec![slot],
+        caps: Caps::default(),
+    };
     let held = client.claim(claim.clone()).await.unwrap().remove(0);
     assert_eq!(client.held(&claim.worker).await.unwrap().len(), 1, "a claim without an answer is found");
     let fence = held.task.fence;

@@ -50,6 +50,7 @@ mod socket;
 mod storage;
 mod stores;
 mod support;
+mod tenants;
 mod tools;
 mod uploads;
 mod urls;

@@ -7,6 +7,7 @@ use comfyd_actors::{
         id::{BackendId, ClientId, WorkerId},
         lane::Lanes,
         task::Intent,
+        tenant::Caps,
     },
     ports::store::{Assignment, Claim, ClaimSlot},
 };
@@ -136,7 +137,7 @@ impl World {
     pub async fn claim(&self, worker: WorkerId, lease: Duration) -> Vec<Assignment> {
         let intent = Intent { backend: BackendId::new(self.fakes[0].url()), client: ClientId::new("c") };
         let slots = vec![ClaimSlot { intent, lanes: Lanes::All }];
-        self.system().source.claim(Claim { worker, lease, slots }).await.unwrap()
+        self.system().source.claim(Claim { worker, lease, slots, caps: Caps::default() }).await.unwrap()
     }
 
     /// Waits until the session itself has heard that the task runs.

@@ -1,43 +1,50 @@
 //! Figures of the service: what this process counts, and what there is to do and who is there to do it. The latter is told by the store and
 //! by the consumers, so every process that has clients tells the same.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::Bridge;
 use crate::{
     domain::{
         id::BackendId,
-        lane::Needs,
-        scaling::{Load, usual},
+        lane::{Lane, Needs},
+        scaling::{Line, Load, of_use, usual},
         task::{Task, TaskState},
+        tenant::{Caps, NOBODY, Tenant},
     },
-    metrics::{DeviceMemory, MetricFamily, Picture},
+    metrics::{Demand, DeviceMemory, MetricFamily, Picture},
     ports::store::{Pausable, Query, StoreError},
 };
+
+/// Held tasks that are counted for tenants: more than there are servers.
+const HELD: u32 = 10_000;
 
 /// So many of the newest completed tasks tell how long tasks take: a few odd ones do not sway it.
 const LESSONS: u32 = 100;
 
 impl Bridge {
-    /// Everything that is counted and timed, with the memory of the servers that told it, and how many consumers there should be, if that
-    /// could be told.
+    /// Everything that is counted and timed, with the memory of the servers that told it, and what is asked of the service, if that could be
+    /// told.
     #[must_use]
-    pub fn metrics(&self, memory: Vec<DeviceMemory>, consumers_wanted: Option<u64>) -> Vec<MetricFamily> {
+    pub fn metrics(&self, memory: Vec<DeviceMemory>, demand: Option<Demand>) -> Vec<MetricFamily> {
         self.0.metrics.gather(&Picture {
             now: self.0.clock.now(),
             backends: self.0.board.backends(),
             pauses: self.0.board.pauses(),
             webhooks: self.0.board.webhooks(),
             memory,
-            consumers_wanted,
+            demand,
         })
     }
 
-    /// What there is to do and who is there to do it. Costs a walk over the waiting tasks.
+    /// What there is to do and who is there to do it, and how many tasks of each tenant wait for their turn. Costs a walk over the waiting tasks.
     ///
     /// # Errors
     /// `Unavailable`.
-    pub async fn load(&self) -> Result<Load, StoreError> {
+    pub async fn load(&self, caps: &Caps) -> Result<(Load, BTreeMap<Tenant, u64>), StoreError> {
         let store = &self.0.store;
         let last = Query { states: vec![TaskState::Completed], limit: LESSONS, ..Query::default() };
         let (counts, lanes, last) = tokio::try_join!(store.counts(), store.waiting(), store.list(last))?;
@@ -47,19 +54,39 @@ impl Bridge {
         let all = self.all_backends();
         let busy = all.values().filter(|backend| backend.in_flight > 0).count();
         let ahead: usize = all.values().map(|backend| backend.in_flight.saturating_sub(1)).sum();
-        let in_vain: u64 =
-            lanes.iter().filter(|(lane, _)| !self.might_serve(&lane.needs)).map(|(_, tasks)| tasks).sum();
+        let mut tenants: BTreeMap<Tenant, u64> = BTreeMap::new();
+        for (lane, tasks) in &lanes {
+            if let Some(tenant) = &lane.needs.tenant {
+                *tenants.entry(tenant.clone()).or_default() += tasks;
+            }
+        }
+        let running = if caps.are_none() { BTreeMap::new() } else { self.running_of_tenants().await? };
+        let line = |(lane, tasks): &(Lane, u64)| Line {
+            tenant: lane.needs.tenant.as_ref().map_or(NOBODY, Tenant::id),
+            tasks: *tasks,
+            is_served: self.might_serve(&lane.needs),
+        };
+        let lines: Vec<Line> = lanes.iter().map(line).collect();
         // Nobody begins anything while the queue is paused, however many there are.
         let is_paused = self.pauses().iter().any(|pause| pause.what == Pausable::Queue);
-        let waiting = if is_paused { 0 } else { counts.pending.saturating_sub(in_vain) + ahead as u64 };
-        Ok(Load {
+        let waiting = if is_paused { 0 } else { of_use(counts.pending, &lines, caps, &running) + ahead as u64 };
+        let load = Load {
             waiting,
             running: busy as u64,
             held: counts.held,
             took: usual(last.iter().filter_map(occupied)),
             consumers: (own + others.len()) as u64,
             servers: all.len() as u64,
-        })
+        };
+        Ok((load, tenants))
+    }
+
+    async fn running_of_tenants(&self) -> Result<BTreeMap<i64, u64>, StoreError> {
+        let states = TaskState::ALL.into_iter().filter(|state| state.is_held()).collect();
+        let held = self.0.store.list(Query { states, limit: HELD, ..Query::default() }).await?;
+        let mut running = BTreeMap::new();
+        held.iter().for_each(|task| *running.entry(task.tenant).or_default() += 1);
+        Ok(running)
     }
 
     /// Whether another server like one of those there are might run tasks with these needs. While there is none, anybody might.

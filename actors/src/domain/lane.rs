@@ -9,7 +9,10 @@ use std::{collections::BTreeSet, fmt, sync::Arc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::id::BackendId;
+use super::{
+    id::{BackendId, TaskId},
+    tenant::{Room, Tenant},
+};
 
 /// The lane of what any backend can run.
 pub const ANYBODY: i64 = 0;
@@ -36,6 +39,9 @@ pub struct Needs {
     /// What its client says it needs, in words of the operator's.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub labels: BTreeSet<String>,
+    /// Whose it is. No backend need have that: tenants have lanes of their own, so that one that may not run more stands in nobody's way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<Tenant>,
 }
 
 /// A value that must be in the list of an input.
@@ -77,7 +83,7 @@ impl fmt::Display for Needs {
 /// A lane: its id and what it stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lane {
-    /// A hash of the needs; [`ANYBODY`] without any.
+    /// A hash of tenant and needs; [`ANYBODY`] without any.
     pub id: i64,
     /// What its tasks need.
     pub needs: Arc<Needs>,
@@ -93,7 +99,7 @@ impl Lane {
     /// The lane of these needs.
     #[must_use]
     pub fn of(needs: Needs) -> Self {
-        if needs.is_empty() {
+        if needs.is_empty() && needs.tenant.is_none() {
             return Self::default();
         }
         // Sets are sorted, so equal needs are equal texts.
@@ -129,18 +135,32 @@ impl Lanes {
     }
 }
 
-/// Which slot gets which waiting task: for each task, given by its lane and in the order of the queue, the slot that serves it.
+/// A waiting task at the head of its lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Which.
+    pub task: TaskId,
+    /// Where it waits.
+    pub lane: i64,
+    /// Whose it is.
+    pub tenant: i64,
+}
+
+/// Which slot gets which waiting task: for each task, in the order of the queue, the slot that serves it.
 ///
 /// As many tasks as possible are served, and always those that come first: a task that finds every slot it fits taken has the earlier
-/// ones move over to others that they fit as well. Slots are tried in their order.
+/// ones move over to others that they fit as well. Slots are tried in their order. A task whose tenant has no room left is left out.
 #[must_use]
-pub fn allot(tasks: &[i64], slots: &[Lanes]) -> Vec<Option<usize>> {
+pub fn allot(tasks: &[Head], slots: &[Lanes], mut room: Room) -> Vec<Option<usize>> {
     let mut taken: Vec<Option<usize>> = vec![None; slots.len()];
-    for (task, lane) in tasks.iter().enumerate() {
+    for (task, head) in tasks.iter().enumerate() {
         if taken.iter().all(Option::is_some) {
             break;
         }
-        place(task, *lane, tasks, slots, &mut taken, &mut vec![false; slots.len()]);
+        // Whoever is placed once keeps a place, so the room is taken for good.
+        if room.has(head.tenant) && place(task, tasks, slots, &mut taken, &mut vec![false; slots.len()]) {
+            room.take(head.tenant);
+        }
     }
     let mut allotted = vec![None; tasks.len()];
     for (slot, task) in taken.iter().enumerate() {
@@ -152,22 +172,15 @@ pub fn allot(tasks: &[i64], slots: &[Lanes]) -> Vec<Option<usize>> {
 }
 
 /// Finds a slot for a task, moving others if need be. Descends at most once into each slot.
-fn place(
-    task: usize,
-    lane: i64,
-    tasks: &[i64],
-    slots: &[Lanes],
-    taken: &mut [Option<usize>],
-    tried: &mut [bool],
-) -> bool {
-    let fits: Vec<usize> = (0..slots.len()).filter(|slot| slots[*slot].contains(lane)).collect();
+fn place(task: usize, tasks: &[Head], slots: &[Lanes], taken: &mut [Option<usize>], tried: &mut [bool]) -> bool {
+    let fits: Vec<usize> = (0..slots.len()).filter(|slot| slots[*slot].contains(tasks[task].lane)).collect();
     if let Some(free) = fits.iter().find(|slot| taken[**slot].is_none()) {
         taken[*free] = Some(task);
         return true;
     }
     for slot in fits {
         let Some(other) = taken[slot] else { continue };
-        if !std::mem::replace(&mut tried[slot], true) && place(other, tasks[other], tasks, slots, taken, tried) {
+        if !std::mem::replace(&mut tried[slot], true) && place(other, tasks, slots, taken, tried) {
             taken[slot] = Some(task);
             return true;
         }
@@ -180,6 +193,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::tenant::{Limits, Tenants};
+
+    fn head(lane: i64, tenant: i64) -> Head {
+        Head { task: TaskId(Uuid::nil()), lane, tenant }
+    }
+
+    fn heads(lanes: &[i64]) -> Vec<Head> {
+        lanes.iter().map(|lane| head(*lane, 0)).collect()
+    }
 
     fn needs(classes: &[&str]) -> Needs {
         Needs { classes: classes.iter().map(|class| (*class).to_owned()).collect(), ..Needs::default() }
@@ -190,6 +212,9 @@ mod tests {
         assert_eq!(Lane::of(Needs::default()).id, ANYBODY);
         assert_eq!(Lane::of(needs(&["A", "B"])), Lane::of(needs(&["B", "A"])));
         assert_ne!(Lane::of(needs(&["A"])).id, Lane::of(needs(&["B"])).id);
+        let of = |tenant| Lane::of(Needs { tenant: Some(Tenant::parse(tenant).unwrap()), ..Needs::default() });
+        assert!(of("acme").id != ANYBODY && of("acme").id != of("other").id);
+        assert!(of("acme").needs.is_empty(), "any backend will do");
         // Stored in databases: must never become another number.
         assert_eq!(Lane::of(needs(&["SaveVideo"])).id, Lane::of(needs(&["SaveVideo"])).id);
     }
@@ -199,6 +224,7 @@ mod tests {
         let mut all = needs(&["A"]);
         all.values.insert(ListValue { class: "Load".into(), input: "name".into(), value: "x".into() });
         all.backends.insert(BackendId::new("http://a"));
+        all.tenant = Some(Tenant::parse("acme").unwrap());
         let text = serde_json::to_string(&all).unwrap();
         assert_eq!(serde_json::from_str::<Needs>(&text).unwrap(), all);
         assert_eq!(serde_json::from_str::<Needs>("{}").unwrap(), Needs::default());
@@ -221,8 +247,19 @@ mod tests {
             (vec![3], vec![Lanes::All], vec![Some(0)]),
             (vec![0], Vec::new(), vec![None]),
         ] {
-            assert_eq!(allot(&tasks, &slots), expected, "{tasks:?}");
+            assert_eq!(allot(&heads(&tasks), &slots, Room::default()), expected, "{tasks:?}");
         }
+    }
+
+    #[test]
+    fn who_has_no_room_stands_in_nobodys_way() {
+        let tenants = Tenants { usual: Limits { max_waiting: None, max_running: Some(2) }, ..Tenants::default() };
+        let room = |running: &[(i64, u64)]| tenants.caps().room([1, 2], &running.iter().copied().collect());
+        let tasks = [head(0, 1), head(0, 1), head(5, 1), head(0, 2), head(0, 0)];
+        let three = vec![Lanes::All; 3];
+        assert_eq!(allot(&tasks, &three, room(&[])), [Some(0), Some(1), None, Some(2), None]);
+        assert_eq!(allot(&tasks, &three, room(&[(1, 1)])), [Some(0), None, None, Some(1), Some(2)]);
+        assert_eq!(allot(&tasks, &three, room(&[(1, 2), (2, 7)])), [None, None, None, None, Some(0)]);
     }
 
     proptest! {
@@ -230,34 +267,41 @@ mod tests {
         #[test]
         fn no_other_choice_is_better(
             tasks in prop::collection::vec(0_i64..4, 0..6),
+            owners in prop::collection::vec(0_i64..3, 6),
             slots in prop::collection::vec(prop::collection::btree_set(0_i64..4, 0..3), 0..4),
+            running in prop::collection::btree_map(1_i64..3, 0_u64..3, 0..3),
         ) {
+            let tenants = Tenants { usual: Limits { max_waiting: None, max_running: Some(2) }, ..Tenants::default() };
+            let room = tenants.caps().room([1, 2], &running);
+            let tasks: Vec<Head> = tasks.into_iter().zip(owners).map(|(lane, tenant)| head(lane, tenant)).collect();
             let slots: Vec<Lanes> = slots.into_iter().map(Lanes::only).collect();
-            let allotted = allot(&tasks, &slots);
+            let allotted = allot(&tasks, &slots, room.clone());
             let mut used: Vec<usize> = allotted.iter().flatten().copied().collect();
             used.sort_unstable();
             used.dedup();
             prop_assert_eq!(used.len(), allotted.iter().flatten().count(), "a slot is given once");
             for (task, slot) in allotted.iter().enumerate() {
-                prop_assert!(slot.is_none_or(|slot| slots[slot].contains(tasks[task])));
+                prop_assert!(slot.is_none_or(|slot| slots[slot].contains(tasks[task].lane)));
             }
             let served: Vec<bool> = allotted.iter().map(Option::is_some).collect();
-            prop_assert_eq!(served, best(&tasks, &slots, &mut vec![false; slots.len()]).unwrap_or_default());
+            prop_assert_eq!(served, best(&tasks, &slots, &mut vec![false; slots.len()], &room).unwrap_or_default());
         }
     }
 
     /// The lexicographically greatest list of who is served.
-    fn best(tasks: &[i64], slots: &[Lanes], taken: &mut Vec<bool>) -> Option<Vec<bool>> {
-        let Some((lane, rest)) = tasks.split_first() else { return Some(Vec::new()) };
+    fn best(tasks: &[Head], slots: &[Lanes], taken: &mut Vec<bool>, room: &Room) -> Option<Vec<bool>> {
+        let Some((head, rest)) = tasks.split_first() else { return Some(Vec::new()) };
         let mut found: Option<Vec<bool>> = None;
         for slot in 0..slots.len() {
-            if !taken[slot] && slots[slot].contains(*lane) {
+            if !taken[slot] && slots[slot].contains(head.lane) && room.has(head.tenant) {
                 taken[slot] = true;
-                let tail = best(rest, slots, taken);
+                let mut less = room.clone();
+                less.take(head.tenant);
+                let tail = best(rest, slots, taken, &less);
                 taken[slot] = false;
                 found = found.max(tail.map(|tail| [vec![true], tail].concat()));
             }
         }
-        found.max(best(rest, slots, taken).map(|tail| [vec![false], tail].concat()))
+        found.max(best(rest, slots, taken, room).map(|tail| [vec![false], tail].concat()))
     }
 }

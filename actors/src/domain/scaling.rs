@@ -5,7 +5,9 @@
 //! time. Where tasks come evenly this settles where Little's law says. Servers that run something are always among the wanted, and while
 //! anything waits no server stays idle, so the number falls only when the work does: nobody is stopped to be started again.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
+
+use super::tenant::{Caps, NOBODY};
 
 /// What there is to do, and who is there to do it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,6 +58,33 @@ pub fn consumers_wanted(load: &Load, aim: Aim) -> u64 {
     u64::try_from(wanted).unwrap_or(u64::MAX)
 }
 
+/// The waiting tasks of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Line {
+    /// Whose lane it is.
+    pub tenant: i64,
+    /// How many wait in it.
+    pub tasks: u64,
+    /// Whether consumers like those there are might run them.
+    pub is_served: bool,
+}
+
+/// How many of `pending` tasks more consumers would be of use to: not those that none of them could run, nor more of a tenant's than may run
+/// beside those that do. `lines` are all lanes but lane 0, `running` is what tenants have running.
+#[must_use]
+pub fn of_use(pending: u64, lines: &[Line], caps: &Caps, running: &BTreeMap<i64, u64>) -> u64 {
+    let in_lines: u64 = lines.iter().map(|line| line.tasks).sum();
+    let mut waiting: BTreeMap<i64, u64> = [(NOBODY, pending.saturating_sub(in_lines))].into();
+    for line in lines.iter().filter(|line| line.is_served) {
+        *waiting.entry(line.tenant).or_default() += line.tasks;
+    }
+    let within = |(tenant, tasks): (i64, u64)| match caps.of(tenant) {
+        Some(cap) => tasks.min(u64::from(cap).saturating_sub(running.get(&tenant).copied().unwrap_or(0))),
+        None => tasks,
+    };
+    waiting.into_iter().map(within).sum()
+}
+
 /// What a task usually takes: the mean, because it is the sum of them that has to be worked off.
 #[must_use]
 pub fn usual(took: impl IntoIterator<Item = Duration>) -> Option<Duration> {
@@ -72,6 +101,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::tenant::{Limits, Tenants};
 
     const AIM: Aim = Aim { wait: Duration::from_secs(60), servers_each: 1 };
 
@@ -120,6 +150,28 @@ mod tests {
             let load = Load { consumers, servers, ..eight };
             assert_eq!(consumers_wanted(&load, Aim { servers_each: each, ..AIM }), wanted, "{load:?}");
         }
+    }
+
+    #[test]
+    fn what_may_not_or_cannot_run_wants_nobody() {
+        let limits = Limits { max_waiting: None, max_running: Some(3) };
+        let caps = Tenants { usual: limits, ..Tenants::default() }.caps();
+        let line = |tenant, tasks, is_served| Line { tenant, tasks, is_served };
+        let running = [(2, 1), (3, 9)].into();
+        for (pending, lines, wanted) in [
+            (7, vec![], 7),
+            (10, vec![line(NOBODY, 4, true), line(NOBODY, 2, false)], 8),
+            // Of two lanes of a tenant no more than may run, with what runs already.
+            (20, vec![line(1, 9, true), line(1, 9, true)], 2 + 3),
+            (20, vec![line(2, 20, true)], 2),
+            (20, vec![line(3, 20, true)], 0),
+            (20, vec![line(1, 2, true), line(2, 18, false)], 2),
+            // Lanes were read after the others were counted.
+            (1, vec![line(NOBODY, 4, true)], 4),
+        ] {
+            assert_eq!(of_use(pending, &lines, &caps, &running), wanted, "{pending} {lines:?}");
+        }
+        assert_eq!(of_use(20, &[line(3, 20, true)], &Caps::default(), &running), 20);
     }
 
     #[test]

@@ -21,6 +21,7 @@ fn changed(was: Option<TaskState>, state: TaskState, level: i64) -> Changed {
         priority: Priority::new(level).unwrap(),
         cancelling: false,
         hooked: false,
+        of_tenant: false,
         here: true,
     }
 }
@@ -110,8 +111,9 @@ fn a_task_whose_files_alone_were_asked_for_has_no_stages() {
 #[test]
 fn a_number_of_consumers_that_is_not_known_is_not_told() {
     let metrics = Metrics::new().unwrap();
-    let wanted = |consumers_wanted| {
-        let families = metrics.gather(&Picture { consumers_wanted, ..Picture::default() });
+    let wanted = |wanted: Option<u64>| {
+        let demand = wanted.map(|consumers_wanted| Demand { consumers_wanted, ..Demand::default() });
+        let families = metrics.gather(&Picture { demand, ..Picture::default() });
         let family = families.iter().find(|family| family.name() == "comfyd_consumers_wanted");
         family.map(|family| family.get_metric()[0].get_gauge().get_value())
     };
@@ -120,6 +122,20 @@ fn a_number_of_consumers_that_is_not_known_is_not_told() {
         [Some(3.0), Some(0.0), None],
         "0 would stop everybody"
     );
+}
+
+#[test]
+fn names_of_tenants_are_bounded() {
+    let metrics = Metrics::new().unwrap();
+    let tenants = (1..=103).map(|place| (Tenant::parse(&format!("t{place}")).unwrap(), place)).collect();
+    let demand = Some(Demand { tenants, consumers_wanted: 1 });
+    let families = metrics.gather(&Picture { demand, ..Picture::default() });
+    let family = families.iter().find(|family| family.name() == "comfyd_tenant_waiting").unwrap();
+    let of = |tenant: &str| {
+        let sample = family.get_metric().iter().find(|sample| sample.get_label()[0].value() == tenant);
+        sample.map(|sample| sample.get_gauge().get_value())
+    };
+    assert_eq!((of("t103"), of("t4"), of("t3"), of("(other)")), (Some(103.0), Some(4.0), None, Some(6.0)));
 }
 
 #[test]

@@ -14,7 +14,7 @@
 //!   nothing. A store with concurrent writers must see to it, for example by drawing the numbers under a lock that is held until the
 //!   commit; a plain sequence is not enough, because a transaction that drew early may commit late.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,7 @@ use crate::domain::{
     order::Priority,
     progress::NodeTiming,
     task::{Change, Fence, Refusal, Task, TaskState},
+    tenant::NOBODY,
     time::Timestamp,
 };
 
@@ -179,6 +180,9 @@ pub struct Changed {
     pub cancelling: bool,
     /// A webhook is told of where it stands now.
     pub hooked: bool,
+    /// It is some tenant's: when it is held no more, another of theirs may be taken.
+    #[serde(default)]
+    pub of_tenant: bool,
     /// It was committed through this process.
     pub here: bool,
 }
@@ -187,9 +191,16 @@ impl Changed {
     /// What to tell of a task that stood at `was` before, and that this process changed.
     #[must_use]
     pub fn of(task: &Task, was: Option<TaskState>) -> Self {
-        let Task { id, state, priority, .. } = *task;
+        let Task { id, state, priority, tenant, .. } = *task;
         let hooked = task.hook.is_some_and(|hook| hook.events.contains(Stage::of(task)));
-        Self { id, was, state, priority, cancelling: task.is_cancelling(), hooked, here: true }
+        let (cancelling, of_tenant) = (task.is_cancelling(), tenant != NOBODY);
+        Self { id, was, state, priority, cancelling, hooked, of_tenant, here: true }
+    }
+
+    /// Whether another task of its tenant may be taken now that could not be before.
+    #[must_use]
+    pub fn frees_room(&self) -> bool {
+        self.of_tenant && self.was.is_some_and(TaskState::is_held) && !self.state.is_held()
     }
 }
 
@@ -268,6 +279,12 @@ pub trait TaskStore: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`.
     async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError>;
+
+    /// How many tasks wait in these lanes, for their turn or their time, counted no further than `limit`. Nothing is counted in lane 0.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn crowd(&self, lanes: BTreeSet<i64>, limit: u32) -> Result<u32, StoreError>;
 
     /// The waiting tasks by priority, least urgent first. As costly as [`Self::counts`].
     ///
@@ -362,7 +379,8 @@ impl<S: TaskStore> Hints for S {
 #[async_trait]
 pub trait WorkSource: Send + Sync + 'static {
     /// Takes tasks from the heads of the lanes that the slots serve, at most one per slot, as [`allot`](crate::domain::lane::allot)
-    /// says; answers in the order of the queue.
+    /// says; answers in the order of the queue. Of a tenant with a cap no more tasks are held afterwards than it says, however many claim at
+    /// the same time.
     ///
     /// # Errors
     /// `Unavailable`: nothing was taken, or it will be seen as held.

@@ -187,7 +187,8 @@ impl State {
         for slot in &slots {
             *self.kept.entry(slot.intent.backend.clone()).or_default() += 1;
         }
-        Claim { worker: self.system.worker.clone(), lease: self.system.settings.lease, slots }
+        let caps = self.system.settings.tenants.caps();
+        Claim { worker: self.system.worker.clone(), lease: self.system.settings.lease, slots, caps }
     }
 
     pub(super) fn release_places(&mut self, backends: impl IntoIterator<Item = BackendId>) {

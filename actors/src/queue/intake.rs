@@ -27,6 +27,8 @@ impl State {
             _ = reply.send(Err(RequestError::Draining));
         } else if let Err(retry_after) = self.waiting.admit(self.entering, limit, COUNT_EVERY) {
             _ = reply.send(Err(RequestError::Full { pending: self.waiting.count(), limit, retry_after }));
+        } else if let Some(limit) = self.limit_of(&request) {
+            self.tally(me, request, reply, limit);
         } else {
             self.create(me, request, reply);
         }
@@ -48,9 +50,12 @@ impl State {
         let claim = slot.map(|slot| self.keep(vec![slot]));
         let kept = claim.as_ref().and_then(|claim| claim.slots.first()).map(|slot| slot.intent.backend.clone());
         self.entering += 1;
+        let tenant = new.tenant;
+        self.begin_entering(tenant);
         let stretch = self.system.deadline.stretch();
         self.tasks.run(me, async move { store.create(new, claim).await }, move |result| QueueMsg::Stored {
             reply,
+            tenant,
             kept,
             stretch,
             result,
@@ -86,11 +91,13 @@ impl State {
         &mut self,
         me: &ActorRef<QueueMsg>,
         reply: RpcReplyPort<Result<Created, RequestError>>,
+        tenant: i64,
         kept: Option<BackendId>,
         stretch: u64,
         result: Result<Result<Creation, StoreError>, Panicked>,
     ) {
         self.entering = self.entering.saturating_sub(1);
+        self.end_entering(tenant);
         self.doubtful |= kept.is_some() && !matches!(result, Ok(Ok(_)));
         self.release_places(kept);
         let Creation { created, claimed, durable } = match result {

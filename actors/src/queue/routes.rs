@@ -1,6 +1,9 @@
 //! Which lanes each backend can serve, as far as this process knows.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ractor::ActorRef;
 use tracing::{debug, error};
@@ -11,6 +14,7 @@ use crate::{
         id::BackendId,
         lane::{ANYBODY, Lane, Lanes, Needs},
         memory::roomier,
+        tenant::Tenant,
     },
     kit::tasks::Panicked,
     ports::store::StoreError,
@@ -43,6 +47,12 @@ impl Routes {
     /// What the tasks of a lane need; `None` when it is not known.
     fn needs(&self, lane: i64) -> Option<Arc<Needs>> {
         if lane == ANYBODY { Some(Arc::default()) } else { self.lanes.get(&lane).map(|known| known.needs.clone()) }
+    }
+
+    /// The lanes of a tenant, as far as they are known.
+    pub(super) fn lanes_of(&self, tenant: &Tenant) -> BTreeSet<i64> {
+        let theirs = self.lanes.iter().filter(|(_, known)| known.needs.tenant.as_ref() == Some(tenant));
+        theirs.map(|(lane, _)| *lane).collect()
     }
 
     /// A task of this lane is about to be stored.

@@ -20,7 +20,7 @@ use crate::{
         event::{Event, Fact, Stage, facts},
         id::{TaskId, WorkerId},
         input::InputId,
-        lane::{ANYBODY, Lane, Needs},
+        lane::{ANYBODY, Head, Lane, Needs},
         moment::{ClockWatch, DATE_TRUSTED_AFTER, Moment},
         order::Priority,
         progress::NodeTiming,
@@ -163,8 +163,12 @@ impl MemoryStore {
 
     fn claim_from(&self, shelf: &mut Shelf, claim: &Claim) -> Result<Vec<Assignment>, StoreError> {
         let heads = shelf.sorted(|task| task.state == TaskState::Pending, |task| (task.sort_key, task.id));
-        let heads: Vec<_> = heads.into_iter().map(|id| (id, shelf.lane_of(id))).collect();
-        let taken = claim.take(&heads, self.clock.now());
+        let heads: Vec<Head> = heads.into_iter().filter_map(|id| shelf.head(id)).collect();
+        let mut running: BTreeMap<i64, u64> = BTreeMap::new();
+        for row in shelf.tasks.values().filter(|row| row.task.state.is_held()) {
+            *running.entry(row.task.tenant).or_default() += 1;
+        }
+        let taken = claim.take(&heads, &running, self.clock.now());
         taken.into_iter().map(|(id, change)| self.change(shelf, id, None, change)).collect()
     }
 }
@@ -208,8 +212,8 @@ impl Shelf {
         tasks.into_iter().map(|task| task.id).collect()
     }
 
-    fn lane_of(&self, id: TaskId) -> i64 {
-        self.tasks.get(&id).map_or(ANYBODY, |row| row.task.lane)
+    fn head(&self, id: TaskId) -> Option<Head> {
+        self.tasks.get(&id).map(|row| Head { task: id, lane: row.task.lane, tenant: row.task.tenant })
     }
 
     /// How many tasks there are of each lane that has any such, but for lane 0.
@@ -374,6 +378,14 @@ impl TaskStore for MemoryStore {
 
     async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError> {
         Ok(self.open()?.lanes(|task| task.state == TaskState::Pending))
+    }
+
+    async fn crowd(&self, lanes: BTreeSet<i64>, limit: u32) -> Result<u32, StoreError> {
+        let shelf = self.open()?;
+        let waits = |task: &Task| matches!(task.state, TaskState::Pending | TaskState::Scheduled);
+        let counted = |task: &Task| task.lane != ANYBODY && lanes.contains(&task.lane) && waits(task);
+        let crowd = shelf.tasks.values().filter(|row| counted(&row.task)).take(up_to(limit)).count();
+        Ok(u32::try_from(crowd).unwrap_or(limit))
     }
 
     async fn depths(&self) -> Result<Vec<Depth>, StoreError> {

@@ -31,6 +31,7 @@ pub mod fixtures;
 pub mod hook_checks;
 pub mod input_checks;
 mod steps;
+pub mod tenant_checks;
 pub mod wire_checks;
 pub mod workflow_checks;
 
@@ -174,6 +175,12 @@ macro_rules! store_conformance {
             files_are_given_up_in_two_steps
             a_file_outlives_its_time_while_a_task_needs_it
             what_was_fetched_for_a_task_is_found_again
+        );
+        $crate::store_conformance!(@checks $open, tenant_checks:
+            a_tenant_at_its_cap_stands_in_nobodys_way
+            a_new_task_waits_for_room
+            caps_hold_under_many_claimers
+            a_crowd_is_counted_so_far
         );
         $crate::store_conformance!(@checks $open, wire_checks:
             the_last_notice_counts

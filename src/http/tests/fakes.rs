@@ -1,7 +1,7 @@
 //! A service whose queue, store, storage and servers are tables in memory.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
     sync::{Arc, Mutex},
     time::Duration,
@@ -166,6 +166,7 @@ impl App {
             priority: Priority::default(),
             cancelling: false,
             hooked: false,
+            of_tenant: false,
             here: true,
         });
     }
@@ -393,6 +394,10 @@ impl TaskStore for FakeStore {
 
     async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError> {
         Ok(Vec::new())
+    }
+
+    async fn crowd(&self, _: BTreeSet<i64>, _: u32) -> Result<u32, StoreError> {
+        unreachable!("the queue counts")
     }
 
     async fn depths(&self) -> Result<Vec<Depth>, StoreError> {

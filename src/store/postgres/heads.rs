@@ -3,12 +3,12 @@
 //! A claim of its own each would cost three round trips a task: find the head, take hold of it, write. Together they cost as much as one, and
 //! what is found is held until the commit, so nobody else can take it in between. Claims of other processes pass over it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use comfyd_actors::{
     domain::{
         id::TaskId,
-        lane::Lanes,
+        lane::{Head, Lanes},
         task::{Change, Task, TaskState},
     },
     ports::store::{Assignment, Claim, ClaimSlot, NewTask, StoreError},
@@ -61,10 +61,14 @@ pub(super) const HEADS: &str = concat!(
 /// The names alone, of each lane as many as are wanted of it: what is large is read of those that are taken.
 const NAMES: &str = concat!(
     lanes!(),
-    " SELECT t.id, t.lane, t.sort_key",
-    first_of_each!("t.id, t.lane, t.sort_key"),
+    " SELECT t.id, t.lane, t.tenant, t.sort_key",
+    first_of_each!("t.id, t.lane, t.tenant, t.sort_key"),
     " ORDER BY t.sort_key, t.id"
 );
+
+/// How many tasks of each tenant are held: as few as there are servers. Exact, because whoever claims within caps takes turns.
+const RUNNING: &str =
+    "SELECT tenant, count(*) AS running FROM tasks WHERE lease_until IS NOT NULL AND tenant <> 0 GROUP BY tenant";
 
 const TAKE: &str = concat!(
     "SELECT ",
@@ -75,8 +79,10 @@ const TAKE: &str = concat!(
 /// Tasks that wait, held by this transaction.
 #[derive(Debug, Default)]
 pub(super) struct Heads {
-    /// Place, name and lane, in the order of the queue.
-    waiting: Vec<(i64, TaskId, i64)>,
+    /// In the order of the queue, with their places.
+    waiting: Vec<(i64, Head)>,
+    /// How many tasks of each tenant are held, if anybody claims within caps: counted before the batch began, with those it took since.
+    running: BTreeMap<i64, u64>,
     /// What is known of them beyond that.
     whole: HashMap<TaskId, Assignment>,
     /// There may be others by now.
@@ -92,14 +98,14 @@ impl Heads {
         let options = new.payload.options.clone();
         let whole = Assignment { task: task.clone(), graph: new.payload.graph.clone(), options, artifacts: Vec::new() };
         self.whole.insert(task.id, whole);
-        self.waiting.push((task.sort_key, task.id, task.lane));
-        self.waiting.sort_unstable();
+        self.waiting.push((task.sort_key, Head { task: task.id, lane: task.lane, tenant: task.tenant }));
+        self.waiting.sort_unstable_by_key(|(place, head)| (*place, head.task));
     }
 
     /// Something else became of a task than that it was taken: it waits no more, somewhere else, or again.
     pub(super) fn forget(&mut self, task: &Task) {
         let before = self.waiting.len();
-        self.waiting.retain(|(_, id, _)| *id != task.id);
+        self.waiting.retain(|(_, head)| head.task != task.id);
         self.is_stale |= self.waiting.len() < before || task.state == TaskState::Pending;
     }
 
@@ -114,15 +120,23 @@ impl Tx<'_> {
     pub(super) async fn find_heads(&mut self, claims: &[&Claim]) -> Result<(), Fault> {
         let slots: Vec<&ClaimSlot> = claims.iter().flat_map(|claim| &claim.slots).collect();
         let Some(first) = slots.first() else { return Ok(()) };
-        let is_alike = slots.iter().all(|slot| slot.lanes == first.lanes);
+        let is_capped = claims.iter().any(|claim| !claim.caps.are_none());
+        // Of whom the first are none may be taken, others are needed.
+        let is_alike = !is_capped && slots.iter().all(|slot| slot.lanes == first.lanes);
         let rows = self.read(bind(if is_alike { HEADS } else { NAMES }, &slots)?).await?;
         let mut heads = Heads::default();
         for row in &rows {
-            heads.waiting.push((get(row, "sort_key")?, TaskId(get(row, "id")?), get(row, "lane")?));
+            let head = Head { task: TaskId(get(row, "id")?), lane: get(row, "lane")?, tenant: get(row, "tenant")? };
+            heads.waiting.push((get(row, "sort_key")?, head));
             // One that cannot be read is the fault of the claim that takes it, and is told to that one.
             if let (true, Ok(whole)) = (is_alike, columns::assignment(row)) {
                 heads.whole.insert(whole.task.id, whole);
             }
+        }
+        if is_capped {
+            let counted = self.read(sqlx::query(RUNNING)).await?;
+            let running = counted.iter().map(|row| Ok((get(row, "tenant")?, columns::count(row, "running")?)));
+            heads.running = running.collect::<Result<_, StoreError>>()?;
         }
         self.heads = heads;
         Ok(())
@@ -142,12 +156,13 @@ impl Tx<'_> {
         let mut claimed = Vec::with_capacity(taken.len());
         for (id, change) in taken {
             let mut assignment = self.heads.whole.remove(&id).ok_or_else(|| corrupt("a task has no payload"))?;
-            self.heads.waiting.retain(|(_, other, _)| *other != id);
+            self.heads.waiting.retain(|(_, other)| other.task != id);
             // It may have been changed by this batch since it was found.
             if let Some(task) = self.known(id) {
                 assignment.task = task;
             }
             self.change(&mut assignment.task, None, change).await?;
+            *self.heads.running.entry(assignment.task.tenant).or_default() += 1;
             claimed.push(assignment);
         }
         Ok(claimed)
@@ -155,9 +170,9 @@ impl Tx<'_> {
 
     fn allot(&self, claim: &Claim) -> Vec<(TaskId, Change)> {
         let served = |lane: i64| claim.slots.iter().any(|slot| slot.lanes.contains(lane));
-        let waiting = self.heads.waiting.iter().filter(|(.., lane)| served(*lane));
-        let named: Vec<(TaskId, i64)> = waiting.map(|(_, id, lane)| (*id, *lane)).collect();
-        claim.take(&named, self.now)
+        let waiting: Vec<Head> =
+            self.heads.waiting.iter().map(|(_, head)| *head).filter(|head| served(head.lane)).collect();
+        claim.take(&waiting, &self.heads.running, self.now)
     }
 
     /// Reads what is not known of these tasks yet.

@@ -69,9 +69,9 @@ struct Word {
     notice: Option<Posted>,
 }
 
-/// Task, where it stood, where it stands, priority, whether it is being cancelled, whether a webhook is told.
+/// Task, where it stood, where it stands, priority, whether it is being cancelled, whether a webhook is told, whether it is a tenant's.
 #[derive(Debug, Serialize, Deserialize)]
-struct Change(TaskId, Option<TaskState>, TaskState, i64, bool, bool);
+struct Change(TaskId, Option<TaskState>, TaskState, i64, bool, bool, bool);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Posted {
@@ -83,14 +83,14 @@ struct Posted {
 
 impl Change {
     fn of(changed: &Changed) -> Self {
-        let Changed { id, was, state, priority, cancelling, hooked, here: _ } = *changed;
-        Self(id, was, state, priority.level(), cancelling, hooked)
+        let Changed { id, was, state, priority, cancelling, hooked, of_tenant, here: _ } = *changed;
+        Self(id, was, state, priority.level(), cancelling, hooked, of_tenant)
     }
 
     fn read(&self) -> Option<Changed> {
-        let Self(id, was, state, priority, cancelling, hooked) = *self;
+        let Self(id, was, state, priority, cancelling, hooked, of_tenant) = *self;
         let priority = Priority::new(priority)?;
-        Some(Changed { id, was, state, priority, cancelling, hooked, here: false })
+        Some(Changed { id, was, state, priority, cancelling, hooked, of_tenant, here: false })
     }
 }
 
@@ -258,6 +258,7 @@ mod tests {
             priority: Priority::new(-100).unwrap(),
             cancelling: false,
             hooked: false,
+            of_tenant: true,
             here: true,
         };
         let words = herald.words(&vec![changed; CHANGES_PER_WORD + 1]).unwrap();

@@ -1,6 +1,9 @@
 //! What needs no write goes past the writer, on a pool of its own.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use comfyd_actors::{
     domain::{
@@ -55,6 +58,10 @@ const COUNTS: &str = "SELECT
     (SELECT count(*) FROM tasks WHERE state = 'scheduled') AS scheduled,
     (SELECT count(*) FROM tasks WHERE state = 'pending') AS pending,
     (SELECT count(*) FROM tasks WHERE lease_until IS NOT NULL) AS held";
+
+/// Bounded.
+const CROWD: &str = "SELECT count(*) AS tasks FROM (
+    SELECT 1 FROM tasks WHERE lane = ANY ($1::bigint[]) AND lane <> 0 AND state IN ('pending', 'scheduled') LIMIT $2) counted";
 
 const DEPTHS: &str = "SELECT priority, count(*) AS waiting, min(queued_at) AS oldest
     FROM tasks WHERE state = 'pending' GROUP BY priority ORDER BY priority";
@@ -135,6 +142,11 @@ impl Readers {
     pub(super) async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError> {
         let rows = self.rows(sqlx::query(WAITING)).await?;
         rows.iter().map(|row| Ok((columns::lane(row)?, columns::count(row, "tasks")?))).collect()
+    }
+
+    pub(super) async fn crowd(&self, lanes: &BTreeSet<i64>, limit: u32) -> Result<u32, StoreError> {
+        let lanes: Vec<i64> = lanes.iter().copied().collect();
+        columns::crowd(&self.row(sqlx::query(CROWD).bind(lanes).bind(i64::from(limit))).await?)
     }
 
     pub(super) async fn depths(&self) -> Result<Vec<Depth>, StoreError> {

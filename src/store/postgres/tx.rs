@@ -1,6 +1,6 @@
 //! One transaction of the writer, and the steps operations are made of: load, apply, save.
 //!
-//! Whoever writes in the same order never waits in a circle, so this is the order: first the rows of all tasks that the batch names, by
+//! Whoever writes in the same order never waits in a circle, so this is the order: first, where it matters, the turn at the caps of tenants; then the rows of all tasks that the batch names, by
 //! id; then whatever operations find on their way, where they can without waiting for anybody (`SKIP LOCKED`); then endpoints of messages,
 //! by id; at the very end the log of events, which one transaction at a time may write until it commits, so that numbers become
 //! visible in their order. What waits in a circle all the same is found out by the database and run again (`writer`).
@@ -63,6 +63,9 @@ const MARK: &str = "INSERT INTO writers (id, batch, at) VALUES ($1, $2, $3)
 /// Held from the first number to the commit. Any constant will do; all processes on a database must have the same.
 pub(super) const EVENTS_LOCK: i64 = 0x636f_6d66_7964_6576;
 
+/// The same for claims that keep to the caps of tenants: from before the first look to the commit, so that what runs is counted exactly.
+const CAPS_LOCK: i64 = 0x636f_6d66_7964_6361;
+
 /// The transaction.
 pub(super) struct Tx<'c> {
     conn: &'c mut PgConnection,
@@ -111,6 +114,12 @@ impl<'c> Tx<'c> {
             has_written: false,
             is_spoiled: false,
         }
+    }
+
+    /// Waits until no other process claims within the caps of tenants. Before anything else is held, so that nobody waits in a circle.
+    pub(super) async fn take_turns(&mut self) -> Result<(), Fault> {
+        self.execute(sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(CAPS_LOCK)).await?;
+        Ok(())
     }
 
     /// Takes hold of the tasks the batch is going to ask for.

@@ -333,6 +333,10 @@ impl Writer {
         if let Some(step) = step {
             self.brought(&mut tx, moment, step).await?;
         }
+        // Processes take turns at claims for tenants with caps, so that none of them takes what another has not committed yet.
+        if batch.iter().filter_map(|job| job.claim()).any(|claim| !claim.caps.are_none()) {
+            tx.take_turns().await?;
+        }
         tx.prefetch(batch.iter().flat_map(|job| job.reach()).collect::<BTreeSet<_>>()).await?;
         let claims: Vec<&Claim> = batch.iter().filter_map(|job| job.claim()).collect();
         tx.find_heads(&claims).await?;

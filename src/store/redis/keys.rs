@@ -47,6 +47,10 @@ impl Keys {
         lane_tasks = "lanes:tasks";
         /// How many of them are not over.
         lane_unfinished = "lanes:unfinished";
+        /// How many of those wait, for their turn or their time.
+        lane_waiting = "lanes:waiting";
+        /// How many tasks of each tenant are held.
+        tenant_running = "tenants:running";
         scheduled = "scheduled";
         leases = "leases";
         all = "all";

@@ -34,20 +34,20 @@ struct Announcement {
     changed: Vec<ChangedRow>,
 }
 
-/// Task, before, now, priority, cancelling, hooked.
+/// Task, before, now, priority, cancelling, hooked, of a tenant.
 #[derive(Serialize, Deserialize)]
-struct ChangedRow(TaskId, Option<TaskState>, TaskState, Priority, bool, bool);
+struct ChangedRow(TaskId, Option<TaskState>, TaskState, Priority, bool, bool, bool);
 
 impl From<&Changed> for ChangedRow {
     fn from(changed: &Changed) -> Self {
-        let Changed { id, was, state, priority, cancelling, hooked, here: _ } = *changed;
-        Self(id, was, state, priority, cancelling, hooked)
+        let Changed { id, was, state, priority, cancelling, hooked, of_tenant, here: _ } = *changed;
+        Self(id, was, state, priority, cancelling, hooked, of_tenant)
     }
 }
 
 impl From<ChangedRow> for Changed {
-    fn from(ChangedRow(id, was, state, priority, cancelling, hooked): ChangedRow) -> Self {
-        Self { id, was, state, priority, cancelling, hooked, here: false }
+    fn from(ChangedRow(id, was, state, priority, cancelling, hooked, of_tenant): ChangedRow) -> Self {
+        Self { id, was, state, priority, cancelling, hooked, of_tenant, here: false }
     }
 }
 

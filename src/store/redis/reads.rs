@@ -196,6 +196,16 @@ impl Link {
         Ok(Counts { scheduled, pending, held })
     }
 
+    pub(super) async fn crowd(&self, lanes: &BTreeSet<i64>, limit: u32) -> Result<u32, StoreError> {
+        if lanes.is_empty() {
+            return Ok(0);
+        }
+        let lanes: Vec<i64> = lanes.iter().copied().collect();
+        let (counts,): (Vec<Option<u64>>,) = self.ask(redis::pipe().hmget(self.keys.lane_waiting(), &lanes)).await?;
+        let waiting: u64 = counts.into_iter().flatten().sum();
+        Ok(u32::try_from(waiting).unwrap_or(u32::MAX).min(limit))
+    }
+
     pub(super) async fn depths(&self) -> Result<Vec<Depth>, StoreError> {
         let priorities = || (Priority::MIN.level()..=Priority::MAX.level()).filter_map(Priority::new);
         let mut pipe = redis::pipe();

@@ -16,6 +16,7 @@ use comfyd_actors::{
         lane::ANYBODY,
         progress::NodeTiming,
         task::{Task, TaskState},
+        tenant::NOBODY,
         time::Timestamp,
         webhook::{Delivery, DeliveryState},
     },
@@ -76,6 +77,12 @@ impl Row {
         }
         if let Some(hook) = task.hook {
             counted.insert((keys.endpoint_tasks(), hook.endpoint.0.to_string()));
+        }
+        if task.lane != ANYBODY && matches!(task.state, TaskState::Pending | TaskState::Scheduled) {
+            counted.insert((keys.lane_waiting(), task.lane.to_string()));
+        }
+        if task.tenant != NOBODY && task.state.is_held() {
+            counted.insert((keys.tenant_running(), task.tenant.to_string()));
         }
         if !task.state.is_final() {
             counted.extend(self.files.iter().map(|file| (keys.input_needs(), file.to_string())));

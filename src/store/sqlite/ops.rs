@@ -23,9 +23,10 @@ pub(super) use workflows::{Content, Publish, Record, Withdraw};
 
 /// The statements whose cost must not grow with the number of tasks, for the test that looks at their plans.
 #[cfg(test)]
-pub(super) const SEEKING: [(&str, &str); 11] = [
+pub(super) const SEEKING: [(&str, &str); 12] = [
     ("claim", create::HEADS),
     ("claim for slots that differ", create::NAMES),
+    ("claim for tenants with caps", create::RUNNING),
     ("adopt_expired", hold::EXPIRED),
     ("promote", upkeep::DUE),
     ("prune tasks", upkeep::FINISHED),

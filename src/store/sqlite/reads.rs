@@ -1,6 +1,6 @@
 //! What needs no write goes past the writer, on read-only connections of its own: a reader sees the newest commit and blocks nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use comfyd_actors::{
     domain::{
@@ -30,7 +30,7 @@ use super::{
     ops::PAUSES,
     rows::{get, key},
 };
-use crate::store::columns::{self, Columns};
+use crate::store::columns::{self, Columns, corrupt};
 
 pub(super) const GET: &str = concat!(
     "SELECT ",
@@ -63,6 +63,11 @@ const COUNTS: &str = "SELECT
     (SELECT count(*) FROM tasks WHERE state = 'scheduled') AS scheduled,
     (SELECT count(*) FROM tasks WHERE state = 'pending') AS pending,
     (SELECT count(*) FROM tasks WHERE lease_until IS NOT NULL) AS held";
+
+/// Bounded.
+pub(super) const CROWD: &str = "SELECT count(*) AS tasks FROM (
+     SELECT 1 FROM json_each(?) l CROSS JOIN tasks t INDEXED BY tasks_lane
+     WHERE t.lane = l.value AND t.lane <> 0 AND t.state IN ('pending', 'scheduled') LIMIT 0 + ?)";
 
 pub(super) const DEPTHS: &str = "SELECT priority, count(*) AS waiting, min(queued_at) AS oldest
     FROM tasks INDEXED BY tasks_claim WHERE state = 'pending' GROUP BY priority ORDER BY priority";
@@ -142,6 +147,11 @@ impl Readers {
     pub(super) async fn waiting(&self) -> Result<Vec<(Lane, u64)>, StoreError> {
         let rows = self.rows(sqlx::query(WAITING)).await?;
         rows.iter().map(|row| Ok((columns::lane(row)?, columns::count(row, "tasks")?))).collect()
+    }
+
+    pub(super) async fn crowd(&self, lanes: &BTreeSet<i64>, limit: u32) -> Result<u32, StoreError> {
+        let lanes = serde_json::to_string(lanes).map_err(corrupt)?;
+        columns::crowd(&self.row(sqlx::query(CROWD).bind(lanes).bind(limit)).await?)
     }
 
     pub(super) async fn depths(&self) -> Result<Vec<Depth>, StoreError> {

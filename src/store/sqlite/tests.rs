@@ -340,7 +340,12 @@ async fn queries_seek_and_never_scan() {
     let alike = FailedQuery { classes: vec![Class::Poison, Class::Transient], limit: 9, ..FailedQuery::default() };
     let alike = reads::failed_page(&alike).into_sql();
     let others = others.into_iter().chain([("failed", all.as_str()), ("failed alike", alike.as_str())]);
-    let others = others.chain([("events", reads::EVENTS), ("events of", reads::EVENTS_OF), ("ahead", reads::AHEAD)]);
+    let others = others.chain([
+        ("events", reads::EVENTS),
+        ("events of", reads::EVENTS_OF),
+        ("ahead", reads::AHEAD),
+        ("crowd", reads::CROWD),
+    ]);
     let others = others.chain([("open messages", outbox::OPEN), ("call endpoints", outbox::CALL)]);
     let (task, endpoint, state) = (Some(TaskId::new()), Some(EndpointId(1)), Some(DeliveryState::Failed));
     let pages = [

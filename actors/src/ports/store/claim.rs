@@ -1,15 +1,20 @@
 //! Tasks are taken: by whom, for how long, and which.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
     artifact::Artifact,
     id::{BackendId, TaskId, WorkerId},
-    lane::{Lanes, allot},
+    lane::{Head, Lanes, allot},
     options::TaskOptions,
     task::{Change, Intent, Task},
+    tenant::{Caps, Room},
     time::Timestamp,
 };
 
@@ -22,6 +27,9 @@ pub struct Claim {
     pub lease: Duration,
     /// One entry per task wanted, filled in order.
     pub slots: Vec<ClaimSlot>,
+    /// How many tasks of a tenant may run. Never taken from somebody outside: whoever hands the claim to the store says it.
+    #[serde(skip)]
+    pub caps: Caps,
 }
 
 impl Claim {
@@ -38,16 +46,22 @@ impl Claim {
         Some(served)
     }
 
-    /// Which of these tasks are taken, and how, as [`allot`] says. They are given with their lanes, in the order of the queue, and come out in
-    /// that order.
+    /// The tenants of these tasks whose running tasks have to be counted before any of theirs is taken.
     #[must_use]
-    pub fn take(&self, heads: &[(TaskId, i64)], now: Timestamp) -> Vec<(TaskId, Change)> {
-        let lanes: Vec<i64> = heads.iter().map(|(_, lane)| *lane).collect();
+    pub fn capped(&self, heads: &[Head]) -> BTreeSet<i64> {
+        heads.iter().map(|head| head.tenant).filter(|tenant| self.caps.of(*tenant).is_some()).collect()
+    }
+
+    /// Which of these tasks are taken, and how, as [`allot`] says. They are given in the order of the queue, and come out in that order. Of each
+    /// tenant in `running` so many run already; those that are [capped](Self::capped) and not in it have none.
+    #[must_use]
+    pub fn take(&self, heads: &[Head], running: &BTreeMap<i64, u64>, now: Timestamp) -> Vec<(TaskId, Change)> {
         let served: Vec<Lanes> = self.slots.iter().map(|slot| slot.lanes.clone()).collect();
+        let room: Room = self.caps.room(self.capped(heads), running);
         let until = now.after(self.lease);
-        let taken = heads.iter().zip(allot(&lanes, &served)).filter_map(|((id, _), slot)| {
+        let taken = heads.iter().zip(allot(heads, &served, room)).filter_map(|(head, slot)| {
             let intent = self.slots.get(slot?)?.intent.clone();
-            Some((*id, Change::Claim { worker: self.worker.clone(), until, intent }))
+            Some((head.task, Change::Claim { worker: self.worker.clone(), until, intent }))
         });
         taken.collect()
     }

@@ -292,6 +292,7 @@ pub async fn changes_are_told<F: Future<Output = Subject>>(open: &impl Fn(Arc<dy
         priority: Priority::default(),
         cancelling,
         hooked: false,
+        of_tenant: false,
         here: true,
     };
     let expected = [

@@ -13,6 +13,7 @@ use crate::{
         order::Priority,
         progress::NodeTiming,
         task::Intent,
+        tenant::{Caps, Limits, Tenant, Tenants},
         time::Timestamp,
     },
     ports::store::{Claim, ClaimSlot, Idempotency, NewTask, Payload, Sweep},
@@ -73,7 +74,8 @@ pub fn claim(worker: &WorkerId, slots: usize) -> Claim {
 #[must_use]
 pub fn claim_of(worker: &WorkerId, slots: Vec<Lanes>) -> Claim {
     let slot = |(place, lanes)| ClaimSlot { intent: intent(&format!("http://gpu-{place}:8188")), lanes };
-    Claim { worker: worker.clone(), lease: LEASE, slots: slots.into_iter().enumerate().map(slot).collect() }
+    let slots = slots.into_iter().enumerate().map(slot).collect();
+    Claim { worker: worker.clone(), lease: LEASE, slots, caps: Caps::default() }
 }
 
 /// A search for what nobody holds any more, by somebody who reaches the first nine servers.
@@ -83,6 +85,9 @@ pub fn sweep(worker: &WorkerId, limit: u32) -> Sweep {
     Sweep { worker: worker.clone(), lease: LEASE, backends, stranded_after: 9 * LEASE, limit }
 }
 
+/// The one of [`lane`]s that is a tenant's, who is called acme.
+pub const CAPPED_LANE: i64 = 2;
+
 /// A lane of a given number, and needs of its own.
 #[must_use]
 pub fn lane(id: i64) -> Lane {
@@ -90,8 +95,31 @@ pub fn lane(id: i64) -> Lane {
         return Lane::default();
     }
     let value = ListValue { class: "it's".into(), input: "\"name\"".into(), value: format!("é{id}.ckpt") };
-    let needs = Needs { values: [value].into(), backends: [BackendId::new("http://a")].into(), ..Needs::default() };
+    let backends = [BackendId::new("http://a")].into();
+    let tenant = (id == CAPPED_LANE).then(|| tenant("acme"));
+    let needs = Needs { values: [value].into(), backends, tenant, ..Needs::default() };
     Lane { id, needs: Arc::new(needs) }
+}
+
+/// A tenant.
+#[must_use]
+pub fn tenant(name: &str) -> Tenant {
+    Tenant::parse(name).unwrap()
+}
+
+/// A tenant's task that waits at `sort_key`.
+#[must_use]
+pub fn of_tenant(tenant: &Tenant, sort_key: i64) -> NewTask {
+    let lane = Lane::of(Needs { tenant: Some(tenant.clone()), ..Needs::default() });
+    NewTask { tenant: tenant.id(), lane, ..new_task(sort_key) }
+}
+
+/// What claims keep to, when these tenants and nobody else have caps.
+#[must_use]
+pub fn capped<const N: usize>(caps: [(&str, u32); N]) -> Caps {
+    let limits = |max_running| Limits { max_waiting: None, max_running: Some(max_running) };
+    let named = caps.map(|(name, cap)| (tenant(name), limits(cap))).into();
+    Tenants { named, ..Tenants::default() }.caps()
 }
 
 /// The object an artifact becomes.

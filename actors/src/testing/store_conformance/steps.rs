@@ -167,7 +167,7 @@ fn new_task() -> impl Strategy<Value = NewTask> {
         let created_at = Timestamp(1_700_000_000_000 + created);
         NewTask {
             id: fixtures::id(id),
-            tenant,
+            tenant: if lane == fixtures::CAPPED_LANE { fixtures::tenant("acme").id() } else { tenant },
             lane: fixtures::lane(lane),
             workflow: workflow.map(str::to_owned),
             priority: Priority::new(priority).unwrap_or_default(),
@@ -207,7 +207,10 @@ fn some_claim() -> impl Strategy<Value = Claim> {
         2 => prop::collection::btree_set(0_i64..3, 0..4).prop_map(Lanes::only),
     ];
     let alike = (lanes.clone(), 0..4_usize).prop_map(|(lanes, slots)| vec![lanes; slots]);
-    (some_worker(), prop_oneof![alike, vec(lanes, 0..4)]).prop_map(|(worker, slots)| claim_of(&worker, slots))
+    let caps =
+        option::of(0_u32..3).prop_map(|cap| cap.map(|cap| fixtures::capped([("acme", cap)])).unwrap_or_default());
+    (some_worker(), prop_oneof![alike, vec(lanes, 0..4)], caps)
+        .prop_map(|(worker, slots, caps)| Claim { caps, ..claim_of(&worker, slots) })
 }
 
 fn seconds(most: u64) -> impl Strategy<Value = Duration> {
@@ -479,7 +482,7 @@ impl Call {
             Self::Get(id) => answer(tasks.get(id).await),
             Self::List(query) => answer(tasks.list(query).await),
             Self::Failed(query) => answer(tasks.failed(query).await),
-            Self::Counts => answer(tasks.counts().await),
+            Self::Counts => answer(Ok((tasks.counts().await, tasks.crowd([0, 1, 2].into(), 3).await))),
             Self::Workflow(call) => call.make(&**workflows).await,
             Self::Hook(call) => call.make(&**hooks).await,
             Self::Waiting => answer(tasks.waiting().await),

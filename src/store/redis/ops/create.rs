@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use comfyd_actors::{
     domain::{
         id::TaskId,
-        lane::ANYBODY,
+        lane::{ANYBODY, Head, Needs},
         task::{ArtifactEdit, Task},
+        tenant::NOBODY,
         webhook::Endpoint,
     },
     ports::store::{Assignment, Claim, Created, Creation, Durable, Idempotency, NewTask},
@@ -115,8 +116,15 @@ async fn claim_heads(tx: &mut Tx<'_>, claim: &Claim, new: Option<&NewTask>) -> R
     if claim.slots.is_empty() {
         return Ok(Vec::new());
     }
-    let heads: Vec<_> = heads(tx, claim).await?.into_iter().map(|((_, id), lane)| (id, lane)).collect();
-    let taken = claim.take(&heads, tx.now);
+    let owners = owners(tx, claim).await?;
+    let heads: Vec<Head> = heads(tx, claim, &owners).await?.into_values().collect();
+    let taken = claim.take(&heads, &owners.running, tx.now);
+    for head in heads.iter().filter(|head| taken.iter().any(|(id, _)| *id == head.task)) {
+        if claim.caps.of(head.tenant).is_some() {
+            let running = owners.running.get(&head.tenant).map(ToString::to_string);
+            tx.check(tx.keys().tenant_running(), head.tenant.to_string(), running.as_deref());
+        }
+    }
     let stored: Vec<TaskId> =
         taken.iter().map(|(id, _)| *id).filter(|id| new.is_none_or(|new| new.id != *id)).collect();
     let mut rest = tx.load_whole(&stored).await?;
@@ -134,11 +142,20 @@ async fn claim_heads(tx: &mut Tx<'_>, claim: &Claim, new: Option<&NewTask>) -> R
     Ok(claimed)
 }
 
-/// The first tasks of each lane that any of the slots serves, in the order of the queue, with their lanes: as many of each lane as there are
-/// slots. A seek per lane, whatever waits behind.
-async fn heads(tx: &Tx<'_>, claim: &Claim) -> Result<BTreeMap<(i64, TaskId), i64>, Fault> {
+/// The lanes a claim looks into, and whose they are.
+#[derive(Default)]
+struct Owners {
+    lanes: BTreeSet<i64>,
+    /// The tenants of lanes, as far as anybody has a cap.
+    tenants: BTreeMap<i64, i64>,
+    /// How many tasks of theirs are held.
+    running: BTreeMap<i64, u64>,
+}
+
+/// Without the lanes of tenants of whom as many tasks run as may.
+async fn owners(tx: &Tx<'_>, claim: &Claim) -> Result<Owners, Fault> {
     let keys = tx.keys();
-    let lanes = match claim.lanes() {
+    let mut lanes = match claim.lanes() {
         Some(lanes) => lanes,
         None => {
             let (mut lanes,): (BTreeSet<i64>,) = tx.ask(redis::pipe().hkeys(keys.lane_unfinished())).await?;
@@ -146,12 +163,34 @@ async fn heads(tx: &Tx<'_>, claim: &Claim) -> Result<BTreeMap<(i64, TaskId), i64
             lanes
         }
     };
+    if claim.caps.are_none() || lanes.is_empty() {
+        return Ok(Owners { lanes, ..Owners::default() });
+    }
+    let ids: Vec<i64> = lanes.iter().copied().collect();
+    let (needs, running): (Vec<Option<String>>, BTreeMap<i64, u64>) =
+        tx.ask(redis::pipe().hmget(keys.lanes(), &ids).hgetall(keys.tenant_running())).await?;
+    let mut tenants = BTreeMap::new();
+    for (lane, needs) in ids.into_iter().zip(needs) {
+        let needs: Option<Needs> = needs.as_deref().map(from_json).transpose()?;
+        if let Some(tenant) = needs.and_then(|needs| needs.tenant) {
+            tenants.insert(lane, tenant.id());
+        }
+    }
+    let room = claim.caps.room(tenants.values().copied(), &running);
+    lanes.retain(|lane| tenants.get(lane).is_none_or(|tenant| room.has(*tenant)));
+    Ok(Owners { lanes, tenants, running })
+}
+
+/// The first tasks of each of these lanes, in the order of the queue: as many of each lane as there are slots. A seek per lane, whatever waits
+/// behind.
+async fn heads(tx: &Tx<'_>, claim: &Claim, owners: &Owners) -> Result<BTreeMap<(i64, TaskId), Head>, Fault> {
+    let (keys, lanes) = (tx.keys(), &owners.lanes);
     if lanes.is_empty() {
         return Ok(BTreeMap::new());
     }
     let last = isize::try_from(claim.slots.len()).unwrap_or(isize::MAX) - 1;
     let mut pipe = redis::pipe();
-    for lane in &lanes {
+    for lane in lanes {
         pipe.zrange(keys.queue(*lane), 0, last);
     }
     let found: Vec<Vec<Vec<u8>>> = tx.ask(&pipe).await?;
@@ -159,10 +198,13 @@ async fn heads(tx: &Tx<'_>, claim: &Claim) -> Result<BTreeMap<(i64, TaskId), i64
     for (lane, members) in lanes.iter().zip(found) {
         for member in members {
             let place = number_of(&member).zip(task_of(&member));
-            heads.insert(place.ok_or_else(|| corrupt("a place in the queue is none"))?, *lane);
+            let place = place.ok_or_else(|| corrupt("a place in the queue is none"))?;
+            let tenant = owners.tenants.get(lane).copied().unwrap_or(NOBODY);
+            heads.insert(place, Head { task: place.1, lane: *lane, tenant });
         }
     }
     let new = tx.new_heads().filter(|task| claim.slots.iter().any(|slot| slot.lanes.contains(task.lane)));
-    heads.extend(new.map(|task| ((task.sort_key, task.id), task.lane)));
+    let head = |task: &Task| Head { task: task.id, lane: task.lane, tenant: task.tenant };
+    heads.extend(new.map(|task| ((task.sort_key, task.id), head(task))));
     Ok(heads)
 }

@@ -1,18 +1,27 @@
 //! Tasks come in and are taken from the head of the order.
 
+use std::collections::BTreeMap;
+
 use comfyd_actors::{
-    domain::task::{ArtifactEdit, Change, Task},
+    domain::{
+        id::TaskId,
+        lane::Head,
+        task::{ArtifactEdit, Change, Task},
+    },
     ports::store::{Assignment, Claim, ClaimSlot, Created, Creation, Idempotency, NewTask, StoreError},
 };
 
 use super::inputs;
-use crate::store::sqlite::{
-    fault::Fault,
-    outbox::introduce,
-    rows::{self, corrupt, get, key, keys},
-    statement::{Statement, query},
-    tx::Tx,
-    writer::{Operation, Reach},
+use crate::store::{
+    columns,
+    sqlite::{
+        fault::Fault,
+        outbox::introduce,
+        rows::{self, corrupt, get, key, keys},
+        statement::{Statement, query},
+        tx::Tx,
+        writer::{Operation, Reach},
+    },
 };
 
 const FIND_KEY: &str = "SELECT body_sha256, task_id FROM idempotency WHERE tenant = ? AND key = ?";
@@ -68,10 +77,15 @@ pub(in crate::store::sqlite) const HEADS: &str = concat!(
 /// The heads of each lane, in order, by name only: for slots that differ, which of them are taken is found out in between.
 pub(in crate::store::sqlite) const NAMES: &str = concat!(
     lanes!(),
-    " SELECT t.id, t.lane FROM lanes CROSS JOIN tasks t WHERE t.id IN ",
+    " SELECT t.id, t.lane, t.tenant FROM lanes CROSS JOIN tasks t WHERE t.id IN ",
     heads_of_lane!(),
     " ORDER BY t.sort_key, t.id"
 );
+
+/// How many tasks of each tenant are held: as few as there are backends, so this walks over all of them.
+pub(in crate::store::sqlite) const RUNNING: &str =
+    "SELECT tenant, count(*) AS running FROM tasks INDEXED BY tasks_leases
+    WHERE lease_until IS NOT NULL AND tenant <> 0 GROUP BY tenant";
 
 const TAKE: &str = concat!(
     "SELECT ",
@@ -169,10 +183,11 @@ async fn claim_heads(tx: &mut Tx<'_>, claim: &Claim) -> Result<Vec<Assignment>, 
     if slots.is_empty() {
         return Ok(Vec::new());
     }
-    let (mut heads, changes) = if slots.windows(2).all(|pair| pair[0].lanes == pair[1].lanes) {
+    let are_alike = slots.windows(2).all(|pair| pair[0].lanes == pair[1].lanes);
+    let (mut heads, changes) = if are_alike && claim.caps.are_none() {
         let heads = tx.assignments(bind_lanes(HEADS, claim)?.bind(wanted(slots))).await?;
-        let named: Vec<_> = heads.iter().map(|head| (head.task.id, head.task.lane)).collect();
-        (heads, claim.take(&named, tx.now).into_iter().map(|(_, change)| change).collect())
+        let named: Vec<_> = heads.iter().map(|Assignment { task, .. }| head(task.id, task.lane, task.tenant)).collect();
+        (heads, claim.take(&named, &BTreeMap::new(), tx.now).into_iter().map(|(_, change)| change).collect())
     } else {
         allotted(tx, claim).await?
     };
@@ -182,14 +197,29 @@ async fn claim_heads(tx: &mut Tx<'_>, claim: &Claim) -> Result<Vec<Assignment>, 
     Ok(heads)
 }
 
-/// The tasks for slots that serve different lanes, and how each of them is taken.
+fn head(task: TaskId, lane: i64, tenant: i64) -> Head {
+    Head { task, lane, tenant }
+}
+
+/// The tasks for slots that serve different lanes, or of tenants with caps, and how each of them is taken.
 async fn allotted(tx: &mut Tx<'_>, claim: &Claim) -> Result<(Vec<Assignment>, Vec<Change>), Fault> {
     let rows = tx.fetch(bind_lanes(NAMES, claim)?).await?;
-    let named = rows.iter().map(|row| Ok((rows::id(row, "id")?, get(row, "lane")?)));
-    let taken = claim.take(&named.collect::<Result<Vec<_>, StoreError>>()?, tx.now);
+    let named = rows.iter().map(|row| Ok(head(rows::id(row, "id")?, get(row, "lane")?, get(row, "tenant")?)));
+    let named = named.collect::<Result<Vec<_>, StoreError>>()?;
+    let running = if claim.capped(&named).is_empty() { BTreeMap::new() } else { running(tx).await? };
+    let taken = claim.take(&named, &running, tx.now);
     let (ids, changes): (Vec<_>, Vec<_>) = taken.into_iter().unzip();
+    if ids.is_empty() {
+        return Ok((Vec::new(), changes));
+    }
     let heads = tx.assignments(query(TAKE).bind(keys(ids.into_iter()))).await?;
     Ok((heads, changes))
+}
+
+async fn running(tx: &mut Tx<'_>) -> Result<BTreeMap<i64, u64>, Fault> {
+    let rows = tx.fetch(query(RUNNING)).await?;
+    let counted = rows.iter().map(|row| Ok((get(row, "tenant")?, columns::count(row, "running")?)));
+    Ok(counted.collect::<Result<_, StoreError>>()?)
 }
 
 fn wanted(slots: &[ClaimSlot]) -> i64 {
