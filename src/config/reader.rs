@@ -22,8 +22,14 @@ const SECRET: &[&str] = &[
     "webhooks.secrets",
     "consumer.token",
 ];
-const WITH_PASSWORDS: &[&str] =
-    &["comfyui.urls", "consumer.api_url", "store.database_url", "server.public_url", "server.cors_origins"];
+const WITH_PASSWORDS: &[&str] = &[
+    "comfyui.urls",
+    "consumer.api_url",
+    "store.database_url",
+    "store.postgres_listen_url",
+    "server.public_url",
+    "server.cors_origins",
+];
 
 /// Reads settings one by one. A faulty one is noted and read as its default, so that reading goes on.
 pub struct Reader {

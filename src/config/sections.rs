@@ -231,6 +231,10 @@ pub struct Store {
     pub database_url: SecretUrl,
     /// Connections of one process to `PostgreSQL` for reading.
     pub postgres_readers: u32,
+    /// A pooler in transaction mode is between us and `PostgreSQL`.
+    pub postgres_pooled: bool,
+    /// An address of `PostgreSQL` past the pooler, to listen at.
+    pub postgres_listen_url: Option<SecretUrl>,
     /// What all keys in Redis begin with.
     pub redis_prefix: String,
 }
@@ -471,6 +475,8 @@ pub(super) fn store(r: &mut Reader) -> Store {
     Store {
         database_url: url.unwrap_or_else(|| SecretUrl::new("sqlite://data/comfyd.db")),
         postgres_readers: r.number("store.postgres_readers", 1..=1_000),
+        postgres_pooled: r.choice("store.postgres_pooled", &[("true", true), ("false", false)]),
+        postgres_listen_url: r.text("store.postgres_listen_url", listen_url),
         redis_prefix: r.text("store.redis_prefix", redis_prefix),
     }
 }
@@ -490,6 +496,14 @@ fn database_url(text: &str) -> Result<SecretUrl, String> {
                   or redis://<host>"
             .into()),
     }
+}
+
+/// Empty: none.
+fn listen_url(text: &str) -> Result<Option<SecretUrl>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    PgConfig::parse(text).map(|_| Some(SecretUrl::new(text))).map_err(|error| error.to_string())
 }
 
 fn redis_prefix(text: &str) -> Result<String, String> {

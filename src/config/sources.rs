@@ -52,6 +52,7 @@ pub const NAMES: &[(&str, &str)] = &[
     ("HOST", "server.host"),
     ("PORT", "server.port"),
     ("DATABASE_URL", "store.database_url"),
+    ("DATABASE_LISTEN_URL", "store.postgres_listen_url"),
     ("CORS_ORIGINS", "server.cors_origins"),
     ("WEBHOOK_URL", "webhooks.url"),
     ("WEBHOOK_SECRETS", "webhooks.secrets"),

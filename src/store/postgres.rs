@@ -41,6 +41,7 @@ mod herald;
 mod look;
 mod open;
 mod ops;
+mod pooler;
 mod reads;
 mod tx;
 mod unwritten;
@@ -112,7 +113,7 @@ impl PgStore {
             time,
             clock,
             id: opened.id,
-            readers: Readers { pool: opened.readers, patience: config.patience },
+            readers: Readers { pool: opened.readers, patience: config.patience, is_pooled: config.is_pooled },
             queue: Queue::new(),
             batches: Arc::default(),
             herald,
@@ -147,8 +148,7 @@ impl PgStore {
             watch.look(clock.now(), clock.steady());
         }
         let writer = Writer {
-            options: self.config.options.clone(),
-            patience: self.config.patience,
+            config: self.config.clone(),
             time: self.time.clone(),
             clock: Arc::clone(&self.clock),
             watch,

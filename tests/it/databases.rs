@@ -75,6 +75,42 @@ impl Server {
     }
 }
 
+/// A pooler in transaction mode before the server that all use; it ends with its handle, or with this process.
+pub struct Pooler {
+    port: u16,
+    process: Child,
+}
+
+impl Pooler {
+    fn start(server: &Server) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut command = Command::new(root().join("tests/pgbouncer_server"));
+        command.args([port.to_string(), server.port.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().expect("pgbouncer does not start: tests/run installs it").unwrap(), "ready");
+        Self { port, process }
+    }
+
+    /// The same database through the pooler.
+    pub fn url(&self, direct: &str) -> String {
+        direct.replace(&format!(":{}/", server().port), &format!(":{}/", self.port))
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        self.process.wait().unwrap();
+    }
+}
+
+/// The one for all tests.
+pub async fn pooler() -> &'static Pooler {
+    static POOLER: OnceLock<Pooler> = OnceLock::new();
+    tokio::task::spawn_blocking(|| POOLER.get_or_init(|| Pooler::start(server()))).await.unwrap()
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         // Its input ends here, and with that it does.

@@ -3,7 +3,7 @@
 use tokio::task::spawn_blocking;
 
 use crate::{
-    databases::{Server, database},
+    databases::{Server, database, pooler},
     servers::{examined, keeps_its_tasks, shares_its_tasks, waits_for_its_server},
     support::world,
 };
@@ -11,6 +11,13 @@ use crate::{
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_keeps_its_tasks_in_postgres() {
     keeps_its_tasks(world().with("DATABASE_URL", &database().await).start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_keeps_its_tasks_behind_a_pooler() {
+    let url = pooler().await.url(&database().await);
+    keeps_its_tasks(world().with("DATABASE_URL", &url).with("COMFYD_STORE__POSTGRES_POOLED", "true").start().await)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

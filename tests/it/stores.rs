@@ -6,6 +6,7 @@ use comfyd::store::sqlite::{SqliteConfig, SqliteStore};
 use comfyd_actors::{ports::clock::Clock, testing::store_conformance::Subject};
 use tokio::task::JoinHandle;
 
+mod pooled;
 mod postgres;
 mod redis;
 mod sqlite;

@@ -30,6 +30,7 @@ use uuid::Uuid;
 use super::{
     PgConfig, PgStore,
     fault::{answered, store_error},
+    pooler,
     rows::json,
     writer::{connect, hang_up},
 };
@@ -162,7 +163,9 @@ impl Herald {
             None => connect(&config.options).await?,
         };
         let notify = sqlx::query(NOTIFY).bind(CHANNEL).bind(self.words(changed)?);
-        answered(config.patience, notify.execute(&mut open)).await.map_err(|error| store_error(&error))?;
+        answered(config.patience, pooler::rows(&mut open, config.is_pooled, notify))
+            .await
+            .map_err(|error| store_error(&error))?;
         *conn = Some(open);
         Ok(())
     }
@@ -170,11 +173,12 @@ impl Herald {
 
 /// Listens to the other processes, for ever.
 pub(super) async fn listen(store: Arc<PgStore>) {
+    let Some(options) = store.config.listening.clone() else { return std::future::pending().await };
     let mut is_told = false;
     loop {
         // A pool of its own each time: one that lost its connection to silence waits for it.
         let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(LISTEN_TIMEOUT);
-        let pool = pool.connect_lazy_with(store.config.options.clone());
+        let pool = pool.connect_lazy_with(options.clone());
         let mut listener = match PgListener::connect_with(&pool).await {
             Ok(listener) => listener,
             Err(error) => {

@@ -6,10 +6,13 @@ use comfyd_actors::domain::time::Timestamp;
 use sqlx::{Connection, PgConnection};
 
 use super::{
-    fault::{answered, code},
+    fault::answered,
     open::{OpenError, PgConfig, check_version, connect, explain, newest_migration, unsafe_settings},
+    pooler::forget_prepared,
+    writer::hang_up,
 };
 
+const IS_OURS: &str = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
 const SCHEMA: &str = "SELECT max(version) FROM _sqlx_migrations WHERE success";
 const PUBLISHED: &str = "SELECT w.name, v.text FROM workflows w JOIN workflow_versions v
      ON v.name = w.name AND v.version = w.published WHERE w.published IS NOT NULL ORDER BY w.name";
@@ -45,10 +48,13 @@ pub struct ServerReport {
 /// As when it is opened.
 pub async fn look(config: &PgConfig) -> Result<ServerReport, OpenError> {
     let mut conn = connect(config).await?;
-    let version = check_version(&mut conn).await?;
-    let report =
-        answered(config.patience, examine(version, &mut conn)).await.map_err(|error| explain(config, error))?;
-    conn.close().await.map_err(|error| explain(config, error))?;
+    let mut tx = conn.begin().await.map_err(|error| explain(config, error))?;
+    forget_prepared(&mut tx, config.is_pooled).await.map_err(|error| explain(config, error))?;
+    let version = check_version(config, &mut tx).await?;
+    let report = answered(config.patience, examine(version, &mut tx)).await.map_err(|error| explain(config, error))?;
+    forget_prepared(&mut tx, config.is_pooled).await.map_err(|error| explain(config, error))?;
+    tx.rollback().await.map_err(|error| explain(config, error))?;
+    hang_up(conn).await;
     Ok(report)
 }
 
@@ -72,9 +78,8 @@ async fn examine(version: String, conn: &mut PgConnection) -> Result<ServerRepor
 }
 
 async fn schema(conn: &mut PgConnection) -> Result<Option<i64>, sqlx::Error> {
-    match sqlx::query_scalar(SCHEMA).fetch_one(conn).await {
-        // No such table: nobody was here before.
-        Err(error) if code(&error).as_deref() == Some("42P01") => Ok(None),
-        found => found,
+    if !sqlx::query_scalar::<_, bool>(IS_OURS).fetch_one(&mut *conn).await? {
+        return Ok(None);
     }
+    sqlx::query_scalar(SCHEMA).fetch_one(conn).await
 }

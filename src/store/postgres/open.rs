@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::{
     fault::{answered, code},
+    pooler::{self, forget_prepared, is_poolers, through_pooler},
     writer::hang_up,
 };
 use crate::config;
@@ -39,6 +40,11 @@ const INTRODUCE: &str =
     "WITH gone AS (DELETE FROM writers WHERE at < (extract(epoch FROM now()) * 1000)::bigint - 2592000000)
     INSERT INTO writers (id, batch, at) VALUES ($1, 0, (extract(epoch FROM now()) * 1000)::bigint)";
 
+/// Until the end of the transaction.
+const TAKE_TURNS: &str = "SELECT pg_advisory_xact_lock($1)";
+/// Any constant will do; all processes on a database must have the same.
+const MIGRATIONS_LOCK: i64 = 0x636f_6d66_7964_6d67;
+
 const FORGET: &str = "DELETE FROM writers WHERE id = $1";
 
 /// Where the tasks are kept.
@@ -46,6 +52,10 @@ const FORGET: &str = "DELETE FROM writers WHERE id = $1";
 pub struct PgConfig {
     /// The server, the database, who we are there.
     pub(super) options: PgConnectOptions,
+    /// A pooler in transaction mode is between us and the server.
+    pub(super) is_pooled: bool,
+    /// Where to listen; `None`: nobody does.
+    pub(super) listening: Option<PgConnectOptions>,
     /// Connections for reading.
     pub readers: u32,
     /// How long the database may take for an answer before the connection counts as broken. Not less than a statement may wait there for a
@@ -63,7 +73,28 @@ impl PgConfig {
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Ok(None);
         }
-        Ok(Some(Self { readers: config.postgres_readers, ..Self::parse(url)? }))
+        let mut parsed = Self { readers: config.postgres_readers, ..Self::parse(url)? };
+        if config.postgres_pooled {
+            parsed = parsed.through_pooler();
+        }
+        if let Some(direct) = &config.postgres_listen_url {
+            parsed = parsed.listen_at(direct.expose())?;
+        }
+        Ok(Some(parsed))
+    }
+
+    /// A pooler in transaction mode is between us and the server. Nobody listens then.
+    #[must_use]
+    pub fn through_pooler(self) -> Self {
+        Self { options: through_pooler(self.options), is_pooled: true, listening: None, ..self }
+    }
+
+    /// Listens there: past the pooler.
+    ///
+    /// # Errors
+    /// `Url` when it is none.
+    pub fn listen_at(self, url: &str) -> Result<Self, OpenError> {
+        Ok(Self { listening: Self::parse(url)?.listening, ..self })
     }
 
     /// Reads `postgres://<user>:<password>@<host>:<port>/<database>?sslmode=...`.
@@ -73,11 +104,9 @@ impl PgConfig {
     pub fn parse(url: &str) -> Result<Self, OpenError> {
         let options = PgConnectOptions::from_str(url).map_err(|_| OpenError::Url)?;
         let options = options.application_name("comfyd").log_statements(LevelFilter::Trace);
-        Ok(Self {
-            options: options.log_slow_statements(LevelFilter::Warn, Duration::from_secs(5)),
-            readers: 4,
-            patience: ANSWERS,
-        })
+        let options = options.log_slow_statements(LevelFilter::Warn, Duration::from_secs(5));
+        let listening = Some(options.clone());
+        Ok(Self { options, is_pooled: false, listening, readers: 4, patience: ANSWERS })
     }
 
     /// The server and the database, without the password.
@@ -143,6 +172,16 @@ pub enum OpenError {
         /// What the server says.
         why: String,
     },
+    /// It is not the server that answers.
+    #[error(
+        "between us and PostgreSQL at {place} is a pooler in transaction mode, as it seems ({why}): set store.postgres_pooled = true"
+    )]
+    Pooler {
+        /// Where.
+        place: String,
+        /// What it says.
+        why: String,
+    },
     /// The server takes no writes.
     #[error("PostgreSQL at {place} takes no writes, as a standby does: name the primary in DATABASE_URL")]
     ReadOnly {
@@ -176,19 +215,29 @@ pub(super) struct Opened {
 pub(super) async fn open(config: &PgConfig) -> Result<Opened, OpenError> {
     let explain = |error| explain(config, error);
     let mut conn = connect(config).await?;
-    check_version(&mut conn).await?;
+    let id = Uuid::now_v7();
+    // In one transaction, whichever connection of a pooler's that gets.
+    let mut tx = conn.begin().await.map_err(explain)?;
+    forget_prepared(&mut tx, config.is_pooled).await.map_err(explain)?;
+    check_version(config, &mut tx).await?;
     let read_only: bool = sqlx::query_scalar("SELECT current_setting('transaction_read_only')::boolean")
-        .fetch_one(&mut conn)
+        .fetch_one(&mut *tx)
         .await
         .map_err(explain)?;
     if read_only {
         return Err(OpenError::ReadOnly { place: config.place() });
     }
-    migrate(config, &mut conn).await?;
-    warn_of_settings(&mut conn).await.map_err(explain)?;
-    let id = Uuid::now_v7();
-    sqlx::query(INTRODUCE).bind(id).execute(&mut conn).await.map_err(explain)?;
-    conn.close().await.map_err(explain)?;
+    migrate(config, &mut tx).await?;
+    warn_of_settings(&mut tx).await.map_err(explain)?;
+    sqlx::query(INTRODUCE).bind(id).execute(&mut *tx).await.map_err(explain)?;
+    forget_prepared(&mut tx, config.is_pooled).await.map_err(explain)?;
+    tx.commit().await.map_err(explain)?;
+    hang_up(conn).await;
+    if config.listening.is_none() {
+        warn!(
+            "what other processes do is found by looking, each second: LISTEN does not pass a pooler; name a direct address in DATABASE_LISTEN_URL"
+        );
+    }
     info!(place = config.place(), "opened the task store");
     let readers = PgPoolOptions::new()
         .max_connections(config.readers)
@@ -214,6 +263,7 @@ pub(super) fn explain(config: &PgConfig, error: sqlx::Error) -> OpenError {
         Some("28P01" | "28000") => OpenError::Refused { place, why },
         Some("3D000") => OpenError::NoDatabase { place },
         Some("42501") => OpenError::Rights { place, why },
+        Some(code) if is_poolers(code, &why) => OpenError::Pooler { place, why },
         Some("25006") => OpenError::ReadOnly { place },
         Some(_) => OpenError::Other(error),
         None if matches!(error, sqlx::Error::Tls(_)) => OpenError::Tls { place, why },
@@ -222,12 +272,12 @@ pub(super) fn explain(config: &PgConfig, error: sqlx::Error) -> OpenError {
     }
 }
 
-pub(super) async fn check_version(conn: &mut PgConnection) -> Result<String, OpenError> {
+pub(super) async fn check_version(config: &PgConfig, conn: &mut PgConnection) -> Result<String, OpenError> {
     let (number, found): (i32, String) =
         sqlx::query_as("SELECT current_setting('server_version_num')::int, current_setting('server_version')")
             .fetch_one(conn)
             .await
-            .map_err(OpenError::Other)?;
+            .map_err(|error| explain(config, error))?;
     if number < OLDEST { Err(OpenError::OldServer { found }) } else { Ok(found) }
 }
 
@@ -236,9 +286,10 @@ pub(super) fn newest_migration() -> i64 {
     MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
-/// Processes that start together take turns: the migrator holds a lock of the database's.
+/// Processes that start together take turns.
 async fn migrate(config: &PgConfig, conn: &mut PgConnection) -> Result<(), OpenError> {
     let known = newest_migration();
+    sqlx::query(TAKE_TURNS).bind(MIGRATIONS_LOCK).execute(&mut *conn).await.map_err(|error| explain(config, error))?;
     MIGRATIONS.run(conn).await.map_err(|error| match error {
         MigrateError::VersionMissing(found) if found > known => OpenError::NewerSchema { found, known },
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) if code(&error).is_some() => {
@@ -275,7 +326,7 @@ async fn warn_of_settings(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
 pub(super) async fn forget(config: &PgConfig, id: Uuid) -> Result<(), StoreError> {
     let unavailable = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
     let mut conn = connect(config).await.map_err(|error| unavailable(&error))?;
-    let forget = sqlx::query(FORGET).bind(id).execute(&mut conn);
+    let forget = pooler::rows(&mut conn, config.is_pooled, sqlx::query(FORGET).bind(id));
     answered(PATIENCE, forget).await.map_err(|error| unavailable(&error))?;
     hang_up(conn).await;
     Ok(())

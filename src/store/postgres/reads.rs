@@ -24,6 +24,7 @@ mod workflows;
 use super::{
     fault::{answered, is_doubtful, store_error},
     ops::PAUSES,
+    pooler,
     rows::get,
 };
 use crate::store::columns::{self, Columns};
@@ -101,12 +102,13 @@ pub(super) struct Readers {
     pub(super) pool: PgPool,
     /// How long the database may take for an answer.
     pub(super) patience: Duration,
+    pub(super) is_pooled: bool,
 }
 
 impl Readers {
     pub(super) async fn rows(&self, query: Query<'_, Postgres, PgArguments>) -> Result<Vec<PgRow>, StoreError> {
         let mut conn = self.pool.acquire().await.map_err(|error| store_error(&error))?;
-        let answer = answered(self.patience, query.fetch_all(&mut *conn)).await;
+        let answer = answered(self.patience, pooler::rows(&mut conn, self.is_pooled, query)).await;
         if answer.as_ref().is_err_and(is_doubtful) {
             // It may be silent, and then nobody gets it back.
             drop(conn.detach());

@@ -26,6 +26,7 @@ use sqlx::{PgConnection, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
+    PgConfig,
     fault::{Fault, answered},
     heads::Heads,
     ops::hooks,
@@ -71,6 +72,8 @@ pub(super) struct Tx<'c> {
     conn: &'c mut PgConnection,
     /// How long the database may take for an answer.
     patience: Duration,
+    /// Statements leave nothing on the connection.
+    is_pooled: bool,
     /// The store's time.
     pub(super) now: Timestamp,
     /// The same, and whether it can be believed.
@@ -98,10 +101,11 @@ pub(super) struct Tx<'c> {
 /// The life of the transaction: what the writer calls.
 impl<'c> Tx<'c> {
     /// On a connection with an open transaction.
-    pub(super) fn new(conn: &'c mut PgConnection, patience: Duration, moment: Moment) -> Self {
+    pub(super) fn new(conn: &'c mut PgConnection, config: &PgConfig, moment: Moment) -> Self {
         Self {
             conn,
-            patience,
+            patience: config.patience,
+            is_pooled: config.is_pooled,
             now: moment.now,
             moment,
             changed: Vec::new(),
@@ -211,6 +215,7 @@ impl Tx<'_> {
 
     /// Runs a query for which it makes no difference whether what waits to be written is written.
     pub(super) async fn read_past(&mut self, statement: Statement) -> Result<Vec<PgRow>, Fault> {
+        let statement = statement.persistent(!self.is_pooled);
         Ok(answered(self.patience, statement.fetch_all(&mut *self.conn)).await?)
     }
 
@@ -225,6 +230,7 @@ impl Tx<'_> {
 
     /// Sends a statement as it is; how many rows it touched.
     async fn execute(&mut self, statement: Statement) -> Result<u64, Fault> {
+        let statement = statement.persistent(!self.is_pooled);
         Ok(answered(self.patience, statement.execute(&mut *self.conn)).await?.rows_affected())
     }
 

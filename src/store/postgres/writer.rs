@@ -43,9 +43,12 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::{
+    PgConfig,
     fault::{Fault, answered, is_doubtful, store_error},
     herald::Herald,
     ops::set_back,
+    pooler,
+    rows::get,
     tx::Tx,
 };
 use crate::{
@@ -199,9 +202,7 @@ impl Time {
 
 /// The writer's state. Nothing in it outlives a panic.
 pub(super) struct Writer {
-    pub(super) options: PgConnectOptions,
-    /// How long the database may take for an answer: longer than it waits for a lock.
-    pub(super) patience: Duration,
+    pub(super) config: PgConfig,
     pub(super) time: Time,
     /// For what is measured inside the process.
     pub(super) clock: Arc<dyn Clock>,
@@ -272,7 +273,7 @@ impl Writer {
     async fn attempt(&mut self, batch: &mut Batch, late: Late<'_>) -> Result<Vec<Changed>, Fault> {
         let mut conn = match self.conn.take() {
             Some(conn) => conn,
-            None => connect(&self.options).await.map_err(Fault::Broken)?,
+            None => connect(&self.config.options).await.map_err(Fault::Broken)?,
         };
         self.batch = self.batches.fetch_add(1, Ordering::Relaxed) + 1;
         let (written, watch) = match self.transact(&mut conn, batch, late).await {
@@ -289,7 +290,7 @@ impl Writer {
         }
         let is_promise = batch.iter().any(|job| job.is_promise());
         let commit = sqlx::raw_sql(if is_promise { COMMIT } else { COMMIT_SOON });
-        match answered(self.patience, commit.execute(&mut conn)).await {
+        match answered(self.config.patience, commit.execute(&mut conn)).await {
             Ok(_) => self.conn = Some(conn),
             // Nothing can have come of nothing.
             Err(_) if written.is_none() => {}
@@ -311,7 +312,7 @@ impl Writer {
         batch: &mut Batch,
         mut late: Late<'_>,
     ) -> Result<(Option<Vec<Changed>>, ClockWatch), Fault> {
-        let begun = answered(self.patience, sqlx::raw_sql(BEGIN).fetch_all(&mut *conn)).await?;
+        let begun = answered(self.config.patience, sqlx::raw_sql(BEGIN).fetch_all(&mut *conn)).await?;
         // Those whom the last commit woke come one after the other: the first of them shall not go alone.
         while let Some(queue) = &mut late
             && batch.len() < MAX_BATCH
@@ -329,7 +330,7 @@ impl Writer {
         };
         let mut watch = self.watch;
         let (moment, step) = watch.look(now, self.clock.steady());
-        let mut tx = Tx::new(conn, self.patience, moment);
+        let mut tx = Tx::new(conn, &self.config, moment);
         if let Some(step) = step {
             self.brought(&mut tx, moment, step).await?;
         }
@@ -373,12 +374,12 @@ impl Writer {
 
     /// The last batch of this writer that was committed. Waits until the server is done with the one before this question.
     async fn last_batch(&mut self, give_up: Instant) -> Result<Option<i64>, StoreError> {
-        let mut conn = connect(&self.options).await?;
-        let last = sqlx::query_scalar(FIND_OUT).bind(self.id).fetch_optional(&mut conn);
+        let mut conn = connect(&self.config.options).await?;
+        let last = pooler::rows(&mut conn, self.config.is_pooled, sqlx::query(FIND_OUT).bind(self.id));
         let last = answered(give_up.saturating_duration_since(Instant::now()), last).await;
         let last = last.map_err(|error| store_error(&error))?;
         self.conn = Some(conn);
-        Ok(last)
+        last.first().map(|row| get(row, "batch")).transpose()
     }
 }
 

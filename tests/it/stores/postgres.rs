@@ -37,7 +37,7 @@ const KEEP: Duration = Duration::from_secs(60);
 comfyd_actors::store_conformance!(open_postgres, cases: 24);
 
 /// Runs the services as their supervisor does: again when they panicked.
-fn run(store: &Arc<PgStore>) -> JoinSet<()> {
+pub fn run(store: &Arc<PgStore>) -> JoinSet<()> {
     let mut running = JoinSet::new();
     for (_, make) in store.services() {
         running.spawn(async move { while tokio::spawn(make()).await.is_err() {} });
