@@ -4,7 +4,11 @@ mod figures;
 mod replay;
 mod request;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{sync::broadcast, time::Instant};
 
@@ -42,6 +46,8 @@ use crate::{
 
 /// How long a handler waits for an actor. Above a slow commit, below the patience of most clients.
 const ASK_TIMEOUT: Duration = Duration::from_secs(15);
+/// More tasks than ever run at the same time.
+const MOST_RUNNING: u32 = 10_000;
 /// How long a request that lacks something waits for the servers to be asked again. A large installation takes a second or two.
 const SURVEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a task somebody waits for is read without being told to: word of a change is lost when the store's writer dies between
@@ -136,16 +142,20 @@ impl Bridge {
         self.0.queue.ask(|reply| QueueMsg::SetPaused { what, hold, reply }, ASK_TIMEOUT).await?
     }
 
-    /// Asks for the end of every task of ours that runs on a backend now; returns them.
+    /// Asks for the end of every task of ours that runs on a backend now, whichever process has it there; returns them.
     ///
     /// # Errors
     /// As for any request.
     pub async fn interrupt_running(&self) -> Result<Vec<TaskId>, RequestError> {
-        let ids = self.0.queue.ask(|reply| QueueMsg::Running { reply }, ASK_TIMEOUT).await?;
+        // What runs here is known sooner than it is stored.
+        let here = self.0.queue.ask(|reply| QueueMsg::Running { reply }, ASK_TIMEOUT).await?;
+        let running = Query { states: vec![TaskState::Executing], limit: MOST_RUNNING, ..Query::default() };
+        let everywhere = self.0.store.list(running).await?;
+        let ids: BTreeSet<TaskId> = here.into_iter().chain(everywhere.iter().map(|task| task.id)).collect();
         for id in &ids {
             self.cancel(*id).await?;
         }
-        Ok(ids)
+        Ok(ids.into_iter().collect())
     }
 
     /// One task with its place in the queue or, if it runs, its newest progress as far as that is known here. Of its needs those are left that it waits

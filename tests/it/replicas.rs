@@ -142,6 +142,15 @@ async fn is_obeyed_anywhere(replicas: Replicas) {
     for id in [&ids[1], &ids[2], &ids[4], &later] {
         first.completed(id).await;
     }
+    // All that runs.
+    place.control().pause_execution();
+    let running = first.create(&task(10)).await;
+    first.until(&format!("/api/tasks/{running}"), |task| task["stage"] == "executing").await;
+    let interrupted = second.client.post(second.url("/api/comfyui-interrupt")).send().await.unwrap();
+    let interrupted: Value = interrupted.json().await.unwrap();
+    assert_eq!(interrupted["data"]["task_ids"], json!([running]));
+    assert_eq!(first.finished(&running).await["status"], "cancelled");
+    place.control().resume();
     let started = |id: &String| -> Value { json!(place.control().executions_of_task(id)) };
     assert_eq!(ids.iter().map(started).collect::<Vec<_>>(), [1, 1, 1, 0, 1].map(|n| json!(n)));
 }
