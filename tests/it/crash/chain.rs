@@ -125,8 +125,10 @@ async fn chain(case: &Case, seed: u64, links: u32) -> Vec<String> {
     let mut place = Place::of(fake).await.with("COMFYD_COMFYUI__VALIDATE_GRACE", "100ms");
     if case.is_on_postgres {
         place = place.with("DATABASE_URL", &database().await);
-        // Nobody can know there that the one before is dead: its leases have to end.
+        // Nobody can know there that the one before is dead: its leases have to end, and what it may just have been sending has to be past
+        // its time.
         place = place.with("COMFYD_QUEUE__LEASE", "3s").with("COMFYD_QUEUE__RENEW_EVERY", "500ms");
+        place = place.with("COMFYD_COMFYUI__POST_TIMEOUT", "3s");
     }
     for (name, value) in case.settings {
         place = place.with(name, value);
