@@ -331,7 +331,8 @@ macro_rules! rows {
                 rows[at].facts.push(Fact { seq: row.get("seq"), stage: row.get("stage") });
             }
         }
-        let deliveries = concat!("SELECT ", $task, " AS id, id AS number, stage FROM webhook_deliveries ORDER BY id");
+        let deliveries =
+            concat!("SELECT ", $task, " AS id, id AS number, stage FROM webhook_deliveries ORDER BY number");
         for row in sqlx::query(deliveries).fetch_all(&mut *$conn).await.unwrap() {
             if let Some(at) = at(row.get("id")) {
                 rows[at].posted.push((row.get("number"), row.get("stage")));

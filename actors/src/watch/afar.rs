@@ -1,7 +1,7 @@
 //! Watching what runs in another process: each process with clients tells what they watch ([`Lookout`]), and each that runs tasks tells the
 //! newest of those that others watch ([`Beacon`]). Facts need none of this, they lie in the store.
 //!
-//! All of it are notices on the wire, which may come late or not at all: what is watched is told again every [`RENEW_EVERY`], and each time
+//! All of it are notices on the wire, which may come late or not at all: what is watched is told again every 3 s, and each time
 //! whoever runs such a task answers with the newest of it. Nothing is told while nobody watches.
 
 mod beacon;
