@@ -16,6 +16,7 @@ use futures_util::{StreamExt, future::join_all};
 use reqwest::Client;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tokio::{
     sync::{Semaphore, oneshot},
     task::JoinSet,
@@ -111,14 +112,20 @@ impl Direct {
         (prompt, ended)
     }
 
-    /// Runs one graph and puts its files into a bucket, side by side.
+    /// Runs one graph and puts its files into a bucket, side by side: with what S3 asks of whoever sends a body (its hash), and with what
+    /// makes a file that is stored once for all.
     pub async fn run_into(&self, graph: &Value, bucket: &str, authorization: &str) {
         let (prompt, ended) = self.submit(graph).await;
         ended.await.expect("the prompt ends");
         let puts = self.files(&prompt).await.into_iter().enumerate().map(|(index, file)| {
             let put = self.http.put(format!("{bucket}/{prompt}-{index}")).header("authorization", authorization);
+            let put =
+                put.header("content-type", "image/png").header("cache-control", "private, max-age=31536000, immutable");
+            let put = put.header("if-none-match", "*");
             async move {
-                let put = put.body(self.view(&file).await);
+                let file = self.view(&file).await;
+                let hash: String = Sha256::digest(&file).iter().map(|byte| format!("{byte:02x}")).collect();
+                let put = put.header("x-amz-content-sha256", hash).body(file);
                 put.send().await.expect("an answer").error_for_status().expect("it is stored");
             }
         });

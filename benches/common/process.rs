@@ -6,10 +6,10 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use fake_comfyui::{FakeComfy, FakeConfig};
+use fake_comfyui::{Event, EventKind, FakeComfy, FakeConfig};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 
@@ -32,6 +32,9 @@ pub async fn fake() {
     std::future::pending::<()>().await;
     drop(fake);
 }
+
+/// More lines of the fake's log than a prompt with a few files leaves.
+const RECENT: u64 = 100;
 
 struct Process(Child);
 
@@ -90,6 +93,17 @@ impl Fake {
     /// The part of the time between the first start and the last end in which nothing ran.
     pub async fn idle_share(&self) -> f64 {
         self.get("/fake/stats").await["idle_share"].as_f64().expect("a number")
+    }
+
+    /// How long ago it ended its last prompt, to a millisecond.
+    #[expect(clippy::disallowed_methods, reason = "the time is another process's")]
+    pub async fn since_last_end(&self) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+        let position = self.get("/fake/stats").await["position"].as_u64().expect("a number");
+        let log = self.get(&format!("/fake/log?since={}", position.saturating_sub(RECENT))).await;
+        let log: Vec<Event> = serde_json::from_value(log).expect("a log");
+        let end = log.iter().rev().find(|event| matches!(event.kind, EventKind::Finished { .. }));
+        now.saturating_sub(Duration::from_millis(end.expect("it ended a prompt").wall_ms))
     }
 
     /// Prompts it began to run since it was started.
