@@ -13,8 +13,9 @@ use uuid::Uuid;
 
 use super::{keys::Keys, rows::corrupt};
 
-/// How long a server that is gone is waited for: a restart takes less. Whoever waits for us is told then.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a server that is gone is waited for: a restart takes less, which reads its whole log first. Whoever waits for us is told then,
+/// and before a client's request is given up (15 s).
+const PATIENCE: Duration = Duration::from_secs(12);
 /// Longest wait for one answer. The largest is a page of tasks with their graphs.
 const ANSWER: Duration = Duration::from_secs(5);
 /// Longest wait for a connection.
