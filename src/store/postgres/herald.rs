@@ -8,12 +8,9 @@ use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use comfyd_actors::{
-    domain::{id::TaskId, order::Priority, task::TaskState},
-    ports::{
-        store::{Changed, StoreError},
-        wire::{Kind, Notice, Wire},
-    },
+use comfyd_actors::ports::{
+    store::{Changed, StoreError},
+    wire::{Kind, Notice, Wire},
 };
 use serde::{Deserialize, Serialize};
 use sqlx::{
@@ -34,7 +31,7 @@ use super::{
     rows::json,
     writer::{connect, hang_up},
 };
-use crate::store::columns::corrupt;
+use crate::store::{columns::corrupt, told::Told};
 
 /// Where all processes on a database speak.
 pub(super) const CHANNEL: &str = "comfyd";
@@ -65,14 +62,10 @@ struct Word {
     /// Whose process.
     from: Uuid,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    changes: Vec<Change>,
+    changes: Vec<Told>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     notice: Option<Posted>,
 }
-
-/// Task, where it stood, where it stands, priority, whether it is being cancelled, whether a webhook is told, whether it is a tenant's.
-#[derive(Debug, Serialize, Deserialize)]
-struct Change(TaskId, Option<TaskState>, TaskState, i64, bool, bool, bool);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Posted {
@@ -80,19 +73,6 @@ struct Posted {
     name: String,
     /// base64; none when it is too long.
     body: Option<String>,
-}
-
-impl Change {
-    fn of(changed: &Changed) -> Self {
-        let Changed { id, was, state, priority, cancelling, hooked, of_tenant, here: _ } = *changed;
-        Self(id, was, state, priority.level(), cancelling, hooked, of_tenant)
-    }
-
-    fn read(&self) -> Option<Changed> {
-        let Self(id, was, state, priority, cancelling, hooked, of_tenant) = *self;
-        let priority = Priority::new(priority)?;
-        Some(Changed { id, was, state, priority, cancelling, hooked, of_tenant, here: false })
-    }
 }
 
 /// The writer's end.
@@ -130,7 +110,7 @@ impl Herald {
 
     fn words(&self, changed: &[Changed]) -> Result<Vec<String>, StoreError> {
         let word = |changes: &[Changed]| {
-            json(&Word { from: self.id, changes: changes.iter().map(Change::of).collect(), notice: None })
+            json(&Word { from: self.id, changes: changes.iter().map(Told::from).collect(), notice: None })
         };
         changed.chunks(CHANGES_PER_WORD).map(word).collect()
     }
@@ -225,8 +205,8 @@ async fn hear(store: &PgStore, listener: &mut PgListener, is_told: &mut bool) ->
 
 impl PgStore {
     async fn take_note(&self, word: Word) {
-        for change in word.changes.iter().filter_map(Change::read) {
-            _ = self.changes.send(change);
+        for change in word.changes {
+            _ = self.changes.send(change.into());
         }
         let Some(posted) = word.notice else { return };
         match self.posted(&posted).await {
@@ -249,6 +229,8 @@ impl PgStore {
 
 #[cfg(test)]
 mod tests {
+    use comfyd_actors::domain::{id::TaskId, order::Priority, task::TaskState};
+
     use super::*;
 
     #[test]
@@ -267,8 +249,8 @@ mod tests {
         };
         let words = herald.words(&vec![changed; CHANGES_PER_WORD + 1]).unwrap();
         assert!(words.len() == 2 && words.iter().all(|word| word.len() < 8000), "{}", words[0].len());
-        let word: Word = serde_json::from_str(&words[1]).unwrap();
-        assert_eq!(word.changes[0].read(), Some(Changed { here: false, ..changed }));
+        let mut word: Word = serde_json::from_str(&words[1]).unwrap();
+        assert_eq!(Changed::from(word.changes.remove(0)), Changed { here: false, ..changed });
     }
 
     #[test]

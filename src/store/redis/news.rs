@@ -6,12 +6,9 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use comfyd_actors::{
-    domain::{id::TaskId, order::Priority, task::TaskState},
-    ports::{
-        store::{Changed, StoreError},
-        wire::{Kind, Notice},
-    },
+use comfyd_actors::ports::{
+    store::{Changed, StoreError},
+    wire::{Kind, Notice},
 };
 use futures_util::StreamExt;
 use redis::RedisError;
@@ -21,6 +18,7 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::{RedisStore, link::Command, rows::json, words};
+use crate::store::told::Told;
 
 /// Bodies up to this size are published; larger ones are fetched by who wants them. The server cuts off listeners that lag too many bytes.
 const INLINE: usize = 16 << 10;
@@ -31,24 +29,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Serialize, Deserialize)]
 struct Announcement {
     origin: Uuid,
-    changed: Vec<ChangedRow>,
-}
-
-/// Task, before, now, priority, cancelling, hooked, of a tenant.
-#[derive(Serialize, Deserialize)]
-struct ChangedRow(TaskId, Option<TaskState>, TaskState, Priority, bool, bool, bool);
-
-impl From<&Changed> for ChangedRow {
-    fn from(changed: &Changed) -> Self {
-        let Changed { id, was, state, priority, cancelling, hooked, of_tenant, here: _ } = *changed;
-        Self(id, was, state, priority, cancelling, hooked, of_tenant)
-    }
-}
-
-impl From<ChangedRow> for Changed {
-    fn from(ChangedRow(id, was, state, priority, cancelling, hooked, of_tenant): ChangedRow) -> Self {
-        Self { id, was, state, priority, cancelling, hooked, of_tenant, here: false }
-    }
+    changed: Vec<Told>,
 }
 
 /// A notice as it is published. Without a body it is to be fetched.
