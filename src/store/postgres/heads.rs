@@ -3,12 +3,12 @@
 //! A claim of its own each would cost three round trips a task: find the head, take hold of it, write. Together they cost as much as one, and
 //! what is found is held until the commit, so nobody else can take it in between. Claims of other processes pass over it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use comfyd_actors::{
     domain::{
         id::TaskId,
-        lane::{Head, Lanes},
+        lane::Head,
         task::{Change, Task, TaskState},
     },
     ports::store::{Assignment, Claim, ClaimSlot, NewTask, StoreError},
@@ -192,14 +192,7 @@ impl Tx<'_> {
 /// Binds the lanes that any of the slots serves, how many tasks are wanted of each of them, and of all together.
 fn bind(sql: &'static str, slots: &[&ClaimSlot]) -> Result<Statement, StoreError> {
     let all = i64::try_from(slots.len()).map_err(corrupt)?;
-    let mut served = Some(BTreeSet::new());
-    for slot in slots {
-        match (&slot.lanes, &mut served) {
-            (Lanes::Only(lanes), Some(served)) => served.extend(lanes.iter().copied()),
-            _ => served = None,
-        }
-    }
-    let lanes: Option<Vec<i64>> = served.map(|lanes| lanes.into_iter().collect());
+    let lanes: Option<Vec<i64>> = ClaimSlot::lanes_of(slots.iter().copied()).map(|lanes| lanes.into_iter().collect());
     let wanted = lanes.as_ref().map(|lanes| {
         let wanted = |lane: &i64| slots.iter().filter(|slot| slot.lanes.contains(*lane)).count();
         lanes.iter().map(|lane| i64::try_from(wanted(lane)).unwrap_or(all)).collect::<Vec<_>>()

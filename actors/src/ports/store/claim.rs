@@ -36,14 +36,7 @@ impl Claim {
     /// Every lane that any of the slots serves; `None` = all there are.
     #[must_use]
     pub fn lanes(&self) -> Option<BTreeSet<i64>> {
-        let mut served = BTreeSet::new();
-        for slot in &self.slots {
-            match &slot.lanes {
-                Lanes::All => return None,
-                Lanes::Only(lanes) => served.extend(lanes.iter().copied()),
-            }
-        }
-        Some(served)
+        ClaimSlot::lanes_of(&self.slots)
     }
 
     /// The tenants of these tasks whose running tasks have to be counted before any of theirs is taken.
@@ -74,6 +67,21 @@ pub struct ClaimSlot {
     pub intent: Intent,
     /// Which tasks can run there.
     pub lanes: Lanes,
+}
+
+impl ClaimSlot {
+    /// Every lane that any of these serves; `None` = all there are.
+    #[must_use]
+    pub fn lanes_of<'a>(slots: impl IntoIterator<Item = &'a Self>) -> Option<BTreeSet<i64>> {
+        let mut served = BTreeSet::new();
+        for slot in slots {
+            match &slot.lanes {
+                Lanes::All => return None,
+                Lanes::Only(lanes) => served.extend(lanes.iter().copied()),
+            }
+        }
+        Some(served)
+    }
 }
 
 /// A search for tasks that nobody holds any more, by who can go on with them.
