@@ -45,8 +45,12 @@ impl Wire for RedisStore {
     }
 
     async fn notices(&self, kind: Kind) -> Result<Vec<Notice>, StoreError> {
+        let now = self.look_at_the_clock().await?.0;
+        let mut pipe = redis::pipe();
+        pipe.zrangebyscore(self.link.keys.notices(kind.as_str()), format!("({}", now.0), "+inf");
+        let (names,): (Vec<Vec<u8>>,) = self.link.ask(&pipe).await?;
         let mut notices = Vec::new();
-        for name in self.names(kind).await? {
+        for name in names {
             let name = String::from_utf8(name).map_err(corrupt)?;
             notices.extend(self.body_of(kind, &name).await?.map(|body| Notice { kind, name, body }));
         }
@@ -55,8 +59,11 @@ impl Wire for RedisStore {
     }
 
     async fn notice(&self, kind: Kind, name: &str) -> Result<Option<Notice>, StoreError> {
-        let names = self.names(kind).await?;
-        if !names.iter().any(|there| there == name.as_bytes()) {
+        let now = self.look_at_the_clock().await?.0;
+        let mut pipe = redis::pipe();
+        pipe.zscore(self.link.keys.notices(kind.as_str()), name);
+        let (until,): (Option<i64>,) = self.link.ask(&pipe).await?;
+        if until.is_none_or(|until| until <= now.0) {
             return Ok(None);
         }
         Ok(self.body_of(kind, name).await?.map(|body| Notice { kind, name: name.to_owned(), body }))
@@ -72,15 +79,6 @@ impl Wire for RedisStore {
 }
 
 impl RedisStore {
-    /// The names of those whose time is not over.
-    async fn names(&self, kind: Kind) -> Result<Vec<Vec<u8>>, StoreError> {
-        let now = self.look_at_the_clock().await?.0;
-        let mut pipe = redis::pipe();
-        pipe.zrangebyscore(self.link.keys.notices(kind.as_str()), format!("({}", now.0), "+inf");
-        let (names,): (Vec<Vec<u8>>,) = self.link.ask(&pipe).await?;
-        Ok(names)
-    }
-
     /// What a notice says, if it is there.
     pub(super) async fn body_of(&self, kind: Kind, name: &str) -> Result<Option<Bytes>, StoreError> {
         let (body,): (Option<Vec<u8>>,) =
