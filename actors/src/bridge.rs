@@ -46,8 +46,6 @@ use crate::{
 
 /// How long a handler waits for an actor. Above a slow commit, below the patience of most clients.
 const ASK_TIMEOUT: Duration = Duration::from_secs(15);
-/// More tasks than ever run at the same time.
-const MOST_RUNNING: u32 = 10_000;
 /// How long a request that lacks something waits for the servers to be asked again. A large installation takes a second or two.
 const SURVEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a task somebody waits for is read without being told to: word of a change is lost when the store's writer dies between
@@ -149,8 +147,7 @@ impl Bridge {
     pub async fn interrupt_running(&self) -> Result<Vec<TaskId>, RequestError> {
         // What runs here is known sooner than it is stored.
         let here = self.0.queue.ask(|reply| QueueMsg::Running { reply }, ASK_TIMEOUT).await?;
-        let running = Query { states: vec![TaskState::Executing], limit: MOST_RUNNING, ..Query::default() };
-        let everywhere = self.0.store.list(running).await?;
+        let everywhere = self.0.store.list(Query::all_held(vec![TaskState::Executing])).await?;
         let ids: BTreeSet<TaskId> = here.into_iter().chain(everywhere.iter().map(|task| task.id)).collect();
         for id in &ids {
             self.cancel(*id).await?;
@@ -158,8 +155,8 @@ impl Bridge {
         Ok(ids.into_iter().collect())
     }
 
-    /// One task with its place in the queue or, if it runs, its newest progress as far as that is known here. Of its needs those are left that it waits
-    /// for: none, unless it is pending and no backend that is online has what it needs.
+    /// One task with its place in the queue or, if it runs, its newest progress as far as that is known here. Of its needs those are left
+    /// that it waits for: none, unless it is pending and no backend that is online has what it needs.
     ///
     /// # Errors
     /// `NotFound`, `Unavailable`.

@@ -7,7 +7,7 @@ use comfyd_actors::{
     bridge::Bridge,
     domain::{lane::Lane, scaling::consumers_wanted},
     metrics::Demand,
-    ports::object_store::ObjectStore,
+    ports::{object_store::ObjectStore, store::Counts},
     targets::Targets,
 };
 use serde::Serialize;
@@ -34,8 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Checks {
     store: Cached<Option<&'static str>>,
     storage: Cached<Option<&'static str>>,
-    counts: Cached<Option<QueueCounts>>,
-    waiting: Cached<Vec<(Lane, u64)>>,
+    counts: Cached<Option<Counts>>,
+    lanes: Cached<Option<Vec<(Lane, u64)>>>,
     demand: Cached<Option<Demand>>,
 }
 
@@ -51,8 +51,8 @@ impl Checks {
             store: Cached::new(FRESH),
             storage: Cached::new(usual(targets).check_every()),
             counts: Cached::new(COUNTS_FRESH),
-            waiting: Cached::new(COUNTS_FRESH),
-            demand: Cached::new(COUNTS_FRESH),
+            lanes: Cached::new(COUNTS_FRESH),
+            demand: Cached::new(FRESH),
         }
     }
 }
@@ -88,28 +88,31 @@ impl Checks {
         self.storage.get(check).await
     }
 
-    async fn counts(&self, bridge: &Bridge) -> Option<QueueCounts> {
-        let count = async {
-            let counts = tokio::time::timeout(PATIENCE, bridge.store().counts()).await.ok()?.ok()?;
-            Some(QueueCounts { scheduled: counts.scheduled, pending: counts.pending, processing: counts.held })
-        };
+    async fn counts(&self, bridge: &Bridge) -> Option<Counts> {
+        let count = async { tokio::time::timeout(PATIENCE, bridge.store().counts()).await.ok()?.ok() };
         self.counts.get(count).await
     }
 
-    async fn waiting(&self, bridge: &Bridge) -> Vec<WaitingView> {
+    /// How many tasks wait in each lane.
+    async fn lanes(&self, bridge: &Bridge) -> Option<Vec<(Lane, u64)>> {
         let read = async { tokio::time::timeout(PATIENCE, bridge.store().waiting()).await.ok()?.ok() };
-        let lanes = self.waiting.get(async { read.await.unwrap_or_default() }).await;
+        self.lanes.get(read).await
+    }
+
+    async fn waiting(&self, bridge: &Bridge) -> Vec<WaitingView> {
+        let lanes = self.lanes(bridge).await.unwrap_or_default();
         let unserved = lanes.into_iter().filter(|(lane, _)| !bridge.is_served(&lane.needs));
         unserved.filter_map(|(lane, tasks)| Some(WaitingView { needs: NeedsView::of(&lane.needs)?, tasks })).collect()
     }
-}
 
-impl Checks {
     /// What is asked of the whole service; `None` when the store does not tell.
     pub async fn demand(&self, service: &Service) -> Option<Demand> {
         let read = async {
-            let caps = service.config.tenants.limits.caps();
-            let (load, tenants) = tokio::time::timeout(PATIENCE, service.bridge.load(&caps)).await.ok()?.ok()?;
+            let (bridge, caps) = (&service.bridge, service.config.tenants.limits.caps());
+            let (counts, lanes) = tokio::join!(self.counts(bridge), self.lanes(bridge));
+            let (counts, lanes) = (counts?, lanes?);
+            let load = bridge.load(counts, &lanes, &caps);
+            let (load, tenants) = tokio::time::timeout(PATIENCE, load).await.ok()?.ok()?;
             Some(Demand { consumers_wanted: consumers_wanted(&load, service.config.scaling), tenants })
         };
         self.demand.get(read).await
@@ -168,6 +171,12 @@ pub struct QueueCounts {
     pub pending: u64,
     /// Being worked on.
     pub processing: u64,
+}
+
+impl From<Counts> for QueueCounts {
+    fn from(Counts { scheduled, pending, held }: Counts) -> Self {
+        Self { scheduled, pending, processing: held }
+    }
 }
 
 /// Tasks that no server can run now.
@@ -268,7 +277,7 @@ pub async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: service.started.elapsed().as_secs(),
         paused: QueueState::of(&pauses).paused,
-        queue,
+        queue: queue.map(QueueCounts::from),
         consumers_wanted: demand.map(|demand| demand.consumers_wanted),
         waiting_for,
         store: part(store),

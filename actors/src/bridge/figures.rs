@@ -16,14 +16,8 @@ use crate::{
         tenant::{Caps, NOBODY, Tenant},
     },
     metrics::{Demand, DeviceMemory, MetricFamily, Picture},
-    ports::store::{Pausable, Query, StoreError},
+    ports::store::{Counts, Pausable, Query, StoreError},
 };
-
-/// Held tasks that are counted for tenants: more than there are servers.
-const HELD: u32 = 10_000;
-
-/// So many of the newest completed tasks tell how long tasks take: a few odd ones do not sway it.
-const LESSONS: u32 = 100;
 
 impl Bridge {
     /// Everything that is counted and timed, with the memory of the servers that told it, and what is asked of the service, if that could be
@@ -40,14 +34,18 @@ impl Bridge {
         })
     }
 
-    /// What there is to do and who is there to do it, and how many tasks of each tenant wait for their turn. Costs a walk over the waiting tasks.
+    /// What there is to do and who is there to do it, and how many tasks of each tenant wait for their turn, when so many tasks are not over and so
+    /// many wait in each lane.
     ///
     /// # Errors
     /// `Unavailable`.
-    pub async fn load(&self, caps: &Caps) -> Result<(Load, BTreeMap<Tenant, u64>), StoreError> {
-        let store = &self.0.store;
-        let last = Query { states: vec![TaskState::Completed], limit: LESSONS, ..Query::default() };
-        let (counts, lanes, last) = tokio::try_join!(store.counts(), store.waiting(), store.list(last))?;
+    pub async fn load(
+        &self,
+        counts: Counts,
+        lanes: &[(Lane, u64)],
+        caps: &Caps,
+    ) -> Result<(Load, BTreeMap<Tenant, u64>), StoreError> {
+        let last = self.0.store.list(Query::lessons()).await?;
         let elsewhere = self.0.board.elsewhere();
         let own = usize::from(!self.0.backends.is_empty());
         let others: BTreeSet<&String> = elsewhere.values().map(|other| &other.consumer).collect();
@@ -55,7 +53,7 @@ impl Bridge {
         let busy = all.values().filter(|backend| backend.in_flight > 0).count();
         let ahead: usize = all.values().map(|backend| backend.in_flight.saturating_sub(1)).sum();
         let mut tenants: BTreeMap<Tenant, u64> = BTreeMap::new();
-        for (lane, tasks) in &lanes {
+        for (lane, tasks) in lanes {
             if let Some(tenant) = &lane.needs.tenant {
                 *tenants.entry(tenant.clone()).or_default() += tasks;
             }
@@ -83,7 +81,7 @@ impl Bridge {
 
     async fn running_of_tenants(&self) -> Result<BTreeMap<i64, u64>, StoreError> {
         let states = TaskState::ALL.into_iter().filter(|state| state.is_held()).collect();
-        let held = self.0.store.list(Query { states, limit: HELD, ..Query::default() }).await?;
+        let held = self.0.store.list(Query::all_held(states)).await?;
         let mut running = BTreeMap::new();
         held.iter().for_each(|task| *running.entry(task.tenant).or_default() += 1);
         Ok(running)

@@ -79,6 +79,25 @@ pub struct Query {
     pub limit: u32,
 }
 
+/// So many of the newest completed tasks tell how long tasks take: a few odd ones do not sway it.
+const LESSONS: u32 = 100;
+/// More tasks than are ever held at the same time: a held task has a server, or had one.
+const MOST_HELD: u32 = 10_000;
+
+impl Query {
+    /// The tasks to learn from how long tasks take.
+    #[must_use]
+    pub fn lessons() -> Self {
+        Self { states: vec![TaskState::Completed], limit: LESSONS, ..Self::default() }
+    }
+
+    /// All that are in one of these states, of those in which somebody holds them.
+    #[must_use]
+    pub fn all_held(states: Vec<TaskState>) -> Self {
+        Self { states, limit: MOST_HELD, ..Self::default() }
+    }
+}
+
 /// Which failed tasks to list, the newest failures first.
 #[derive(Debug, Clone, Default)]
 pub struct FailedQuery {

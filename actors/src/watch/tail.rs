@@ -14,7 +14,6 @@ use tracing::debug;
 
 use crate::{
     board::Board,
-    domain::task::TaskState,
     ports::store::{Changed, Query, StoreError, TaskStore},
     watch::{FAR, Waiting, Watch},
 };
@@ -29,9 +28,8 @@ const LOOK_EVERY_DEAF: Duration = Duration::from_millis(50);
 const PLACES: usize = 100;
 /// How long somebody who comes to a waiting task waits for others, to be told their places together.
 const TOGETHER: Duration = Duration::from_millis(50);
-/// How often is looked how long tasks take that other processes run, and at how many of the last.
+/// How often is looked how long tasks take that other processes run.
 const LEARN_EVERY: Duration = Duration::from_secs(60);
-const LESSONS: u32 = 100;
 
 /// The reader, for ever. Counting places takes its time, and facts do not wait for it.
 pub async fn tail(store: Arc<dyn TaskStore>, board: Board) {
@@ -125,8 +123,7 @@ async fn next_change(changes: &mut broadcast::Receiver<Changed>) {
 
 /// Learns from the last tasks how long they take: those of other processes are not told here as they end.
 async fn learn(store: &dyn TaskStore, board: &Board) {
-    let last = Query { states: vec![TaskState::Completed], limit: LESSONS, ..Query::default() };
     // Without them the next ones teach it.
-    let tasks = store.list(last).await.unwrap_or_default();
+    let tasks = store.list(Query::lessons()).await.unwrap_or_default();
     tasks.iter().rev().for_each(|task| board.learn(task));
 }
