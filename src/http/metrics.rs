@@ -86,7 +86,8 @@ pub struct BucketView {
 /// Prometheus metrics
 ///
 /// Depth and age of the queue by priority, time per stage, ends by code, the gap between runs, backends with their memory, reconnects,
-/// uploads, restarts, commits of the task store, how many consumers an autoscaler should start, and what waits of each tenant. Each process of a service counts what it does itself; the depths are the whole queue's.
+/// uploads, restarts, commits of the task store, how many consumers an autoscaler should start, and what waits of each tenant. Each process of
+/// a service counts what it does itself; the depths are the whole queue's.
 #[utoipa::path(
     get, path = "/metrics", tag = "service",
     responses((status = 200, description = "Prometheus' text format", body = String, content_type = "text/plain"))

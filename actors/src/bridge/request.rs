@@ -53,8 +53,8 @@ pub enum Wish {
     UploadsAgain,
 }
 
-/// Why a request was not accepted. After `Full`, `TenantFull` and `Draining` nothing was written. After the others it may have been: repeating a change
-/// does no harm, and a new task is found again by its idempotency key.
+/// Why a request was not accepted. After `Full`, `TenantFull` and `Draining` nothing was written. After the others it may have been: repeating
+/// a change does no harm, and a new task is found again by its idempotency key.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RequestError {
     /// The queue is at its limit.

@@ -1,9 +1,9 @@
 //! One transaction of the writer, and the steps operations are made of: load, apply, save.
 //!
-//! Whoever writes in the same order never waits in a circle, so this is the order: first, where it matters, the turn at the caps of tenants; then the rows of all tasks that the batch names, by
-//! id; then whatever operations find on their way, where they can without waiting for anybody (`SKIP LOCKED`); then endpoints of messages,
-//! by id; at the very end the log of events, which one transaction at a time may write until it commits, so that numbers become
-//! visible in their order. What waits in a circle all the same is found out by the database and run again (`writer`).
+//! Whoever writes in the same order never waits in a circle, so this is the order: first, where it matters, the turn at the caps of tenants;
+//! then the rows of all tasks that the batch names, by id; then whatever operations find on their way, where they can without waiting for
+//! anybody (`SKIP LOCKED`); then endpoints of messages, by id; at the very end the log of events, which one transaction at a time may write
+//! until it commits, so that numbers become visible in their order. What waits in a circle all the same is found out by the database and run again (`writer`).
 
 use std::{
     collections::{BTreeSet, HashMap},
