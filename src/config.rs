@@ -17,6 +17,8 @@ mod tenants;
 pub mod values;
 mod webhooks;
 
+use std::time::Duration;
+
 use comfyd_actors::ports::store::Retention;
 
 use self::reader::Reader;
@@ -65,6 +67,8 @@ pub struct Config {
     pub webhooks: Webhooks,
     /// How long finished things are kept.
     pub retention: Retention,
+    /// How long after the end of a task it is looked for what runs of it that were given up left in storage.
+    pub leftovers: Duration,
     /// Files for tasks.
     pub inputs: Inputs,
     /// Where tasks are kept.
@@ -135,6 +139,7 @@ fn read_sections(r: &mut Reader) -> Config {
         tenants: tenants::tenants(r),
         webhooks: webhooks::webhooks(r),
         retention: sections::retention(r),
+        leftovers: sections::leftovers(r),
         inputs: sections::inputs(r),
         store: sections::store(r),
         consumer: consumer::consumer(r),

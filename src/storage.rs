@@ -118,7 +118,7 @@ pub async fn prove(targets: &Targets) -> Result<(), OpenError> {
         match round_trip(target.store.as_ref(), &target.prefix).await {
             Ok(None) => {}
             Ok(Some(error)) => {
-                tracing::warn!(%error, target = name, "the storage takes outputs, but does not delete: a test picture is left in it");
+                tracing::warn!(%error, target = name, "the storage takes outputs, but does not let comfyd list or delete them: what runs that were given up stored is left in it, perhaps a test picture too");
             }
             Err(error @ ObjectError::Unavailable(_)) => {
                 tracing::warn!(%error, target = name, "outputs wait until the storage is back");

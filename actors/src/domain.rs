@@ -18,6 +18,7 @@ pub mod id;
 pub mod input;
 pub mod interest;
 pub mod lane;
+pub mod leftovers;
 pub mod memory;
 pub mod moment;
 pub mod natural;

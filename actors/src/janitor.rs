@@ -5,6 +5,8 @@
 //! - **When it dies** later ticks catch up; a task it adopted and did not hand over is adopted again when that lease expires.
 //! - **Must never** decide about a task: adopting and promoting are the store's transitions.
 
+mod leftovers;
+
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -38,7 +40,7 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// Most files of clients deleted in one go.
 const OBJECTS: u32 = 50;
 
-/// Why files of clients were not deleted.
+/// Why objects that nobody needs were not deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum PruneError {
     /// The store did not say which, or did not hear of it.
@@ -66,6 +68,10 @@ pub enum JanitorMsg {
     PruneInputs,
     /// That ended; carries how many were deleted.
     InputsPruned(Result<Result<u32, PruneError>, Panicked>),
+    /// Delete what runs that were given up left in storage.
+    SweepLeftovers,
+    /// That ended; carries how many objects were deleted.
+    LeftoversSwept(Result<Result<u32, PruneError>, Panicked>),
     /// Deletion ended; carries how many were deleted.
     Pruned(Result<Result<u32, StoreError>, Panicked>),
 }
@@ -78,6 +84,7 @@ pub struct State {
     system: System,
     tasks: Tasks,
     promoting: bool,
+    sweeping_leftovers: bool,
     /// Something was scheduled while a promotion was under way, perhaps too late for it.
     promote_again: bool,
     /// When the timer for the next promotion fires.
@@ -97,10 +104,17 @@ impl Actor for JanitorActor {
         if system.desk.is_some() {
             me.send_interval(PRUNE_EVERY, || JanitorMsg::Prune);
             me.send_interval(PRUNE_EVERY, || JanitorMsg::PruneInputs);
+            me.send_interval(PRUNE_EVERY.min(system.settings.leftovers), || JanitorMsg::SweepLeftovers);
         }
         me.send_interval(PROMOTE_AT_LEAST_EVERY, || JanitorMsg::Promote);
-        let mut state =
-            State { system, tasks: Tasks::default(), promoting: false, promote_again: false, promote_at: None };
+        let mut state = State {
+            system,
+            tasks: Tasks::default(),
+            promoting: false,
+            sweeping_leftovers: false,
+            promote_again: false,
+            promote_at: None,
+        };
         state.listen(&me);
         me.cast(JanitorMsg::Promote)?;
         Ok(state)
@@ -121,6 +135,8 @@ impl Actor for JanitorActor {
             JanitorMsg::Pruned(result) => state.on_pruned(&me, result),
             JanitorMsg::PruneInputs => state.prune_inputs(&me),
             JanitorMsg::InputsPruned(result) => state.on_inputs_pruned(&me, result),
+            JanitorMsg::SweepLeftovers => state.sweep_leftovers(&me),
+            JanitorMsg::LeftoversSwept(result) => state.on_leftovers_swept(result),
         }
         Ok(())
     }
@@ -239,7 +255,7 @@ impl State {
     /// Given up in the store first, then deleted, then forgotten: whatever ends this in between, it is done again.
     fn prune_inputs(&mut self, me: &ActorRef<JanitorMsg>) {
         let Some(desk) = &self.system.desk else { return };
-        let (inputs, objects) = (desk.inputs.clone(), desk.objects.clone());
+        let (inputs, objects) = (desk.inputs.clone(), desk.targets.inputs().clone());
         let work = async move {
             let keys = inputs.give_up(OBJECTS).await?;
             for key in &keys {
@@ -257,6 +273,22 @@ impl State {
             Ok(0) => {}
             Ok(files) => debug!(files, "deleted files of clients that were past their time"),
             Err(error) => debug!(error, "could not delete files of clients that are past their time"),
+        }
+    }
+
+    fn sweep_leftovers(&mut self, me: &ActorRef<JanitorMsg>) {
+        if !std::mem::replace(&mut self.sweeping_leftovers, true) {
+            let system = self.system.clone();
+            self.tasks.run(me, async move { leftovers::sweep(&system).await }, JanitorMsg::LeftoversSwept);
+        }
+    }
+
+    fn on_leftovers_swept(&mut self, result: Result<Result<u32, PruneError>, Panicked>) {
+        self.sweeping_leftovers = false;
+        match flatten(result) {
+            Ok(objects) => self.system.metrics.leftovers_deleted(objects),
+            // The next tick goes on where this one stood.
+            Err(error) => debug!(error, "could not delete all that runs that were given up left in storage"),
         }
     }
 }

@@ -249,6 +249,11 @@ impl Metrics {
         count(&self.0.instruments.uploads_failed, &[reason]);
     }
 
+    /// Objects were deleted that runs which were given up left in storage.
+    pub fn leftovers_deleted(&self, objects: u32) {
+        self.0.instruments.leftovers.inc_by(objects.into());
+    }
+
     /// A file was asked for at a URL of a client's; `result` in a word.
     pub fn fetched(&self, result: &str, took: Duration) {
         count(&self.0.instruments.fetches, &[result]);

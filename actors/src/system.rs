@@ -41,13 +41,13 @@ use crate::{
         input_files::InputFiles,
         input_store::InputStore,
         media::Media,
-        object_store::ObjectStore,
         outputs::Outputs,
         store::{Hints, Retention, TaskStore, WorkSource},
         wire::Wire,
     },
     posts::Posts,
     queue::QueueMsg,
+    targets::Targets,
     uploads::{UploadsMsg, transfer::Keeper},
     webhooks::{HookSettings, WebhookMsg},
 };
@@ -131,8 +131,8 @@ pub struct Desk {
     pub store: Arc<dyn TaskStore>,
     /// What is known of the files clients gave.
     pub inputs: Arc<dyn InputStore>,
-    /// Their bytes.
-    pub objects: Arc<dyn ObjectStore>,
+    /// Where their bytes are, and those of outputs.
+    pub targets: Targets,
     /// The messages to webhooks.
     pub hooks: Arc<dyn HookStore>,
     /// The way to their receivers.
@@ -227,6 +227,8 @@ pub struct Settings {
     pub webhooks: HookSettings,
     /// How long finished tasks are kept.
     pub retention: Retention,
+    /// How long after the end of a task it is looked for what runs of it that were given up left in storage.
+    pub leftovers: Duration,
     /// Restart budget of every child of the root, and of every session.
     pub restarts: Limits,
     /// How long a backend whose session spent its budget is left alone.
@@ -307,6 +309,7 @@ impl Default for Settings {
             uploads: UploadSettings::default(),
             webhooks: HookSettings { parallel: 32, ..HookSettings::default() },
             retention: Retention { completed: days(7), failed: days(30), idempotency: days(1), webhooks: days(4) },
+            leftovers: Duration::from_secs(3_600),
             restarts: Limits::default(),
             quarantine: seconds(300),
             drain: seconds(10),

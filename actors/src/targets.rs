@@ -8,10 +8,12 @@ use std::{
 };
 
 use async_trait::async_trait;
+use tracing::warn;
 
 use crate::{
     domain::{
         artifact::{Facts, StoredObject},
+        leftovers::Leftovers,
         options::StorageChoice,
         storage::{LOCAL, below},
     },
@@ -20,6 +22,9 @@ use crate::{
         outputs::{Output, Outputs},
     },
 };
+
+/// More objects than the runs of one task leave in one place.
+const MOST_LISTED: usize = 10_000;
 
 /// One place.
 #[derive(Clone)]
@@ -140,6 +145,36 @@ impl Targets {
         self.at(name)
     }
 
+    /// Where objects of a task with this choice can lie, whatever befell them: the targets, and what keys there begin with.
+    fn places(&self, choice: &StorageChoice) -> impl Iterator<Item = (&str, &Target, String)> {
+        let first = [Some(self.wanted(choice)), self.0.fallback.as_ref().map(|(name, _)| name.as_str())];
+        let first = first.into_iter().flatten().filter_map(|name| self.0.targets.get_key_value(name));
+        let others = first.clone().filter_map(|(_, target)| self.0.targets.get_key_value(target.others.as_ref()?));
+        let places: BTreeMap<&str, &Target> =
+            first.chain(others).map(|(name, target)| (name.as_str(), target)).collect();
+        let within = choice.prefix.clone().unwrap_or_default();
+        places.into_iter().map(move |(name, target)| (name, target, below(&[&target.prefix, &within], "")))
+    }
+
+    /// Deletes what runs of a task left behind, wherever it may lie, and says how many objects that were. A target that does not let us is
+    /// passed over.
+    ///
+    /// # Errors
+    /// `Unavailable`: not all were deleted, and may be later.
+    pub async fn sweep(&self, leftovers: &Leftovers<'_>, choice: &StorageChoice) -> Result<u32, ObjectError> {
+        let mut deleted = 0;
+        for (name, target, before) in self.places(choice) {
+            match sweep(name, target, &before, leftovers).await {
+                Ok(some) => deleted += some,
+                Err(error @ ObjectError::Unavailable(_)) => return Err(error),
+                Err(error) => {
+                    warn!(target = name, %error, "what runs that were given up left there stays: comfyd may not look for it or delete it");
+                }
+            }
+        }
+        Ok(deleted)
+    }
+
     /// Where an output goes, and the whole of its key there.
     ///
     /// # Errors
@@ -179,6 +214,17 @@ impl Targets {
             format!("there is no storage target named {name} (any more): name it in the configuration, then nothing has to run again")
         })
     }
+}
+
+/// Deletes what is left over in one place.
+async fn sweep(name: &str, target: &Target, before: &str, leftovers: &Leftovers<'_>) -> Result<u32, ObjectError> {
+    let keys = target.store.list(&format!("{before}{}", leftovers.prefix()), MOST_LISTED).await?;
+    let mut deleted = 0;
+    for key in keys.iter().filter(|key| leftovers.include(name, before, key)) {
+        target.store.delete(key).await?;
+        deleted += 1;
+    }
+    Ok(deleted)
 }
 
 #[async_trait]

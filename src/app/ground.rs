@@ -135,7 +135,7 @@ impl Common<'_> {
             desk = Some(Desk {
                 store: store.tasks.clone(),
                 inputs: store.inputs.clone(),
-                objects: targets.inputs().clone(),
+                targets: targets.clone(),
                 hooks: store.hooks.clone(),
                 hook_sender: Arc::new(receivers),
             });

@@ -45,6 +45,7 @@ pub(super) fn settings(config: &Config, unclean_start: bool) -> Settings {
         },
         webhooks: config.webhooks.settings.clone(),
         retention: config.retention,
+        leftovers: config.leftovers,
         restarts: config.supervision.limits,
         quarantine: config.supervision.quarantine,
         drain: config.server.drain_grace,

@@ -460,6 +460,10 @@ pub(super) fn retention(r: &mut Reader) -> Retention {
     }
 }
 
+pub(super) fn leftovers(r: &mut Reader) -> Duration {
+    r.duration("retention.leftovers", secs(1)..=MONTH)
+}
+
 pub(super) fn inputs(r: &mut Reader) -> Inputs {
     Inputs {
         max_size: r.size("inputs.max_size", 1 << 10..=1 << 40),

@@ -53,6 +53,12 @@ async fn look(section: &mut Section, target: &Target) {
     };
     section.good(format!("a picture was stored and read back in {} ms", began.elapsed().as_millis()));
     fetch(section, store, &key).await;
+    if let Err(error) = store.list(&key, 1).await {
+        section.odd(
+            format!("it could not be found by the beginning of its key ({error})"),
+            "allow comfyd to list objects: outputs of runs that were given up are left behind otherwise",
+        );
+    }
     match store.delete(&key).await {
         Ok(()) => section.good("and deleted"),
         Err(error) => section.odd(

@@ -33,6 +33,8 @@ const LARGEST: u64 = 10_000_000;
 const TYPES: [&str; 4] = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 /// An answer of the API is a page of JSON. More is not read.
 const MAX_ANSWER: usize = 256 << 10;
+/// Images in one answer to a question for many.
+const PER_PAGE: &str = "100";
 const PLACE: &str = "Cloudflare Images account";
 
 /// An account.
@@ -47,9 +49,9 @@ pub struct CfImagesStorage {
 
 /// How the API answers.
 #[derive(Deserialize)]
-struct Answer {
-    #[serde(default)]
-    result: Option<Image>,
+struct Answer<T> {
+    #[serde(default = "nothing")]
+    result: Option<T>,
     #[serde(default)]
     errors: Vec<Fault>,
 }
@@ -60,6 +62,25 @@ struct Fault {
     code: i64,
     #[serde(default)]
     message: String,
+}
+
+fn nothing<T>() -> Option<T> {
+    None
+}
+
+/// Some of the images there are.
+#[derive(Deserialize)]
+struct Page {
+    #[serde(default)]
+    images: Vec<Named>,
+    /// What asks for the next ones.
+    #[serde(default)]
+    continuation_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    id: String,
 }
 
 #[derive(Deserialize)]
@@ -111,7 +132,7 @@ impl CfImagesStorage {
         if status.is_success() {
             return Ok(answer);
         }
-        let said = read(answer).await.ok().and_then(|page| serde_json::from_slice::<Answer>(&page).ok());
+        let said = read(answer).await.ok().and_then(|page| serde_json::from_slice::<Answer<Image>>(&page).ok());
         let first = said.and_then(|said| said.errors.into_iter().next());
         let (code, words) = first.map_or_else(Default::default, |Fault { code, message }| (code.to_string(), message));
         Err(fault(status.as_u16(), &code, &words, PLACE))
@@ -124,9 +145,8 @@ impl CfImagesStorage {
 
     /// Reads an answer about an image, and remembers what it tells of the account.
     fn learn(&self, page: Bytes) -> Result<Image, ObjectError> {
-        let unclear = || ObjectError::Unavailable(format!("{PLACE}: the answer cannot be read"));
-        let image =
-            serde_json::from_slice::<Answer>(&page).ok().and_then(|answer| answer.result).ok_or_else(unclear)?;
+        let image = serde_json::from_slice::<Answer<Image>>(&page).ok().and_then(|answer| answer.result);
+        let image = image.ok_or_else(unclear)?;
         // https://imagedelivery.net/<hash>/<id>/<variant>
         let hash = image.variants.first().and_then(|url| url.split('/').nth(3)).filter(|hash| !hash.is_empty());
         if let Some(hash) = hash {
@@ -176,7 +196,8 @@ impl ObjectStore for CfImagesStorage {
             let file = file
                 .mime_str(content_type)
                 .unwrap_or_else(|_| FormPart::stream_with_length(whole.clone(), written.bytes));
-            let form = Form::new().text("id", id(key)).text("metadata", about.clone()).part("file", file);
+            let form = Form::new().text("id", id(key)).text("creator", creator(key).to_owned());
+            let form = form.text("metadata", about.clone()).part("file", file);
             self.request(Method::POST, "").multipart(form)
         };
         match self.ask(request).await {
@@ -220,6 +241,31 @@ impl ObjectStore for CfImagesStorage {
         }
     }
 
+    /// By its creator: what it has of ours to be grouped by.
+    async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<String>, ObjectError> {
+        check_key(prefix)?;
+        let (mut keys, mut next) = (Vec::new(), None::<String>);
+        loop {
+            let page = || {
+                let url = format!("{}/accounts/{}/images/v2", self.config.api, self.config.account);
+                let query = [("creator", creator(prefix)), ("per_page", PER_PAGE)];
+                let request = self.http.get(url).bearer_auth(self.config.token.expose()).query(&query);
+                request.query(&next.as_ref().map(|next| [("continuation_token", next)]))
+            };
+            let page = read(self.ask(page).await?).await?;
+            let page = serde_json::from_slice::<Answer<Page>>(&page).ok().and_then(|answer| answer.result);
+            let Page { images, continuation_token } = page.ok_or_else(unclear)?;
+            // Keys were made ids by what this undoes.
+            let ours = images.iter().filter_map(|image| image.id.strip_prefix(&id(prefix)));
+            keys.extend(ours.map(|rest| format!("{prefix}{rest}")));
+            next = continuation_token.filter(|token| !token.is_empty());
+            if keys.len() >= limit || next.is_none() {
+                keys.truncate(limit);
+                return Ok(keys);
+            }
+        }
+    }
+
     async fn link(&self, key: &str) -> Result<Option<Link>, ObjectError> {
         check_key(key)?;
         if self.hash.get().is_none() {
@@ -250,6 +296,16 @@ impl ObjectStore for CfImagesStorage {
 /// The id of an image: its key in one piece, because slashes in an id are slashes in the API's own addresses.
 fn id(key: &str) -> String {
     key.replace('/', ".")
+}
+
+/// What groups the images of one task: what the last part of its keys begins with.
+fn creator(key: &str) -> &str {
+    let last = key.rsplit('/').next().unwrap_or(key);
+    last.split('_').next().unwrap_or(last)
+}
+
+fn unclear() -> ObjectError {
+    ObjectError::Unavailable(format!("{PLACE}: the answer cannot be read"))
 }
 
 /// The whole of a small file.

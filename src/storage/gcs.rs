@@ -183,6 +183,21 @@ impl ObjectStore for GcsStorage {
         }
     }
 
+    /// The library looks for whole parts only. What comes before the first key is left out, and the keys come in order.
+    async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<String>, ObjectError> {
+        let before = Self::path(prefix)?;
+        let folder = prefix.rsplit_once('/').map(|(folder, _)| Path::from(folder));
+        // Itself is not behind itself.
+        let whole = self.stat(prefix).await?.map(|_| prefix.to_owned());
+        let found = self.client.list_with_offset(folder.as_ref(), &before);
+        let ours = found.map_ok(|object| object.location.to_string()).try_take_while(|key| {
+            let ours = key.starts_with(prefix);
+            async move { Ok(ours) }
+        });
+        let keys: Vec<String> = ours.take(limit).try_collect().await.map_err(|error| self.fault(&error))?;
+        Ok(whole.into_iter().chain(keys).take(limit).collect())
+    }
+
     async fn link(&self, key: &str) -> Result<Option<Link>, ObjectError> {
         let path = Self::path(key)?;
         let url = match &self.public_url {

@@ -143,6 +143,13 @@ impl ObjectStore for LocalStorage {
         .await
     }
 
+    async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<String>, ObjectError> {
+        let path = self.path(prefix)?;
+        let folder = prefix.rsplit_once('/').map_or_else(String::new, |(folder, _)| format!("{folder}/"));
+        let away = |error: io::Error| ObjectError::Unavailable(error.to_string());
+        blocking(move || list(&path, &folder, limit).map_err(away)).await
+    }
+
     async fn check(&self) -> Result<(), ObjectError> {
         let folder = self.root.join(TEMPORARY);
         blocking(move || {
@@ -150,6 +157,30 @@ impl ObjectStore for LocalStorage {
         })
         .await
     }
+}
+
+/// The keys of files beside `path` whose names begin with its own, below `folder`.
+fn list(path: &Path, folder: &str, limit: usize) -> io::Result<Vec<String>> {
+    let (Some(parent), Some(beginning)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Ok(Vec::new());
+    };
+    let entries = match fs::read_dir(parent) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut keys = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if let Some(name) = entry.file_name().to_str().filter(|name| name.starts_with(beginning))
+            && entry.file_type()?.is_file()
+        {
+            keys.push(format!("{folder}{name}"));
+        }
+        if keys.len() == limit {
+            break;
+        }
+    }
+    Ok(keys)
 }
 
 /// What the writer is told.

@@ -192,6 +192,21 @@ impl ObjectStore for S3Storage {
         deleted.map(|_| ()).map_err(|error| self.fault(&error))
     }
 
+    async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<String>, ObjectError> {
+        check_key(prefix)?;
+        let mut pages = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix).into_paginator().send();
+        let mut keys = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| self.fault(&error))?;
+            keys.extend(page.contents.unwrap_or_default().into_iter().filter_map(|object| object.key));
+            if keys.len() >= limit {
+                break;
+            }
+        }
+        keys.truncate(limit);
+        Ok(keys)
+    }
+
     async fn link(&self, key: &str) -> Result<Option<Link>, ObjectError> {
         check_key(key)?;
         if let Some(public) = &self.public_url {

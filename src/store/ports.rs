@@ -20,7 +20,7 @@ macro_rules! serve_ports {
                     input::{About, Input, InputId},
                     lane::Lane,
                     progress::NodeTiming,
-                    task::{Change, Fence, Task},
+                    task::{Change, Fence, Task, TaskState},
                     time::Timestamp,
                     webhook::{Delivery, Endpoint, EndpointId, Policy, Report},
                 },
@@ -38,8 +38,8 @@ macro_rules! serve_ports {
 
             use self::ops::{
                 AdoptExpired, Amend, Apply, Check, ClaimHeads, Content, Create, Enable, Forget, GiveUp, Held, Keep,
-                NoteFetched, NoteRun, Promote, Prune, Publish, Record, Redeliver, Refresh, Renew, Reserve, SetPaused,
-                Settle, Take, TakeOver, Withdraw,
+                NoteFetched, NoteRun, NoteSwept, Promote, Prune, Publish, Record, Redeliver, Refresh, Renew, Reserve,
+                SetPaused, Settle, Take, TakeOver, Withdraw,
             };
 
             #[async_trait]
@@ -114,6 +114,19 @@ macro_rules! serve_ports {
 
                 async fn prune(&self, retention: Retention, limit: u32) -> Result<u32, StoreError> {
                     self.write(Prune { retention, limit }).await
+                }
+
+                async fn unswept(
+                    &self,
+                    state: TaskState,
+                    until: Timestamp,
+                    limit: u32,
+                ) -> Result<Vec<Task>, StoreError> {
+                    self.$readers.unswept(state, until, limit).await
+                }
+
+                async fn note_swept(&self, state: TaskState, last: (Timestamp, TaskId)) -> Result<(), StoreError> {
+                    self.write(NoteSwept { state, last }).await
                 }
 
                 fn changes(&self) -> broadcast::Receiver<Changed> {

@@ -243,7 +243,7 @@ async fn a_file_whose_bytes_are_gone_fails_the_task() {
     let world = world().start().await;
     let stored = world.store(picture(1, 0)).await;
     let input = world.desk().inputs.find(&InputId::from_uri(stored.as_str().unwrap()).unwrap()).await.unwrap();
-    world.desk().objects.delete(&input.key).await.unwrap();
+    world.desk().targets.inputs().delete(&input.key).await.unwrap();
     let failed = world.finished(&world.create(&task(&stored)).await).await;
     assert_eq!(
         (&failed["error"]["code"], &failed["error"]["node_id"]),
@@ -392,15 +392,15 @@ async fn what_is_past_its_time_is_deleted() {
     let body = || stream::once(async { Ok(bytes::Bytes::from_static(b"x")) }).boxed();
     for (key, patience) in [("inputs/aa/past", 0), ("inputs/aa/not-past", 3_600)] {
         desk.inputs.reserve(key, Duration::from_secs(patience)).await.unwrap();
-        desk.objects.put(key, "text/plain", None, body()).await.unwrap();
+        desk.targets.inputs().put(key, "text/plain", None, body()).await.unwrap();
     }
     system.slots.janitor.cast(JanitorMsg::PruneInputs);
     let gone = async {
-        while desk.objects.size("inputs/aa/past").await.is_ok() {
+        while desk.targets.inputs().size("inputs/aa/past").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(crate::support::PATIENCE, gone).await.unwrap();
-    assert!(desk.objects.size("inputs/aa/not-past").await.is_ok());
+    assert!(desk.targets.inputs().size("inputs/aa/not-past").await.is_ok());
     assert!(desk.inputs.give_up(9).await.unwrap().is_empty(), "what is deleted is forgotten");
 }

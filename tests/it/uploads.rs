@@ -2,6 +2,7 @@
 
 use std::{fs, time::Duration};
 
+use comfyd_actors::domain::{artifact::object_prefix, id::TaskId, task::TaskState, time::Timestamp};
 use fake_comfyui::{EventKind, Fault};
 use reqwest::{Method, Response, StatusCode, header};
 use serde_json::{Value, json};
@@ -84,6 +85,52 @@ async fn a_file_that_is_gone_is_made_again() {
     let id = world.create(&task_with(2, &json!({"max_attempts": 2}))).await;
     let failed = world.finished(&id).await;
     assert_eq!((&failed["error"]["code"], &failed["attempt"]), (&json!("output_missing"), &json!(2)), "{failed}");
+}
+
+/// What the task names stays, and so does what is another's. A storage that is away is asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_run_left_that_was_given_up_is_deleted() {
+    let world = world().with("COMFYD_RETENTION__LEFTOVERS", "1s").start().await;
+    world.fake().inject_times(Fault::ViewStatus { status: 404 }, 1).await.unwrap();
+    let id = world.create(&task(1)).await;
+    world.completed(&id).await;
+    assert_eq!(world.executions(&id), 2);
+    let task = world.desk().store.get(crate::support::id(&id)).await.unwrap();
+    let kept = task.artifacts[0].object.clone().unwrap().key;
+    assert!(kept.starts_with(&object_prefix(&task.task)), "{kept}");
+
+    let folder = world.dir.path().join("outputs");
+    let day = folder.join(kept.rsplit_once('/').unwrap().0);
+    let aside = world.dir.path().join("aside");
+    let left = day.join(format!("{id}_1_9-0.png"));
+    let others = day.join(format!("{}_1_9-0.png", TaskId::new()));
+    for path in [&left, &others] {
+        fs::write(path, "x").unwrap();
+    }
+    fs::rename(&day, &aside).unwrap();
+    fs::write(&day, "in the way").unwrap();
+    let ended = task.task.finished_at.unwrap();
+    until_level("it is long over", || ended < world.system().clock.now().before(Duration::from_millis(2_500))).await;
+    fs::remove_file(&day).unwrap();
+    fs::rename(&aside, &day).unwrap();
+
+    until_level("it is deleted", || !left.exists()).await;
+    assert!(folder.join(&kept).exists() && others.exists());
+    let answer = ask(&world, Method::GET, &format!("/api/tasks/{id}/outputs/0"), &[]).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let counted = async {
+        while !ask(&world, Method::GET, "/metrics", &[])
+            .await
+            .text()
+            .await
+            .unwrap()
+            .contains("leftovers_deleted_total 1")
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, counted).await.expect("it is not counted");
+    assert!(world.desk().store.unswept(TaskState::Completed, Timestamp(i64::MAX), 9).await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

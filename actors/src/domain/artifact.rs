@@ -257,14 +257,20 @@ impl FileRef {
     }
 }
 
-/// What the keys of one dispatch of a task begin with: `{tenant}/{date}/{task}_{dispatch}_`. The dispatch in it fences storage: a run that
-/// lost can never overwrite the bytes of the one that won. One folder a day, because each new folder costs local storage a flush
+/// What all keys of a task begin with: `{tenant}/{date}/{task}_`. One folder a day, because each new folder costs local storage a flush
 /// (decision 024).
 #[must_use]
-pub fn object_prefix(task: &Task) -> String {
+pub fn task_prefix(task: &Task) -> String {
     let date = task.created_at.rfc3339();
     let date = date.get(..10).unwrap_or("undated");
-    format!("{}/{date}/{}_{}_", task.tenant, task.id, task.dispatch)
+    format!("{}/{date}/{}_", task.tenant, task.id)
+}
+
+/// What the keys of one dispatch of a task begin with: `{tenant}/{date}/{task}_{dispatch}_`. The dispatch in it fences storage: a run that
+/// lost can never overwrite the bytes of the one that won.
+#[must_use]
+pub fn object_prefix(task: &Task) -> String {
+    format!("{}{}_", task_prefix(task), task.dispatch)
 }
 
 /// The key of an output, without its extension: what it is made into decides on that.

@@ -119,6 +119,13 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// `Unavailable`, `Refused`.
     async fn delete(&self, key: &str) -> Result<(), ObjectError>;
 
+    /// Keys that begin with `prefix`, in no order, at most `limit` of them. It is a whole key, or one that was cut off behind the first
+    /// underscore of its last part: a target that cannot look for prefixes finds objects by what that part begins with.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Misconfigured`, `Refused`.
+    async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<String>, ObjectError>;
+
     /// Where clients get an object without us, made anew for who asks: it may end after a while. `None` = from us only.
     ///
     /// # Errors
@@ -152,7 +159,7 @@ pub async fn put_picture(store: &dyn ObjectStore, prefix: &str) -> Result<String
 }
 
 /// Stores a picture of one pixel below a prefix, looks for it and deletes it: proof that everything a target is for works, for the start of
-/// the process. Who may not delete leaves the picture behind, which is no reason not to start: the second value says so.
+/// the process. Who may not list or delete leaves things behind, which is no reason not to start: the second value says so.
 ///
 /// # Errors
 /// As the three say.
@@ -162,7 +169,8 @@ pub async fn round_trip(store: &dyn ObjectStore, prefix: &str) -> Result<Option<
     if size == 0 {
         return Err(ObjectError::Misconfigured("what was just stored there cannot be read back".to_owned()));
     }
-    Ok(store.delete(&key).await.err())
+    let listed = store.list(&key, 1).await.err();
+    Ok(store.delete(&key).await.err().or(listed))
 }
 
 /// A PNG of one grey pixel, whole: some targets look into what they are given.

@@ -366,6 +366,20 @@ pub trait TaskStore: Send + Sync + 'static {
     /// `Unavailable`.
     async fn prune(&self, retention: Retention, limit: u32) -> Result<u32, StoreError>;
 
+    /// Tasks that are over in this state and ended before `until`, the first ends first, after all that are [swept](Self::note_swept); at
+    /// most `limit`. `state` is a final one.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn unswept(&self, state: TaskState, until: Timestamp, limit: u32) -> Result<Vec<Task>, StoreError>;
+
+    /// What was left in storage by all tasks that are over in this state, up to this one in the order of their ends, is deleted. Harmless to
+    /// repeat, also in another order.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn note_swept(&self, state: TaskState, last: (Timestamp, TaskId)) -> Result<(), StoreError>;
+
     /// All changes committed through this process from now on and, as far as the store hears of them, those of others.
     fn changes(&self) -> broadcast::Receiver<Changed>;
 }

@@ -71,6 +71,7 @@ struct Shelf {
     newest_event: i64,
     outbox: Outbox,
     notices: wire::Notices,
+    swept: BTreeMap<TaskState, (Timestamp, TaskId)>,
 }
 
 struct Row {
@@ -490,6 +491,23 @@ impl TaskStore for MemoryStore {
             shelf.keys.remove(name);
         }
         Ok(u32::try_from(gone.len() + old.len()).unwrap_or(u32::MAX))
+    }
+
+    async fn unswept(&self, state: TaskState, until: Timestamp, limit: u32) -> Result<Vec<Task>, StoreError> {
+        let shelf = self.open()?;
+        let end = |task: &Task| task.finished_at.filter(|_| task.state == state).map(|at| (at, task.id));
+        let swept = shelf.swept.get(&state).copied();
+        let due = |task: &Task| end(task).is_some_and(|end| end.0 < until && swept.is_none_or(|swept| end > swept));
+        let ids = shelf.sorted(due, end);
+        let tasks = ids.iter().filter_map(|id| shelf.tasks.get(id)).map(|row| row.task.clone());
+        Ok(tasks.take(up_to(limit)).collect())
+    }
+
+    async fn note_swept(&self, state: TaskState, last: (Timestamp, TaskId)) -> Result<(), StoreError> {
+        let mut shelf = self.open()?;
+        let swept = shelf.swept.entry(state).or_insert(last);
+        *swept = last.max(*swept);
+        Ok(())
     }
 
     fn changes(&self) -> broadcast::Receiver<Changed> {

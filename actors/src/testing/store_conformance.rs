@@ -152,6 +152,7 @@ macro_rules! store_conformance {
             a_refused_change_leaves_no_trace
             a_repeated_request_finds_its_task
             pruning_forgets_keys
+            ends_are_swept_in_order
             changes_are_told
             what_happens_is_written_down
             an_output_is_told_once_per_run

@@ -446,6 +446,14 @@ impl TaskStore for FakeStore {
         unreachable!("the janitor prunes")
     }
 
+    async fn unswept(&self, _: TaskState, _: Timestamp, _: u32) -> Result<Vec<Task>, StoreError> {
+        unreachable!("the janitor sweeps")
+    }
+
+    async fn note_swept(&self, _: TaskState, _: (Timestamp, TaskId)) -> Result<(), StoreError> {
+        unreachable!("the janitor sweeps")
+    }
+
     fn changes(&self) -> broadcast::Receiver<Changed> {
         self.0.changes.subscribe()
     }
@@ -478,6 +486,10 @@ impl ObjectStore for FakeObjects {
     async fn delete(&self, key: &str) -> Result<(), ObjectError> {
         self.0.objects.lock().unwrap().remove(key);
         Ok(())
+    }
+
+    async fn list(&self, _: &str, _: usize) -> Result<Vec<String>, ObjectError> {
+        unreachable!("the janitor looks for what is left over")
     }
 
     async fn check(&self) -> Result<(), ObjectError> {

@@ -13,5 +13,5 @@ pub(super) use create::{ClaimHeads, Create};
 pub(super) use hold::{AdoptExpired, Apply, Held, Renew, TakeOver};
 pub(super) use hooks::{Enable, Redeliver, Settle, Take};
 pub(super) use inputs::{Forget, GiveUp, Keep, NoteFetched, Refresh, Reserve};
-pub(super) use upkeep::{Check, Promote, Prune, set_back};
+pub(super) use upkeep::{Check, NoteSwept, Promote, Prune, set_back};
 pub(super) use workflows::{Content, Publish, Record, Withdraw};

@@ -57,6 +57,8 @@ impl Keys {
         /// A stream.
         events = "events";
         pauses = "pauses";
+        /// Of each state, its last task that left nothing in storage any more, as in the index of those that are over.
+        swept = "swept";
         inputs = "inputs";
         /// The object of each kept file.
         input_objects = "inputs:object";

@@ -15,7 +15,7 @@ pub(super) use self::{
     hooks::{Enable, Redeliver, Settle, Take},
     inputs::{Forget, GiveUp, Keep, NoteFetched, Refresh, Reserve},
     tasks::{Amend, NoteRun, SetPaused, pauses},
-    upkeep::{Check, Promote, Prune, SetBack},
+    upkeep::{Check, NoteSwept, Promote, Prune, SetBack},
     workflows::{Content, Publish, Record, Withdraw},
 };
 

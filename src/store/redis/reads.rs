@@ -319,6 +319,26 @@ impl Link {
         Ok(Some(u32::try_from(ahead.into_iter().sum::<u64>()).unwrap_or(u32::MAX).min(limit)))
     }
 
+    pub(super) async fn unswept(
+        &self,
+        state: TaskState,
+        until: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Task>, StoreError> {
+        let (swept,): (Option<String>,) = self.ask(redis::pipe().hget(self.keys.swept(), state.as_str())).await?;
+        let least = match swept.as_deref().map(from_json::<(Timestamp, TaskId)>).transpose()? {
+            Some((at, id)) => [b"(", member(at.0, id).as_slice()].concat(),
+            None => b"-".to_vec(),
+        };
+        let limit = isize::try_from(limit).unwrap_or(isize::MAX);
+        let mut pipe = redis::pipe();
+        pipe.zrangebylex_limit(self.keys.finished(state), least, before(until), 0, limit);
+        let (found,): (Vec<Vec<u8>>,) = self.ask(&pipe).await?;
+        let ids: Vec<TaskId> = found.iter().filter_map(|member| task_of(member)).collect();
+        let rows = read_rows(self, &ids).await?;
+        Ok(rows.into_iter().flatten().map(|(row, _)| row.task).filter(|task| task.state == state).collect())
+    }
+
     pub(super) async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {
         let (first,): (Vec<Vec<u8>>,) = self.ask(redis::pipe().zrange(self.keys.scheduled(), 0, 0)).await?;
         Ok(first.first().and_then(|member| super::keys::number_of(member)).map(Timestamp))

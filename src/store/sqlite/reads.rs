@@ -28,7 +28,7 @@ pub(super) use {failed::page as failed_page, hooks::page as deliveries_page};
 use super::{
     fault::store_error,
     ops::PAUSES,
-    rows::{get, key},
+    rows::{get, id, key},
 };
 use crate::store::columns::{self, Columns, corrupt};
 
@@ -101,6 +101,8 @@ pub(super) const AHEAD: &str = "SELECT sum((SELECT count(*) FROM (
 
 pub(super) const NEXT_SCHEDULED: &str =
     "SELECT min(run_at) AS next FROM tasks INDEXED BY tasks_scheduled WHERE state = 'scheduled'";
+
+const SWEPT: &str = "SELECT finished_at, id FROM swept WHERE state = ?";
 
 /// The store's read-only side.
 pub(super) struct Readers(pub(super) SqlitePool);
@@ -179,9 +181,40 @@ impl Readers {
         Ok(row.number("ahead")?.map(|ahead| u32::try_from(ahead).unwrap_or(u32::MAX).min(limit)))
     }
 
+    pub(super) async fn unswept(
+        &self,
+        state: TaskState,
+        until: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Task>, StoreError> {
+        let swept = self.rows(sqlx::query(SWEPT).bind(state.as_str())).await?;
+        let after = match swept.first() {
+            Some(row) => Some((Timestamp(get(row, "finished_at")?), id(row, "id")?)),
+            None => None,
+        };
+        let mut sql = unswept(state, after, until, limit);
+        self.rows(sql.build()).await?.iter().map(columns::task).collect()
+    }
+
     pub(super) async fn next_scheduled(&self) -> Result<Option<Timestamp>, StoreError> {
         Ok(self.row(sqlx::query(NEXT_SCHEDULED)).await?.number("next")?.map(Timestamp))
     }
+}
+
+/// Tasks of one state in the order of their ends.
+pub(super) fn unswept(
+    state: TaskState,
+    after: Option<(Timestamp, TaskId)>,
+    until: Timestamp,
+    limit: u32,
+) -> QueryBuilder<Sqlite> {
+    let mut sql = QueryBuilder::new(concat!("SELECT ", task_columns!(), " FROM tasks t INDEXED BY tasks_finished"));
+    sql.push(" WHERE t.state = '").push(state.as_str()).push("' AND t.finished_at < ").push_bind(until.0);
+    if let Some((at, id)) = after {
+        sql.push(" AND (t.finished_at, t.id) > (").push_bind(at.0).push(", ").push_bind(key(id)).push(")");
+    }
+    sql.push(" ORDER BY t.finished_at, t.id LIMIT 0 + ").push_bind(limit);
+    sql
 }
 
 /// The SQL of a page. One state at a time, each read from its index and no further than the page is long; `state IN (...)` would sort

@@ -10,6 +10,7 @@ use comfyd_actors::{
         failure::Class,
         id::TaskId,
         task::TaskState,
+        time::Timestamp,
         webhook::{DeliveryState, EndpointId},
     },
     ports::{
@@ -335,11 +336,14 @@ async fn queries_seek_and_never_scan() {
     let mut conn = store.options.connect().await.unwrap();
     let list = Query { states: vec![TaskState::Failed, TaskState::Pending], limit: 9, ..Query::default() };
     let page = reads::page(&list).into_sql();
+    let last = Some((Timestamp(1), TaskId::new()));
+    let unswept = reads::unswept(TaskState::Completed, last, Timestamp(2), 9).into_sql();
     let others = [("get", reads::GET), ("next_scheduled", reads::NEXT_SCHEDULED), ("list", page.as_str())];
+    let others = others.into_iter().chain([("unswept", unswept.as_str())]);
     let all = reads::failed_page(&FailedQuery { limit: 9, ..FailedQuery::default() }).into_sql();
     let alike = FailedQuery { classes: vec![Class::Poison, Class::Transient], limit: 9, ..FailedQuery::default() };
     let alike = reads::failed_page(&alike).into_sql();
-    let others = others.into_iter().chain([("failed", all.as_str()), ("failed alike", alike.as_str())]);
+    let others = others.chain([("failed", all.as_str()), ("failed alike", alike.as_str())]);
     let others = others.chain([
         ("events", reads::EVENTS),
         ("events of", reads::EVENTS_OF),
@@ -363,6 +367,11 @@ async fn queries_seek_and_never_scan() {
             assert!(name != "deliveries" || !detail.contains("TEMP B-TREE"), "{name}: {detail}");
         }
     }
+    let ends = plan(&mut conn, unswept.as_str()).await;
+    assert!(
+        ends.iter().all(|detail| detail.contains("SEARCH") && detail.contains("(finished_at,id)>(?,?)")),
+        "{ends:#?}"
+    );
     let classes = plan(&mut conn, alike.as_str()).await;
     let seeks = classes.iter().filter(|detail| detail.contains("tasks_failed (<expr>=?")).count();
     assert_eq!(seeks, 2, "one for each class: {classes:#?}");

@@ -1,19 +1,21 @@
 //! Cloudflare Images, as far as its documentation tells of what we use (developers.cloudflare.com/api, "Images"; .../images, "Upload",
-//! "Serve"): upload with an id and metadata, details, the original, deletion, statistics, and delivery by variants.
+//! "Serve"): upload with an id, a creator and metadata, details, the list of one creator's images, the original, deletion, statistics, and delivery by variants.
 
 use std::{
     collections::BTreeMap,
+    ops::Bound,
     sync::{Arc, Mutex},
 };
 
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Multipart, Path, State},
+    extract::{DefaultBodyLimit, Multipart, Path, Query, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 
@@ -32,6 +34,7 @@ struct Image {
     content_type: String,
     filename: String,
     meta: Value,
+    creator: Option<String>,
 }
 
 type Stored = Arc<Mutex<BTreeMap<String, Image>>>;
@@ -51,6 +54,7 @@ impl Images {
         let api = "/accounts/{account}/images/v1";
         let routes = Router::new()
             .route(api, post(upload))
+            .route("/accounts/{account}/images/v2", get(list))
             .route(&format!("{api}/stats"), get(stats))
             .route(&format!("{api}/{{id}}"), get(details).delete(delete))
             .route(&format!("{api}/{{id}}/blob"), get(blob))
@@ -117,10 +121,11 @@ async fn upload(
     if let Some(refusal) = stranger(&account, &headers) {
         return refusal;
     }
-    let (mut id, mut meta, mut file) = (None, Value::Null, None);
+    let (mut id, mut creator, mut meta, mut file) = (None, None, Value::Null, None);
     while let Ok(Some(field)) = form.next_field().await {
         match field.name().unwrap_or_default() {
             "id" => id = field.text().await.ok(),
+            "creator" => creator = field.text().await.ok(),
             "metadata" => meta = serde_json::from_str(&field.text().await.unwrap_or_default()).unwrap_or_default(),
             "file" => {
                 let (filename, content_type) =
@@ -148,10 +153,44 @@ async fn upload(
     if stored.contains_key(&id) {
         return fault(StatusCode::CONFLICT, 5409, "Resource already exists");
     }
-    let image = Image { bytes, content_type, filename, meta };
+    let image = Image { bytes, content_type, filename, meta, creator };
     let result = described(&id, &image);
     stored.insert(id, image);
     success(&result)
+}
+
+#[derive(Deserialize)]
+struct ListQuery {
+    #[serde(default)]
+    creator: String,
+    per_page: usize,
+    /// An id: the page begins behind it.
+    #[serde(default)]
+    continuation_token: String,
+}
+
+/// A page of the images of one creator.
+async fn list(
+    State(stored): State<Stored>,
+    Path(account): Path<String>,
+    Query(query): Query<ListQuery>,
+    headers: HeaderMap,
+) -> Response {
+    if let Some(refusal) = stranger(&account, &headers) {
+        return refusal;
+    }
+    if !(10..=10_000).contains(&query.per_page) {
+        return fault(StatusCode::BAD_REQUEST, 5400, "Bad request: per_page");
+    }
+    let stored = stored.lock().unwrap();
+    let behind = (Bound::Excluded(query.continuation_token), Bound::Unbounded);
+    let mut found = stored
+        .range::<String, _>(behind)
+        .filter(|(_, image)| image.creator.as_deref().unwrap_or_default() == query.creator);
+    let page: Vec<_> = found.by_ref().take(query.per_page).collect();
+    let next = page.last().filter(|_| found.next().is_some()).map(|(id, _)| id);
+    let images: Vec<_> = page.iter().map(|(id, image)| described(id, image)).collect();
+    success(&json!({"images": images, "continuation_token": next}))
 }
 
 async fn stats(State(stored): State<Stored>, Path(account): Path<String>, headers: HeaderMap) -> Response {

@@ -191,7 +191,7 @@ async fn a_length_that_is_a_lie_is_found_out() {
     };
     let download = comfyd_actors::ports::comfy::ComfyTransport::view(&comfy, &file).await.unwrap();
     assert_eq!(download.bytes, Some(1000));
-    let objects = &stage.world.desk().objects;
+    let objects = stage.world.desk().targets.inputs();
     assert!(objects.put("0/x/lie", "image/png", download.bytes, download.body).await.is_err());
     assert_eq!(stage.stored(), 0);
     liar.abort();

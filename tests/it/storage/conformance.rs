@@ -82,6 +82,33 @@ async fn forgets(store: &dyn ObjectStore) {
     assert_eq!(store.size("0/gone.png").await, Err(ObjectError::NotFound));
 }
 
+/// By the beginnings of their keys, and whole ones.
+async fn lists(store: &dyn ObjectStore) {
+    let key = |name: &str| format!("renders/7/2026-01-02/{name}.png");
+    let mine: Vec<_> = (0..12).map(|number| key(&format!("b_1_{number}"))).collect();
+    let others = [key("a_1_0"), key("b-1_0"), key("bb_1_0"), "renders/7/2026-01-03/b_1_0.png".into()];
+    for key in mine.iter().chain(&others) {
+        put(store, key, &picture(10, 1)).await.unwrap();
+    }
+    let list = async |prefix: &str, limit| {
+        let mut keys = store.list(prefix, limit).await.unwrap();
+        keys.sort();
+        keys
+    };
+    let mut all = mine.clone();
+    all.sort();
+    assert_eq!(list("renders/7/2026-01-02/b_", 100).await, all);
+    assert_eq!(list("renders/7/2026-01-02/b_", 5).await.len(), 5);
+    assert_eq!(list(&key("a_1_0"), 100).await, [key("a_1_0")]);
+    for nothing in ["renders/7/2026-01-02/c_", "renders/8/2026-01-02/b_", "renders/7/2026-01-02/zz_"] {
+        assert!(list(nothing, 100).await.is_empty(), "{nothing}");
+    }
+    for key in mine.iter().chain(&others) {
+        store.delete(key).await.unwrap();
+    }
+    assert!(list("renders/7/2026-01-02/b_", 100).await.is_empty());
+}
+
 async fn refuses_foreign_keys(store: &dyn ObjectStore) {
     for key in ["", "/x", "a//b", "../x", "a/../b", "a b", "a?b", "a#b", "\u{e4}", "a%2fb"] {
         for refused in [
@@ -89,6 +116,7 @@ async fn refuses_foreign_keys(store: &dyn ObjectStore) {
             store.size(key).await.map(|_| ()),
             store.open(key, None).await.map(|_| ()),
             store.delete(key).await,
+            store.list(key, 1).await.map(|_| ()),
         ] {
             assert!(matches!(refused, Err(ObjectError::Refused(_))), "{key:?}: {refused:?}");
         }
@@ -100,6 +128,7 @@ async fn conforms(store: &dyn ObjectStore) {
     holds(store).await;
     leaves_nothing_of_what_failed(store).await;
     forgets(store).await;
+    lists(store).await;
     refuses_foreign_keys(store).await;
     assert_eq!(store.check().await, Ok(()));
     assert_eq!(round_trip(store, "below/this").await, Ok(None));
@@ -175,6 +204,16 @@ async fn cloudflare_images_do() {
     let store = usual(&targets);
     conforms(store.as_ref()).await;
     assert_eq!(images.ids(), [KEY.replace('/', ".")]);
+
+    // More than one page.
+    let key = |number| format!("0/2026-01-02/many_{number}_9-0.png");
+    for number in 0..105 {
+        put(store.as_ref(), &key(number), &picture(10, 1)).await.unwrap();
+    }
+    let mut keys = store.list("0/2026-01-02/many_", 1_000).await.unwrap();
+    keys.sort_by_key(|key| (key.len(), key.clone()));
+    assert_eq!(keys, (0..105).map(key).collect::<Vec<_>>());
+    assert_eq!(store.list("0/2026-01-02/many_", 103).await.unwrap().len(), 103);
 
     // Links are made from what the answers told, and after a restart from what they tell of an image.
     assert_eq!(linked(store.as_ref(), KEY).await, picture(250_000, 1));

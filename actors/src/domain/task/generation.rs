@@ -43,10 +43,15 @@ impl Task {
         Ok(ArtifactEdit::Replace(Vec::new()))
     }
 
+    /// Whether its newest prompt left files on its server that are known of.
+    #[must_use]
+    pub fn has_planned(&self) -> bool {
+        self.prompt.is_some() && self.uploading_at.is_some()
+    }
+
     /// Its artifacts stay: what is stored is not stored again.
     pub(super) fn reopen_uploads(&mut self, worker: WorkerId, now: Timestamp) -> Result<ArtifactEdit, Refusal> {
-        let planned = self.prompt.is_some() && self.uploading_at.is_some();
-        if self.state.is_final() && !planned {
+        if self.state.is_final() && !self.has_planned() {
             return Err(if self.state == TaskState::Completed { Refusal::Over } else { Refusal::NoFiles });
         }
         self.begin_generation()?;

@@ -272,6 +272,35 @@ pub async fn pruning_forgets_keys<F: Future<Output = Subject>>(open: &impl Fn(Ar
     assert!(store.tasks.get(alive).await.is_ok(), "a task outlives its key");
 }
 
+/// Each state has its own place in the order of ends, which is never given up for an earlier one.
+pub async fn ends_are_swept_in_order<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
+    let (store, clock) = fresh(open).await;
+    let mut ended = Vec::new();
+    for number in 1..=3 {
+        let id = store.add(new_task(number)).await;
+        ended.push(store.tasks.cancel(id).await.unwrap());
+        // The last two end at the same time.
+        clock.advance(Duration::from_millis(u64::from(number == 1)));
+    }
+    ended.sort_by_key(|task| (task.finished_at, task.id));
+    let last = |task: &Task| (task.finished_at.unwrap(), task.id);
+    let left = async |until: Timestamp, limit| {
+        let left = store.tasks.unswept(TaskState::Cancelled, until, limit).await.unwrap();
+        left.iter().map(|task| task.id).collect::<Vec<_>>()
+    };
+    let order: Vec<_> = ended.iter().map(|task| task.id).collect();
+    let (now, end) = (clock.now(), clock.now().after(Duration::from_millis(1)));
+    assert_eq!(left(end, 9).await, order);
+    assert_eq!(left(now, 9).await, order[..1], "those that end now did not end before now");
+    assert_eq!(left(end, 2).await, order[..2]);
+    store.tasks.note_swept(TaskState::Cancelled, last(&ended[1])).await.unwrap();
+    assert_eq!(left(end, 9).await, order[2..]);
+    store.tasks.note_swept(TaskState::Cancelled, last(&ended[0])).await.unwrap();
+    assert_eq!(left(end, 9).await, order[2..], "whoever was slower does not set it back");
+    store.tasks.note_swept(TaskState::Failed, last(&ended[2])).await.unwrap();
+    assert_eq!(left(end, 9).await, order[2..], "of another state");
+}
+
 /// Every committed change, in order, with the state it led to; nothing for what was refused.
 pub async fn changes_are_told<F: Future<Output = Subject>>(open: &impl Fn(Arc<dyn Clock>) -> F) {
     let (store, _) = fresh(open).await;

@@ -86,6 +86,15 @@ pub(super) enum Step {
         retention: Retention,
         limit: u32,
     },
+    /// Those that ended before now, or were to.
+    Unswept {
+        state: TaskState,
+        limit: u32,
+    },
+    NoteSwept {
+        state: TaskState,
+        task: usize,
+    },
     Get {
         task: usize,
     },
@@ -137,6 +146,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => limit().prop_map(|limit| Step::Promote { limit }),
         1 => Just(Step::NextScheduled),
         2 => (retention(), limit()).prop_map(|(retention, limit)| Step::Prune { retention, limit }),
+        1 => (final_state(), limit()).prop_map(|(state, limit)| Step::Unswept { state, limit }),
+        1 => (final_state(), task()).prop_map(|(state, task)| Step::NoteSwept { state, task }),
         1 => task().prop_map(|task| Step::Get { task }),
         3 => (query(), option::of(task())).prop_map(|(query, before)| Step::List { query, before }),
         1 => Just(Step::Counts),
@@ -232,6 +243,10 @@ fn retention() -> impl Strategy<Value = Retention> {
     })
 }
 
+fn final_state() -> impl Strategy<Value = TaskState> {
+    select(vec![TaskState::Completed, TaskState::Failed, TaskState::Cancelled])
+}
+
 fn query() -> impl Strategy<Value = Query> {
     let states = vec(select(TaskState::ALL.to_vec()), 0..4);
     let backend = option::weighted(0.2, select(vec!["http://gpu-0:8188", "http://gpu-1:8188"]));
@@ -320,6 +335,8 @@ pub(super) enum Call {
     Promote { limit: u32 },
     NextScheduled,
     Prune { retention: Retention, limit: u32 },
+    Unswept { state: TaskState, until: Timestamp, limit: u32 },
+    NoteSwept { state: TaskState, last: (Timestamp, TaskId) },
     Get(TaskId),
     List(Query),
     Failed(FailedQuery),
@@ -372,6 +389,11 @@ impl World {
             Step::Promote { limit } => Call::Promote { limit },
             Step::NextScheduled => Call::NextScheduled,
             Step::Prune { retention, limit } => Call::Prune { retention, limit },
+            Step::Unswept { state, limit } => Call::Unswept { state, until: clock.now(), limit },
+            Step::NoteSwept { state, task } => {
+                let task = current(reference, self.pick(task)?).await?;
+                Call::NoteSwept { state, last: (task.finished_at?, task.id) }
+            }
             Step::Get { task } => Call::Get(self.pick(task)?),
             Step::List { mut query, before } => {
                 query.before = self.cursor(before, reference).await;
@@ -413,6 +435,8 @@ impl World {
             Call::Hook(HookCall::Show),
             Call::Events { of: None, limit: 1000 },
         ];
+        let ended = |state| Call::Unswept { state, until: Timestamp(i64::MAX), limit: 1000 };
+        let last = last.into_iter().chain([TaskState::Completed, TaskState::Failed, TaskState::Cancelled].map(ended));
         let each = |id: &TaskId| [Call::Get(*id), Call::Events { of: Some(*id), limit: 1000 }];
         self.ids.iter().flat_map(each).chain(last).collect()
     }
@@ -479,6 +503,8 @@ impl Call {
             Self::Promote { limit } => answer(tasks.promote(limit).await),
             Self::NextScheduled => answer(tasks.next_scheduled().await),
             Self::Prune { retention, limit } => answer(tasks.prune(retention, limit).await),
+            Self::Unswept { state, until, limit } => answer(tasks.unswept(state, until, limit).await),
+            Self::NoteSwept { state, last } => answer(tasks.note_swept(state, last).await),
             Self::Get(id) => answer(tasks.get(id).await),
             Self::List(query) => answer(tasks.list(query).await),
             Self::Failed(query) => answer(tasks.failed(query).await),

@@ -3,7 +3,12 @@
 use std::collections::BTreeSet;
 
 use comfyd_actors::{
-    domain::{id::TaskId, moment::DATE_TRUSTED_AFTER, task::Change},
+    domain::{
+        id::TaskId,
+        moment::DATE_TRUSTED_AFTER,
+        task::{Change, TaskState},
+        time::Timestamp,
+    },
     ports::store::Retention,
 };
 use uuid::Uuid;
@@ -68,6 +73,11 @@ const DELETE_LANES: &str = "DELETE FROM lanes WHERE id IN (SELECT id FROM lanes 
 
 const CHECK: &str = "INSERT INTO meta (name, value, by) VALUES ('checked', $1, $2)
      ON CONFLICT (name) DO UPDATE SET value = excluded.value, by = excluded.by";
+
+/// In `by` is the id of the task, in `value` when it ended.
+const SWEPT: &str = "INSERT INTO meta (name, value, by) VALUES ('swept_' || $1, $2, $3)
+     ON CONFLICT (name) DO UPDATE SET value = excluded.value, by = excluded.by
+     WHERE (excluded.value, excluded.by) > (meta.value, meta.by)";
 
 /// Taken note of once, by whoever sees it first: another process saw the same moments ago.
 const NOTE_SET_BACK: &str = "INSERT INTO meta (name, value, by) VALUES ('set_back', $1, $2)
@@ -153,6 +163,22 @@ impl Operation for Prune {
         let room = i64::from(limit.saturating_sub(gone));
         let keys = tx.write(sqlx::query(DELETE_KEYS).bind(idempotency).bind(room)).await?;
         Ok(gone.saturating_add(u32::try_from(keys).unwrap_or(limit)))
+    }
+}
+
+/// `TaskStore::note_swept`.
+pub(in crate::store::postgres) struct NoteSwept {
+    pub(in crate::store::postgres) state: TaskState,
+    pub(in crate::store::postgres) last: (Timestamp, TaskId),
+}
+
+impl Operation for NoteSwept {
+    type Answer = ();
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<(), Fault> {
+        let (at, id) = self.last;
+        tx.write(sqlx::query(SWEPT).bind(self.state.as_str()).bind(at.0).bind(id.0)).await?;
+        Ok(())
     }
 }
 

@@ -12,7 +12,10 @@ use comfyd_actors::{
 use sqlx::{Postgres, QueryBuilder};
 
 use super::Readers;
-use crate::store::{columns, postgres::rows::text};
+use crate::store::{
+    columns,
+    postgres::rows::{get, text},
+};
 
 impl Readers {
     pub(in crate::store::postgres) async fn list(&self, query: &Query) -> Result<Vec<Task>, StoreError> {
@@ -23,10 +26,42 @@ impl Readers {
         self.page(failed(query)).await
     }
 
+    pub(in crate::store::postgres) async fn unswept(
+        &self,
+        state: TaskState,
+        until: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Task>, StoreError> {
+        let swept = self.rows(sqlx::query(SWEPT).bind(format!("swept_{}", state.as_str()))).await?;
+        let after = match swept.first() {
+            Some(row) => Some((Timestamp(get(row, "value")?), TaskId(get(row, "by")?))),
+            None => None,
+        };
+        self.page(unswept(state, after, until, limit)).await
+    }
+
     async fn page(&self, mut sql: QueryBuilder<Postgres>) -> Result<Vec<Task>, StoreError> {
         let found = self.rows(sql.build()).await?;
         found.iter().map(columns::task).collect()
     }
+}
+
+const SWEPT: &str = "SELECT value, by FROM meta WHERE name = $1";
+
+/// Tasks of one state in the order of their ends.
+fn unswept(
+    state: TaskState,
+    after: Option<(Timestamp, TaskId)>,
+    until: Timestamp,
+    limit: u32,
+) -> QueryBuilder<Postgres> {
+    let mut sql = QueryBuilder::new(concat!("SELECT ", task_columns!(), " FROM tasks t WHERE t.state = '"));
+    sql.push(state.as_str()).push("' AND t.finished_at < ").push_bind(until.0);
+    if let Some((at, id)) = after {
+        sql.push(" AND (t.finished_at, t.id) > (").push_bind(at.0).push(", ").push_bind(id.0).push(")");
+    }
+    sql.push(" ORDER BY t.finished_at, t.id LIMIT ").push_bind(i64::from(limit));
+    sql
 }
 
 /// What narrows a page down, whatever it is a page of.

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::store::redis::{
     keys::{number_of, task_of, until},
-    rows::{RequestRow, corrupt, from_json},
+    rows::{RequestRow, corrupt, from_json, json},
     tx::{Fault, Tx, words},
 };
 
@@ -163,6 +163,27 @@ fn forget_request(tx: &mut Tx<'_>, row: &RequestRow, text: &str, tenant: i64, ke
 fn request_of(member: &[u8]) -> Option<(i64, String)> {
     let key = String::from_utf8(member.get(16..)?.to_vec()).ok()?;
     Some((number_of(member.get(8..)?)?, key))
+}
+
+/// `TaskStore::note_swept`.
+pub(in crate::store::redis) struct NoteSwept {
+    pub(in crate::store::redis) state: TaskState,
+    pub(in crate::store::redis) last: (Timestamp, TaskId),
+}
+
+impl Operation for NoteSwept {
+    type Answer = ();
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<(), Fault> {
+        let (keys, state) = (tx.keys(), self.state.as_str());
+        let noted = tx.field(keys.swept(), state).await?;
+        let before: Option<(Timestamp, TaskId)> = noted.as_deref().map(from_json).transpose()?;
+        if before.is_none_or(|before| before < self.last) {
+            tx.check(keys.swept(), state, noted.as_deref());
+            tx.write(words("HSET").arg(keys.swept()).arg(state).arg(json(&self.last)?));
+        }
+        Ok(())
+    }
 }
 
 /// `TaskStore::check`. Only a write shows that a write is possible: a server without memory or disk answers everything else.

@@ -1,7 +1,12 @@
 //! What time brings: scheduled tasks become pending, old ones are deleted.
 
 use comfyd_actors::{
-    domain::{moment::DATE_TRUSTED_AFTER, task::Change},
+    domain::{
+        id::TaskId,
+        moment::DATE_TRUSTED_AFTER,
+        task::{Change, TaskState},
+        time::Timestamp,
+    },
     ports::store::{Retention, StoreError},
 };
 
@@ -61,6 +66,10 @@ pub(super) const DELETE_LANES: &str = "DELETE FROM lanes
 /// can be kept.
 const CHECK: &str =
     "INSERT INTO meta (name, value) VALUES ('checked_at', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+
+const SWEPT: &str = "INSERT INTO swept (state, finished_at, id) VALUES (?, ?, ?)
+     ON CONFLICT (state) DO UPDATE SET finished_at = excluded.finished_at, id = excluded.id
+     WHERE (excluded.finished_at, excluded.id) > (swept.finished_at, swept.id)";
 
 /// The clock was set back: what shall happen after a time is brought back with it. What a client wants at a time of day is not, and what
 /// is over is history.
@@ -135,6 +144,22 @@ impl Operation for Prune {
         let gone = u32::try_from(gone).unwrap_or(limit);
         let keys = tx.execute(query(DELETE_KEYS).bind(idempotency).bind(limit.saturating_sub(gone))).await?;
         Ok(gone.saturating_add(u32::try_from(keys).unwrap_or(limit)))
+    }
+}
+
+/// `TaskStore::note_swept`.
+pub(in crate::store::sqlite) struct NoteSwept {
+    pub(in crate::store::sqlite) state: TaskState,
+    pub(in crate::store::sqlite) last: (Timestamp, TaskId),
+}
+
+impl Operation for NoteSwept {
+    type Answer = ();
+
+    async fn run(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
+        let (at, id) = self.last;
+        tx.write(query(SWEPT).bind(self.state.as_str()).bind(at.0).bind(rows::key(id)));
+        Ok(())
     }
 }
 
