@@ -38,6 +38,8 @@ const SHAPES: [(usize, usize); 4] = [(16, 1), (4, 4), (2, 8), (1, 16)];
 /// Processes that share the claimers out among them.
 const PROCESSES: usize = 4;
 const BOUND: f64 = 0.8;
+/// How often something is measured while a snapshot is held.
+const SNAPSHOT: usize = 16;
 const LEASE: Duration = Duration::from_secs(3600);
 
 fn main() {
@@ -53,7 +55,7 @@ async fn cycles() -> Report {
         processes.push(open(&url).await);
     }
     let together: Vec<Arc<PgStore>> = processes.iter().map(|(store, _)| Arc::clone(store)).collect();
-    let tasks = (ROUNDS + 1) * (SHAPES.len() + 2) * CLAIMERS * CYCLES;
+    let tasks = ((ROUNDS + 1) * (SHAPES.len() + 2) + SNAPSHOT + 2) * CLAIMERS * CYCLES;
     drop(server.fill("cycles", u32::try_from(tasks).expect("a small number"), 0).await);
     let mut report = Report::default();
     let (mut ones, mut manies) = (Vec::new(), Vec::new());
@@ -78,7 +80,30 @@ async fn cycles() -> Report {
     }
     report.at_least(format!("claim + finish, {CLAIMERS} claimers, against a bare loop"), "x", &ones, BOUND);
     report.at_least(format!("the same by {PROCESSES} processes, against as many connections"), "x", &manies, BOUND);
+    under_a_snapshot(&server, &mut report, &alone).await;
     report
+}
+
+/// While somebody reads at length, nothing that was claimed meanwhile is cleared away.
+async fn under_a_snapshot(server: &Postgres, report: &mut Report, store: &Arc<PgStore>) {
+    let mut reader = server.connect("cycles").await;
+    let cycles = async || rate(by_store(&[Arc::clone(store)])).await;
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM tasks";
+    let before = cycles().await;
+    sqlx::raw_sql(begin).fetch_all(&mut reader).await.expect("a snapshot");
+    let mut rates = Vec::new();
+    for _ in 0..SNAPSHOT {
+        rates.push(cycles().await);
+    }
+    sqlx::raw_sql("COMMIT").execute(&mut reader).await.expect("it is over");
+    let last = rates[SNAPSHOT - 1];
+    // Whatever vacuums by itself does so once a minute.
+    sqlx::raw_sql("VACUUM tasks").execute(&mut reader).await.expect("it is cleared away");
+    let after = cycles().await;
+    let told: Vec<_> = rates.iter().map(|rate| format!("{rate:.0}")).collect();
+    report.note(format!("{before:.0}/s; under a snapshot {}; after it {after:.0}/s", told.join(" ")));
+    let (tasks, shares) = (SNAPSHOT * CLAIMERS * CYCLES, [last / before]);
+    report.at_least(format!("the same after {tasks} tasks under one snapshot, of the rate before"), "x", &shares, 0.5);
 }
 
 /// What the store has running goes on until the handle is dropped.

@@ -13,6 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{StreamExt, future::join_all};
+use md5::Md5;
 use reqwest::Client;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -112,8 +113,8 @@ impl Direct {
         (prompt, ended)
     }
 
-    /// Runs one graph and puts its files into a bucket, side by side: with what S3 asks of whoever sends a body (its hash), and with what
-    /// makes a file that is stored once for all.
+    /// Runs one graph and puts its files into a bucket, side by side: with what S3 asks of whoever sends a body (its hash), with what
+    /// makes a file that is stored once for all, and with a look at what the bucket says it has.
     pub async fn run_into(&self, graph: &Value, bucket: &str, authorization: &str) {
         let (prompt, ended) = self.submit(graph).await;
         ended.await.expect("the prompt ends");
@@ -125,8 +126,12 @@ impl Direct {
             async move {
                 let file = self.view(&file).await;
                 let hash: String = Sha256::digest(&file).iter().map(|byte| format!("{byte:02x}")).collect();
-                let put = put.header("x-amz-content-sha256", hash).body(file);
-                put.send().await.expect("an answer").error_for_status().expect("it is stored");
+                let put = put.header("x-amz-content-sha256", hash).body(file.clone());
+                let md5 = tokio::task::spawn_blocking(move || Md5::digest(&file));
+                let (stored, md5) = tokio::join!(put.send(), md5);
+                let stored = stored.expect("an answer").error_for_status().expect("it is stored");
+                let md5: String = md5.expect("no panic").iter().map(|byte| format!("{byte:02x}")).collect();
+                assert_eq!(stored.headers()["etag"].to_str().expect("text").trim_matches('"'), md5);
             }
         });
         join_all(puts).await;

@@ -145,7 +145,7 @@ impl Service {
             .env("HOST", "127.0.0.1")
             .env(if role == Some("consumer") { "COMFYD_CONSUMER__PORT" } else { "PORT" }, port.to_string())
             .env("DATABASE_URL", database(folder))
-            .env("STORAGE_LOCAL_DIR", folder.join("outputs"))
+            .env("STORAGE_LOCAL_DIR", folder.join("data/outputs"))
             .env("COMFYD_LOG__DIR", folder.join("logs"))
             // A benchmark makes more tasks in seconds than may wait by default.
             .env("COMFYD_QUEUE__MAX_PENDING", "10000000")
@@ -261,5 +261,5 @@ pub fn database(folder: &Path) -> String {
 
 /// The database in `folder`.
 pub fn database_file(folder: &Path) -> PathBuf {
-    folder.join("comfyd.db")
+    folder.join("data/comfyd.db")
 }

@@ -1,5 +1,7 @@
 //! An output on its way into a bucket: cut into parts that are held whole, so that each can be sent again, and hashed on the way.
 
+use std::{num::NonZero, sync::LazyLock};
+
 use bytes::{Bytes, BytesMut};
 use comfyd_actors::ports::{
     ByteStream,
@@ -8,12 +10,19 @@ use comfyd_actors::ports::{
 use futures_util::StreamExt;
 use md5::{Digest, Md5};
 use sha2::Sha256;
+use tokio::sync::Semaphore;
 
 /// What is sent in one request. A file of several is read on while one is sent: two of them are held, times the uploads at the same time
 /// (four, so 40 MiB). S3 wants at least 5 MiB and at most 10,000 parts, R2 the same length of all but the last.
 pub const PART: usize = 5 << 20;
 /// So many parts there can be.
 const MOST_PARTS: u64 = 10_000;
+
+/// Digests that may be made at the same time.
+static DIGESTS: LazyLock<Semaphore> = LazyLock::new(|| {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    Semaphore::new((processors / 2).max(1))
+});
 
 /// A file being read.
 pub struct Intake {
@@ -43,14 +52,18 @@ impl Part {
         Self { sha256: hex(&Sha256::digest(&bytes)), bytes }
     }
 
-    /// Their MD5: what buckets say of what they have. It takes longer than all else we do with a part, so it is made beside the sending.
+    /// Their MD5: what buckets say of what they have. It takes longer than all else we do with a part, so it is made beside the sending,
+    /// and on no more than half of the processors: the others bring the parts that come next.
     ///
     /// # Errors
     /// `Unavailable` when the process ends meanwhile.
     pub fn md5(&self) -> impl Future<Output = Result<[u8; 16], ObjectError>> + use<> {
         let bytes = self.bytes.clone();
-        let digest = tokio::task::spawn_blocking(move || Md5::digest(&bytes).into());
-        async move { digest.await.map_err(|_| ObjectError::Unavailable("the process ends".to_owned())) }
+        async move {
+            let ends = || ObjectError::Unavailable("the process ends".to_owned());
+            let _permit = DIGESTS.acquire().await.map_err(|_| ends())?;
+            tokio::task::spawn_blocking(move || Md5::digest(&bytes).into()).await.map_err(|_| ends())
+        }
     }
 }
 
