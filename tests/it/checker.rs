@@ -50,6 +50,8 @@ pub enum Rule {
     OthersResult,
     /// P5: something lies in the storage that no manifest names, under the name of a run that a manifest is of.
     Unnamed,
+    /// P5: something of a run that was given up lies in the storage, though it was tidied up.
+    LeftBehind,
     /// P6: an event of the database never reached who listened all the time.
     NeverHeard,
     /// P6: an event came twice, or out of order.
@@ -253,12 +255,14 @@ impl<'a> Checker<'a> {
             }
         }
         for key in self.history.objects.keys().filter(|key| !named.contains(key.as_str())) {
-            let parts: Vec<_> = key.split('/').collect();
-            let winner = self.history.rows.iter().filter(|row| row.state == "completed");
-            let of_winner =
-                |row: &Row| parts.contains(&row.id.as_str()) && parts.contains(&row.dispatch.to_string().as_str());
-            if let Some(row) = winner.into_iter().find(|row| of_winner(row)) {
+            let Some((row, dispatch)) = self.history.maker_of(key) else { continue };
+            if row.state == "completed" && dispatch == row.dispatch {
                 self.report(Rule::Unnamed, format!("{key}, though {} is complete without it", row.id));
+            }
+        }
+        if self.history.is_tidied {
+            for key in self.history.left_behind() {
+                self.report(Rule::LeftBehind, key.to_owned());
             }
         }
         self.what_clients_read();

@@ -282,6 +282,7 @@ pub async fn gather(recorder: &Recorder, fakes: &[FakeComfy], place: &Place) -> 
         integrity,
         messages: Vec::new(),
         pardons: BTreeMap::new(),
+        is_tidied: false,
     }
 }
 

@@ -7,7 +7,7 @@ use super::{Fact, History, Message, Object, Output, Row, Rule, Stored, Told, Vie
 const TASK: &str = "01900000-0000-7000-8000-000000000001";
 const OTHER: &str = "01900000-0000-7000-8000-000000000002";
 const COLOR: u32 = 0x00_ff_00;
-const OBJECT: &str = "0/2026-01-02/01900000-0000-7000-8000-000000000001/1/2-0.png";
+const OBJECT: &str = "0/2026-01-02/01900000-0000-7000-8000-000000000001_1_2-0.png";
 
 fn event(wall_ms: u64, kind: EventKind) -> Event {
     Event { seq: wall_ms, at_us: wall_ms * 1000, wall_ms, kind }
@@ -91,6 +91,7 @@ fn sound() -> History {
         integrity: "ok".to_owned(),
         messages: Vec::new(),
         pardons: [].into(),
+        is_tidied: false,
     }
 }
 
@@ -297,7 +298,34 @@ fn an_object_of_the_winner_that_no_manifest_names() {
     let object = Object { bytes: 1, sha256: "x".to_owned(), color: None };
     let more = |key: String| broken(|it| drop(it.objects.insert(key, object.clone())));
     assert_eq!(more(OBJECT.replace("2-0", "2-1")), [Rule::Unnamed]);
-    assert_eq!(more(OBJECT.replace("/1/", "/2/")), [], "a loser's: nobody sees it");
+    assert_eq!(more(OBJECT.replace("_1_", "_0_")), [], "a loser's: nobody sees it");
+}
+
+#[test]
+fn an_object_of_a_run_that_was_given_up() {
+    let object = Object { bytes: 1, sha256: "x".to_owned(), color: None };
+    let tidied = |key: &str, state: &str| {
+        let mut history = sound();
+        history.is_tidied = true;
+        history.objects.insert(key.to_owned(), object.clone());
+        state.clone_into(&mut history.rows[0].state);
+        history.left_behind().len()
+    };
+    let (loser, newest) = (OBJECT.replace("_1_", "_0_"), OBJECT.replace("2-0", "2-1"));
+    for (key, state, left) in [
+        (&loser, "completed", 1),
+        (&loser, "failed", 1),
+        (&loser, "executing", 0),
+        (&newest, "completed", 1),
+        (&newest, "cancelled", 0),
+    ] {
+        assert_eq!(tidied(key, state), left, "{key} of a task that is {state}");
+    }
+    let left = broken(|it| {
+        it.is_tidied = true;
+        it.objects.insert(loser, object);
+    });
+    assert_eq!(left, [Rule::LeftBehind]);
 }
 
 #[test]

@@ -23,6 +23,28 @@ pub struct History {
     pub messages: Vec<Message>,
     /// Executions that what was done to the processes explains, beyond what the logs show: by task.
     pub pardons: BTreeMap<String, usize>,
+    /// What runs that were given up left in the storage had the time to be deleted.
+    pub is_tidied: bool,
+}
+
+impl History {
+    /// The task that an object is of, and the number of the dispatch that stored it: `{tenant}/{date}/{task}_{dispatch}_{output}`.
+    pub fn maker_of(&self, key: &str) -> Option<(&Row, i64)> {
+        let mut parts = key.rsplit('/').next()?.splitn(3, '_');
+        let (task, dispatch) = (parts.next()?, parts.next()?.parse().ok()?);
+        Some((self.rows.iter().find(|row| row.id == task)?, dispatch))
+    }
+
+    /// Objects of earlier dispatches than the newest of tasks that are over, and whatever a complete task does not name.
+    pub fn left_behind(&self) -> Vec<&str> {
+        let is_named = |row: &Row, key: &str| row.outputs.iter().any(|output| output.key.as_deref() == Some(key));
+        let is_left = |key: &&str| {
+            self.maker_of(key).is_some_and(|(row, dispatch)| {
+                is_final(&row.state) && !is_named(row, key) && (dispatch < row.dispatch || row.state == "completed")
+            })
+        };
+        self.objects.keys().map(String::as_str).filter(is_left).collect()
+    }
 }
 
 /// Something a client was told.

@@ -123,6 +123,8 @@ async fn chain(case: &Case, seed: u64, links: u32) -> Vec<String> {
     let mut rng = case.dice(seed);
     let fake = FakeConfig { node_time: case.errand.node_time(), generation: case.generation, ..FakeConfig::default() };
     let mut place = Place::of(fake).await.with("COMFYD_COMFYUI__VALIDATE_GRACE", "100ms");
+    // So that it is tidied up while tasks still run and processes still die.
+    place = place.with("COMFYD_RETENTION__LEFTOVERS", "1s");
     if case.is_on_postgres {
         place = place.with("DATABASE_URL", &database().await);
         // Nobody can know there that the one before is dead: its leases have to end, and what it may just have been sending has to be past
@@ -176,9 +178,17 @@ async fn chain(case: &Case, seed: u64, links: u32) -> Vec<String> {
         recorder.nothing_left_to_tell().await;
     }
     listening.abort();
-    drop(process);
     let fakes = std::slice::from_ref(&place.fake);
+    let tidied = async {
+        while !gather(&recorder, fakes, &place).await.left_behind().is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    // What is left then is the checker's business.
+    let _ = timeout(PATIENCE, tidied).await;
+    drop(process);
     let mut history = gather(&recorder, fakes, &place).await;
+    history.is_tidied = true;
     history.messages = receiver.iter().flat_map(Receiver::heard).map(Message::of).collect();
     verdict(&case.name(), links, &history)
 }
