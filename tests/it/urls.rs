@@ -91,7 +91,8 @@ async fn answer(State(state): State<Arc<HostState>>, request: Request) -> Respon
             asked.push(Instant::now());
             match asked.len() {
                 1 => (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")]).into_response(),
-                2 => (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "soon")]).into_response(),
+                2 => (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")]).into_response(),
+                3 => (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "soon")]).into_response(),
                 _ => picture(1, 0).into_response(),
             }
         }
@@ -297,13 +298,15 @@ async fn a_host_that_is_not_well_is_asked_again_and_the_others_are_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_asks_for_a_pause_gets_it() {
     let (world, host) = (reaching().start().await, Host::start().await);
-    let done = world.completed(&world.create(&task(&json!(host.url("/busy.png")))).await).await;
-    assert_eq!((&done["attempt"], posts(&world)), (&json!(3), 1), "{done}");
+    let body = json!({"workflow": loading(&json!(host.url("/busy.png"))), "max_attempts": 4});
+    let done = world.completed(&world.create(&body).await).await;
+    assert_eq!((&done["attempt"], posts(&world)), (&json!(4), 1), "{done}");
     let asked = host.state.asked.lock().unwrap().clone();
-    assert!(asked[1] - asked[0] >= Duration::from_secs(1), "{asked:?}");
+    let second = Duration::from_secs(1);
+    assert!(asked[1] - asked[0] >= second && asked[2] - asked[1] >= second, "{asked:?}");
     // The pauses of the tests are 50 ms at most: what is no time asks for nothing.
     let metrics = world.client.get(world.url("/metrics")).send().await.unwrap().text().await.unwrap();
-    for (result, times) in [("busy", 1), ("failed", 1), ("stored", 1)] {
+    for (result, times) in [("busy", 2), ("failed", 1), ("stored", 1)] {
         let line = format!("comfyd_input_fetches_total{{result=\"{result}\"}} {times}\n");
         assert!(metrics.contains(&line), "{line} is not in:\n{metrics}");
     }
