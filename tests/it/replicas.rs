@@ -185,6 +185,8 @@ async fn a_task_is_watched_on_any_api_over_redis() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tasks_obey_any_api() {
     is_obeyed_anywhere(Replicas::start(Way::Store, Duration::ZERO, &[]).await).await;
-    let settings = [("DATABASE_URL", &*databases::database().await)];
+    // What the heartbeat would tell as well is told before: that is far.
+    let database = databases::database().await;
+    let settings = [("DATABASE_URL", &*database), ("COMFYD_QUEUE__LEASE", "1h"), ("COMFYD_QUEUE__RENEW_EVERY", "20m")];
     is_obeyed_anywhere(Replicas::start(Way::Http, Duration::ZERO, &settings).await).await;
 }
