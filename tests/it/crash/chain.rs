@@ -189,8 +189,16 @@ async fn chain(case: &Case, seed: u64, links: u32) -> Vec<String> {
     drop(process);
     let mut history = gather(&recorder, fakes, &place).await;
     history.is_tidied = true;
-    history.messages = receiver.iter().flat_map(Receiver::heard).map(Message::of).collect();
-    verdict(&case.name(), links, &history)
+    let heard: Vec<_> = receiver.iter().flat_map(Receiver::heard).collect();
+    let ids: BTreeSet<_> = heard.iter().map(|heard| heard.id.clone()).collect();
+    let again = heard.len() - ids.len();
+    history.messages = heard.into_iter().map(Message::of).collect();
+    let mut broken = verdict(&case.name(), links, &history);
+    // What was heard and not noted is told again.
+    if matches!(case.moment, Moment::Point("webhook/sent")) && again < links as usize {
+        broken.push(format!("{}: {again} messages came again after {links} crashes", case.name()));
+    }
+    broken
 }
 
 /// Of every stage of every task. What is lost with a process is sent again soon.
