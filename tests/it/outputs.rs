@@ -1,12 +1,14 @@
 //! Every kind of output, and what clients can have done to them.
 
+use std::{fs, time::Duration};
+
 use fake_comfyui::{EventKind, FakeConfig, Fault};
 use reqwest::{StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::{
     support::{World, task_with, world},
-    witness::{started, until},
+    witness::{started, until, until_level},
 };
 
 /// What every graph here embeds into its files.
@@ -190,6 +192,32 @@ async fn a_picture_nobody_heard_costs_another_run() {
     assert_eq!(failed["error"]["code"], "output_missing");
     let message = failed["error"]["message"].as_str().unwrap();
     assert!(message.contains("SaveImageWebsocket") && message.contains("connection"), "{message}");
+}
+
+/// They were stored as they came. The run that follows has pictures of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn pictures_of_a_run_that_died_are_deleted() {
+    let world = world().with("COMFYD_RETENTION__LEFTOVERS", "1s").start().await;
+    let mut graph = with_images(2, "SaveImageWebsocket", &json!({}));
+    let slow = json!({"image": ["1", 0], "steps": 20, "seconds_per_step": 0.05, "preview": false, "preview_format": "PNG", "nonce": 1});
+    graph["3"] = json!({"class_type": "LabSlowProgress", "inputs": slow});
+    graph["4"] = json!({"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "it"}});
+    let id = world.create(&json!({"workflow": graph})).await;
+    let stored = |dispatch: u32| {
+        let beginning = format!("{id}_{dispatch}_");
+        let days = fs::read_dir(world.dir.path().join("outputs/0")).into_iter().flatten();
+        let files = days.flat_map(|day| fs::read_dir(day.unwrap().path()).unwrap());
+        files.filter(|file| file.as_ref().unwrap().file_name().to_str().unwrap().starts_with(&beginning)).count()
+    };
+    until_level("they are stored", || stored(1) == 2).await;
+    world.fake().inject(Fault::Restart { down: Duration::from_millis(50) }).await.unwrap();
+    let done = world.completed(&id).await;
+    assert_eq!((world.executions(&id), done["outputs"].as_array().unwrap().len()), (2, 4), "{done}");
+    until_level("they are deleted", || stored(1) == 0).await;
+    assert_eq!(stored(2), 4);
+    for index in 0..4 {
+        assert!(!world.bytes(&done, index).await.is_empty());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
