@@ -11,10 +11,10 @@ use comfyd_actors::{
         id::TaskId,
         task::TaskState,
         time::Timestamp,
-        webhook::{DeliveryState, EndpointId},
+        webhook::{DeliveryState, EndpointId, Policy},
     },
     ports::{
-        hook_store::DeliveryQuery,
+        hook_store::{DeliveryQuery, HookStore},
         store::{FailedQuery, Query, StoreError, TaskStore},
     },
     testing::{
@@ -307,6 +307,9 @@ async fn promises_wait_for_the_disk_and_nothing_else_does() {
     }
     let created = store.write(create(TaskId::new())).await.unwrap();
     assert!(matches!(created.durable.wait().await, Err(StoreError::Unavailable(_))));
+    // Nor is anybody outside told of what may be undone.
+    let taken = store.take(1, &Policy::default()).await;
+    assert!(matches!(taken, Err(StoreError::Unavailable(_))), "{taken:?}");
     writer.abort();
 }
 
