@@ -1,5 +1,6 @@
 //! What storing in a bucket costs: four files of 1 MB from ComfyUI into an S3 server, by comfyd and by a bare client that does the same in
-//! parallel, hashes and the check of what was stored included; the memory a video of 1 GB takes; and a thousand tasks while three requests of ten fail.
+//! parallel, hashes and the check of what was stored included; the memory a video of 1 GB takes; and a thousand tasks while three requests of
+//! ten fail.
 //!
 //! The server is the one the tests use (`tests/run` installs it; PYTHON names the interpreter that has it). It is written in Python and
 //! is most of the time, for both.

@@ -33,8 +33,9 @@ const LARGEST: u64 = 10_000_000;
 const TYPES: [&str; 4] = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 /// An answer of the API is a page of JSON. More is not read.
 const MAX_ANSWER: usize = 256 << 10;
-/// Images in one answer to a question for many.
-const PER_PAGE: &str = "100";
+/// Images in one answer to a question for many: the fewest it takes, because each comes with the addresses of all its variants, of which
+/// there can be a hundred, and a task seldom leaves more behind.
+const PER_PAGE: &str = "10";
 const PLACE: &str = "Cloudflare Images account";
 
 /// An account.
@@ -50,7 +51,6 @@ pub struct CfImagesStorage {
 /// How the API answers.
 #[derive(Deserialize)]
 struct Answer<T> {
-    #[serde(default = "nothing")]
     result: Option<T>,
     #[serde(default)]
     errors: Vec<Fault>,
@@ -64,17 +64,12 @@ struct Fault {
     message: String,
 }
 
-fn nothing<T>() -> Option<T> {
-    None
-}
-
 /// Some of the images there are.
 #[derive(Deserialize)]
 struct Page {
     #[serde(default)]
     images: Vec<Named>,
     /// What asks for the next ones.
-    #[serde(default)]
     continuation_token: Option<String>,
 }
 

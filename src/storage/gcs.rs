@@ -4,7 +4,7 @@
 //! Uploads in parts know no precondition here: what lies under the key is looked at before they begin, and two processes that begin at the
 //! same time write the file of the same run.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::ready, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use comfyd_actors::{
@@ -183,19 +183,16 @@ impl ObjectStore for GcsStorage {
         }
     }
 
-    /// The library looks for whole parts only. What comes before the first key is left out, and the keys come in order.
+    /// The library looks for whole parts only. The keys come in order, from just before the first that can be meant.
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<String>, ObjectError> {
-        let before = Self::path(prefix)?;
+        check_key(prefix)?;
         let folder = prefix.rsplit_once('/').map(|(folder, _)| Path::from(folder));
-        // Itself is not behind itself.
-        let whole = self.stat(prefix).await?.map(|_| prefix.to_owned());
-        let found = self.client.list_with_offset(folder.as_ref(), &before);
-        let ours = found.map_ok(|object| object.location.to_string()).try_take_while(|key| {
-            let ours = key.starts_with(prefix);
-            async move { Ok(ours) }
-        });
-        let keys: Vec<String> = ours.take(limit).try_collect().await.map_err(|error| self.fault(&error))?;
-        Ok(whole.into_iter().chain(keys).take(limit).collect())
+        let before = Path::from(&prefix[..prefix.len() - 1]);
+        let found = self.client.list_with_offset(folder.as_ref(), &before).map_ok(|object| object.location.to_string());
+        let ours = found
+            .try_skip_while(|key| ready(Ok(!key.starts_with(prefix))))
+            .try_take_while(|key| ready(Ok(key.starts_with(prefix))));
+        ours.take(limit).try_collect().await.map_err(|error| self.fault(&error))
     }
 
     async fn link(&self, key: &str) -> Result<Option<Link>, ObjectError> {

@@ -14,10 +14,7 @@ use crate::{
         task::{Task, TaskState},
         time::Timestamp,
     },
-    ports::{
-        object_store::ObjectError,
-        store::{StoreError, TaskStore},
-    },
+    ports::store::{StoreError, TaskStore},
     system::Parts,
     targets::Targets,
 };
@@ -64,9 +61,7 @@ async fn sweep_task(store: &dyn TaskStore, targets: &Targets, task: &Task, now: 
             info!(task.id = %task.id, objects, "deleted what runs that were given up left in storage");
             Ok(objects)
         }
-        Err(error @ ObjectError::Unavailable(_))
-            if task.finished_at.is_some_and(|ended| now.since(ended) > PATIENCE) =>
-        {
+        Err(error) if task.finished_at.is_some_and(|ended| now.since(ended) > PATIENCE) => {
             debug!(task.id = %task.id, %error, "what its runs may have left in storage stays there");
             Ok(0)
         }

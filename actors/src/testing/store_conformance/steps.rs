@@ -244,7 +244,11 @@ fn retention() -> impl Strategy<Value = Retention> {
 }
 
 fn final_state() -> impl Strategy<Value = TaskState> {
-    select(vec![TaskState::Completed, TaskState::Failed, TaskState::Cancelled])
+    select(final_states().collect::<Vec<_>>())
+}
+
+fn final_states() -> impl Iterator<Item = TaskState> {
+    TaskState::ALL.into_iter().filter(|state| state.is_final())
 }
 
 fn query() -> impl Strategy<Value = Query> {
@@ -436,7 +440,7 @@ impl World {
             Call::Events { of: None, limit: 1000 },
         ];
         let ended = |state| Call::Unswept { state, until: Timestamp(i64::MAX), limit: 1000 };
-        let last = last.into_iter().chain([TaskState::Completed, TaskState::Failed, TaskState::Cancelled].map(ended));
+        let last = last.into_iter().chain(final_states().map(ended));
         let each = |id: &TaskId| [Call::Get(*id), Call::Events { of: Some(*id), limit: 1000 }];
         self.ids.iter().flat_map(each).chain(last).collect()
     }
