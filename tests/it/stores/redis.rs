@@ -46,6 +46,21 @@ async fn listening(config: &RedisConfig) -> (Arc<RedisStore>, JoinHandle<()>) {
     (store, listener)
 }
 
+/// Whether a listener is there yet nobody tells, and until it is, its process hears nothing: so one speaks until the other answers to it.
+async fn until_heard(speaker: &RedisStore, listener: &RedisStore) {
+    let mut ears = listener.heard();
+    let hello = Notice { kind: Kind::Watched, name: "hello".to_owned(), body: Bytes::new() };
+    let heard = async {
+        loop {
+            speaker.post(hello.clone(), PATIENCE).await.unwrap();
+            if timeout(Duration::from_millis(50), ears.recv()).await.is_ok_and(|heard| *heard.unwrap() == hello) {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, heard).await.expect("the listener hears");
+}
+
 async fn listed(store: &RedisStore) -> HashSet<TaskId> {
     let tasks = store.list(Query { limit: 999, ..Query::default() }).await.unwrap();
     tasks.into_iter().map(|task| task.id).collect()
@@ -150,29 +165,26 @@ async fn a_full_server_takes_nothing_and_loses_nothing() {
 async fn processes_hear_of_each_other() {
     let config = fresh();
     let ((here, _one), (there, _other)) = (listening(&config).await, listening(&config).await);
+    until_heard(&here, &there).await;
+    until_heard(&there, &here).await;
     let (mut mine, mut theirs) = (here.changes(), there.changes());
     let (mut notices, mut own) = (there.heard(), here.heard());
     let small = Notice { kind: Kind::Watched, name: "a\n\"b".to_owned(), body: Bytes::from_static(b"\n{}\xff") };
     let large = Notice { kind: Kind::Catalogue, name: "c".to_owned(), body: vec![7; 1 << 20].into() };
-    // Whether the listeners are there yet nobody tells: until they are, what is posted is not heard.
-    let first = loop {
-        here.post(small.clone(), PATIENCE).await.unwrap();
-        assert_eq!(*own.recv().await.unwrap(), small);
-        if let Ok(first) = timeout(Duration::from_millis(50), notices.recv()).await {
-            break first.unwrap();
+    for notice in [small, large] {
+        here.post(notice.clone(), PATIENCE).await.unwrap();
+        for ears in [&mut own, &mut notices] {
+            let heard = async {
+                loop {
+                    let heard = ears.recv().await.unwrap();
+                    if heard.name != "hello" {
+                        return heard;
+                    }
+                }
+            };
+            assert_eq!(*timeout(PATIENCE, heard).await.unwrap(), notice);
         }
-    };
-    assert_eq!(*first, small);
-    here.post(large.clone(), PATIENCE).await.unwrap();
-    let heard = async {
-        loop {
-            let notice = notices.recv().await.unwrap();
-            if *notice == large {
-                break;
-            }
-        }
-    };
-    timeout(PATIENCE, heard).await.unwrap();
+    }
     let new = new_task(0);
     let id = new.id;
     here.create(new, None).await.unwrap();
