@@ -286,12 +286,16 @@ impl Watch {
         self.lock().position
     }
 
-    /// The log is read from here on: what comes after lies here for every topic.
+    /// The log is read from here on: what comes after lies here for every topic. Those that were here before have it since then.
     fn begin(&self, position: i64) {
         let mut topics = self.lock();
         topics.position = Some(position);
         for topic in topics.open.values() {
-            topic.news.send_if_modified(|news| news.whole_after.replace(position).is_none());
+            topic.news.send_if_modified(|news| {
+                let is_first = news.whole_after.is_none();
+                news.whole_after.get_or_insert(position);
+                is_first
+            });
         }
     }
 

@@ -53,7 +53,6 @@ async fn facts(store: &dyn TaskStore, board: &Board) {
         let look_every = if board.is_deaf() { LOOK_EVERY_DEAF } else { LOOK_EVERY };
         tokio::select! {
             () = next_change(&mut changes), if read.is_ok() => {}
-            () = board.watch().0.came.notified() => {}
             () = sleep(look_every) => {}
         }
     }

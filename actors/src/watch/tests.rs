@@ -97,6 +97,29 @@ async fn a_watcher_that_fell_behind_reads_the_store() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_watcher_is_not_behind_because_others_moved_on() {
+    let hall = Hall::open();
+    let mut all = hall.all().await;
+    let new = new_task(0);
+    let task = new.id;
+    hall.store.create(new.clone(), None).await.unwrap();
+    // What happens from now on does not come to this store: whoever asks it again sees nothing.
+    let old = Arc::new(MemoryStore::new(Arc::new(TestClock::default())));
+    old.create(new, None).await.unwrap();
+    let view = View { task: Some(task), previews: false };
+    let watching = hall.board.watch().begin_watching(old, view, None, LONG, 1000).await.unwrap();
+    let Watching::On(mut idle) = watching else { panic!("nothing to watch") };
+    assert_eq!(facts(&mut idle, 1).await, [1]);
+    facts(&mut all, 1).await;
+    for _ in 0..5 {
+        hall.create().await;
+        facts(&mut all, 1).await;
+    }
+    hall.store.cancel(task).await.unwrap();
+    assert_eq!(timeout(LONG / 2, facts(&mut idle, 1)).await, Ok(vec![7]), "it lies in the hall");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reader_that_died_is_followed_by_another_and_nothing_is_missed() {
     let mut hall = Hall::open();
     let mut watcher = hall.all().await;
