@@ -73,17 +73,19 @@ impl Process {
         self.child.try_wait().unwrap()
     }
 
-    /// Its exit status. The system tells it to who asks, so we ask.
+    /// Its exit status, soon.
     pub async fn ended(&mut self) -> ExitStatus {
-        let asking = async {
-            loop {
-                if let Some(status) = self.status() {
-                    return status;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::timeout(PATIENCE, self.end()).await.expect("the process does not end")
+    }
+
+    /// Its exit status, whenever that is. The system tells it to who asks, so we ask.
+    pub async fn end(&mut self) -> ExitStatus {
+        loop {
+            if let Some(status) = self.status() {
+                return status;
             }
-        };
-        tokio::time::timeout(PATIENCE, asking).await.expect("the process does not end")
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Waits until it is ready. It may end before: then this is how.

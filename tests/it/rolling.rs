@@ -175,6 +175,16 @@ impl Balancer {
         }
     }
 
+    /// Waits until there are so many tasks.
+    async fn has_created(&self, tasks: usize) {
+        let created = async {
+            while self.created.lock().unwrap().len() < tasks {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, created).await.expect("clients create tasks");
+    }
+
     /// Creates one task after the other. Not one request may fail, and none is repeated.
     async fn create(&self, client: u32) {
         for n in 0.. {
@@ -217,6 +227,8 @@ async fn a_rolling_restart_under_load_fails_no_request() {
             let index = round % 2;
             let mut new = if index == 1 { place.start_at(second).await } else { place.start().await };
             assert_eq!(balancer.servers[index].readiness().await.0, StatusCode::OK);
+            // Tasks came while there were two, however long that took.
+            balancer.has_created(15 * round).await;
             old.signal("TERM");
             good_end(&mut old).await;
             assert!(new.status().is_none());
@@ -228,7 +240,6 @@ async fn a_rolling_restart_under_load_fails_no_request() {
     let clients = join_all((0..3).map(|client| balancer.create(client)));
     let (_process, (), _) = tokio::join!(rolling, balancer.watch(), clients);
     let ids = balancer.created.into_inner().unwrap();
-    assert!(ids.len() > 50, "{}", ids.len());
     place.end(&ids, 1).await;
     println!("{} tasks over 4 restarts: no request failed, none ran twice", ids.len());
 }

@@ -218,12 +218,13 @@ async fn dies_by_itself(mut process: Process, crowd: &mut Crowd, case: &Case) {
     let dying = async {
         loop {
             tokio::select! {
-                status = process.ended() => return status,
+                status = process.end() => return status,
                 () = crowd.all_served() => crowd.join(case.errand, 1),
             }
         }
     };
-    let status = timeout(PATIENCE, dying).await.unwrap_or_else(|_| panic!("{} is never reached", case.name()));
+    let status = timeout(PATIENCE, dying).await;
+    let status = status.unwrap_or_else(|_| panic!("{} is never reached\n{}", case.name(), process.output()));
     assert_eq!(status.signal(), Some(SIGABRT), "{}: {status}\n{}", case.name(), process.output());
 }
 
@@ -250,7 +251,8 @@ async fn killed_when(place: &Place, crowd: &mut Crowd, case: &Case, it_is_time: 
             }
         }
     };
-    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{} does not come", case.name()));
+    let came = timeout(PATIENCE, waiting).await;
+    came.unwrap_or_else(|_| panic!("{} does not come\n{}", case.name(), process.output()));
     drop(process);
 }
 
