@@ -37,7 +37,7 @@ use self::{
     gaps::Gaps,
     pace::Pace,
     routes::Routes,
-    tenants::{Entering, Tally},
+    tenants::{Entering, Entrant, Tally},
 };
 use crate::{
     bridge::{RequestError, TaskRequest, Wish},
@@ -49,7 +49,9 @@ use crate::{
         time::Timestamp,
     },
     kit::tasks::{Panicked, Tasks},
-    ports::store::{Assignment, Counts, Created, Creation, Depth, Hold, Pausable, Pause, Query, Renewed, StoreError},
+    ports::store::{
+        Assignment, Counts, Created, Creation, Depth, Hold, Pausable, Pause, Query, Renewed, StoreError, TaskRecord,
+    },
     system::System,
 };
 
@@ -104,9 +106,7 @@ pub enum QueueMsg {
     /// What waits of a tenant with a limit was counted.
     Tallied {
         /// The task that is to wait beside it.
-        request: Box<TaskRequest>,
-        /// Answered after the commit.
-        reply: RpcReplyPort<Result<Created, RequestError>>,
+        entrant: Entrant,
         /// What was on its way when the counting began.
         tally: Tally,
         /// What came of it.
@@ -121,10 +121,21 @@ pub enum QueueMsg {
         /// Answered after the commit.
         reply: RpcReplyPort<Result<Task, RequestError>>,
     },
+    /// A task that is to be done again was looked up, to see whose it is.
+    Found {
+        /// Which.
+        id: TaskId,
+        /// Answered after the commit.
+        reply: RpcReplyPort<Result<Task, RequestError>>,
+        /// What came of it.
+        result: Result<Result<TaskRecord, StoreError>, Panicked>,
+    },
     /// The commit of a client's change ended.
     Amended {
         /// What was wanted.
         wish: Wish,
+        /// Whose it is, when that was looked up.
+        tenant: i64,
         /// When.
         asked: Timestamp,
         /// Who waits for it.
@@ -354,9 +365,12 @@ impl Actor for QueueActor {
             QueueMsg::Stored { reply, tenant, kept, stretch, result } => {
                 state.on_stored(&me, reply, tenant, kept, stretch, result);
             }
-            QueueMsg::Tallied { request, reply, tally, result } => state.on_tallied(&me, request, reply, tally, result),
+            QueueMsg::Tallied { entrant, tally, result } => state.on_tallied(&me, entrant, tally, result),
             QueueMsg::Amend { id, wish, reply } => state.amend(&me, id, wish, reply),
-            QueueMsg::Amended { wish, asked, reply, result } => state.on_amended(&me, wish, asked, reply, result),
+            QueueMsg::Found { id, reply, result } => state.on_found(&me, id, reply, result),
+            QueueMsg::Amended { wish, tenant, asked, reply, result } => {
+                state.on_amended(&me, wish, tenant, asked, reply, result);
+            }
             QueueMsg::SetPaused { what, hold, reply } => state.set_paused(&me, what, hold, reply),
             QueueMsg::PauseStored { reply, result } => state.on_pause_stored(&me, reply, result),
             QueueMsg::PausesRead { changes, result } => state.on_pauses_read(&me, changes, result),

@@ -86,7 +86,7 @@ pub struct QueueState {
         (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "Not sent as JSON", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "Faulty fields, all of them listed", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 429, description = "The queue is full; nothing was changed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "The queue is full, or the task's tenant has as many tasks waiting as it may (`tenant_full`); nothing was changed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "The task store is away", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]

@@ -119,7 +119,8 @@ pub struct NotReplayed {
 ///
 /// The tasks named, or those among the failed that fit the filter, run again from the beginning with all their attempts, as
 /// `POST /api/tasks/{task_id}/retry` does for one. What fails again comes back to the list as a newer failure. With
-/// `{"only": "uploads"}` nothing runs: the files that their runs left are stored. When the queue is full it ends early and says so.
+/// `{"only": "uploads"}` nothing runs: the files that their runs left are stored. When the queue is full it ends early and says so; tasks of a
+/// tenant that has as many waiting as it may stay as they are.
 #[utoipa::path(
     post, path = "/api/dead-letters/replay", tag = "tasks", operation_id = "replay_dead_letters",
     request_body(content = ReplayTasks, example = json!({"class": ["out_of_memory"], "failed_after": "2030-01-01T08:00:00Z"})),

@@ -1,6 +1,6 @@
 //! Tenants: what a gateway says in a header decides how many tasks may wait and run.
 
-use fake_comfyui::FakeConfig;
+use fake_comfyui::{FakeConfig, Fault};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -97,7 +97,7 @@ async fn one_tenant_fills_its_part_of_the_queue_alone() {
             assert!(answer.headers()["retry-after"].to_str().unwrap().parse::<u64>().unwrap() > 0);
             let body = refused(answer, 429, "tenant_full").await;
             let detail = body["detail"].as_str().unwrap();
-            assert!(detail.contains("`acme` may have 5 tasks waiting"), "{detail}");
+            assert!(detail.contains("tenant `acme` wait as may (5)"), "{detail}");
         }
     }
     assert!((1..=5).contains(&taken.len()), "{}", taken.len());
@@ -116,6 +116,80 @@ async fn one_tenant_fills_its_part_of_the_queue_alone() {
     let more = create(&world, "acme", &task(92)).await;
     pause(&world, "resume").await;
     world.completed(&more).await;
+}
+
+/// A task that is asked for again takes a place of its tenant's, as a new one does, and only if it comes to wait by that.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_tried_again_takes_a_place_of_its_tenant() {
+    let world = world()
+        .with("COMFYD_TENANTS__HEADER", "X-Tenant")
+        .with("COMFYD_TENANTS__LIMITS", r#"{"acme": {"max_waiting": 2}}"#)
+        .start()
+        .await;
+    pause(&world, "pause").await;
+    let mut over = Vec::new();
+    for (seed, tenant) in (0..).zip(["acme", "acme", "acme", "big"]) {
+        let id = create(&world, tenant, &task(seed)).await;
+        world.cancel(&id).await;
+        over.push(id);
+    }
+    let waits = create(&world, "acme", &task(10)).await;
+    let again = async |id: &str| world.client.post(world.url(&format!("/api/tasks/{id}/retry"))).send().await.unwrap();
+    // However many are asked for at the same time.
+    let answers = futures_util::future::join_all(over[..3].iter().map(|id| again(id))).await;
+    let taken = answers.iter().filter(|answer| answer.status() == StatusCode::ACCEPTED).count();
+    assert!(taken <= 1, "{taken}");
+    for answer in answers.into_iter().filter(|answer| answer.status() != StatusCode::ACCEPTED) {
+        refused(answer, 429, "tenant_full").await;
+    }
+    if taken == 0 {
+        assert_eq!(again(&over[0]).await.status(), StatusCode::ACCEPTED);
+    }
+    assert_eq!(again(&waits).await.status(), StatusCode::ACCEPTED, "it takes no other place");
+    assert_eq!(again(&over[3]).await.status(), StatusCode::ACCEPTED, "another tenant");
+    refused(send(&world, &["acme"], &task(11)).await, 429, "tenant_full").await;
+    world.cancel(&waits).await;
+    let mut last = Vec::new();
+    for id in &over[..3] {
+        last.push(world.get_now(&format!("/api/tasks/{id}")).await);
+    }
+    last.retain(|task| task["status"] == "cancelled");
+    assert_eq!(last.len(), 2, "what was refused was not changed: {last:?}");
+    assert_eq!(again(last[0]["task_id"].as_str().unwrap()).await.status(), StatusCode::ACCEPTED);
+    refused(again(last[1]["task_id"].as_str().unwrap()).await, 429, "tenant_full").await;
+    refused(again("01890000-0000-7000-8000-000000000000").await, 404, "task_not_found").await;
+    pause(&world, "resume").await;
+    world.completed(last[0]["task_id"].as_str().unwrap()).await;
+}
+
+/// Of failed tasks that are run again those of a full tenant are left, and hold up nobody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_passes_over_who_has_no_room() {
+    let world = world()
+        .with("COMFYD_TENANTS__HEADER", "X-Tenant")
+        .with("COMFYD_TENANTS__LIMITS", r#"{"acme": {"max_waiting": 1}}"#)
+        .start()
+        .await;
+    let once = json!({"max_attempts": 1});
+    let mut failed = Vec::new();
+    for (seed, tenant) in (0..).zip(["acme", "acme", "big"]) {
+        world.fake().inject(Fault::node_error("boom")).await.unwrap();
+        let id = create(&world, tenant, &task_with(seed, &once)).await;
+        assert_eq!(world.finished(&id).await["status"], "failed");
+        world.fake().clear();
+        failed.push(id);
+    }
+    pause(&world, "pause").await;
+    let waits = create(&world, "acme", &task(10)).await;
+    let asked = world.client.post(world.url("/api/dead-letters/replay")).json(&json!({"all": true}));
+    let report: Value = asked.send().await.unwrap().json().await.unwrap();
+    assert_eq!(report["task_ids"], json!([failed[2]]), "{report}");
+    let left = report["not_replayed"].as_array().unwrap();
+    assert_eq!((left.len(), &report["stopped"]), (2, &Value::Null), "{report}");
+    assert!(left[0]["reason"].as_str().unwrap().contains("tenant `acme` wait as may (1)"), "{report}");
+    pause(&world, "resume").await;
+    world.completed(&waits).await;
+    world.completed(&failed[2]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,7 +37,7 @@ pub struct Replayed {
 }
 
 /// Why a task cannot be asked for again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     /// There is none.
     #[error("there is no task with this id; finished tasks are deleted after a time")]
@@ -45,6 +45,9 @@ pub enum Unfit {
     /// It refuses.
     #[error(transparent)]
     Refused(Refusal),
+    /// Its tenant has as many tasks waiting as it may, in words.
+    #[error("{0}")]
+    TenantFull(String),
 }
 
 impl Bridge {
@@ -84,6 +87,10 @@ impl Bridge {
                     Err(RequestError::Store(StoreError::NotFound)) => outcome.refused.push((*id, Unfit::Unknown)),
                     Err(RequestError::Store(StoreError::Refused(refusal))) => {
                         outcome.refused.push((*id, Unfit::Refused(refusal)));
+                    }
+                    // Others have room.
+                    Err(full @ RequestError::TenantFull { .. }) => {
+                        outcome.refused.push((*id, Unfit::TenantFull(full.to_string())));
                     }
                     Err(error) => outcome.stopped = Some(error),
                 }

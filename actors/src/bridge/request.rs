@@ -69,8 +69,8 @@ pub enum RequestError {
     },
     /// As many tasks of this tenant wait as may. Nothing was written.
     #[error(
-        "tenant `{tenant}` may have {limit} tasks waiting, and has them; nothing was stored. Send this again when some of them have begun, \
-             or cancel some"
+        "as many tasks of tenant `{tenant}` wait as may ({limit}); nothing was changed. Send this again when some of them have begun, or \
+             cancel some"
     )]
     TenantFull {
         /// Whose they are.

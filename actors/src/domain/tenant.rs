@@ -96,6 +96,12 @@ impl Tenants {
         self.named.get(tenant).copied().unwrap_or(self.usual)
     }
 
+    /// Whether anybody has a limit of tasks that wait.
+    #[must_use]
+    pub fn limit_waiting(&self) -> bool {
+        [&self.usual].into_iter().chain(self.named.values()).any(|limits| limits.max_waiting.is_some())
+    }
+
     /// What a claim has to keep to.
     #[must_use]
     pub fn caps(&self) -> Caps {

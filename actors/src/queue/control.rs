@@ -13,6 +13,7 @@ use crate::{
         id::{BackendId, TaskId},
         lane::Lanes,
         task::{Change, Task, TaskState},
+        tenant::NOBODY,
         time::Timestamp,
     },
     janitor::JanitorMsg,
@@ -24,7 +25,7 @@ use crate::{
 };
 
 /// The answer to a client's change of a task.
-pub(super) type Amended = Result<Task, RequestError>;
+pub type Amended = Result<Task, RequestError>;
 
 /// What takes nothing new, as far as it is known.
 #[derive(Debug, Default)]
@@ -59,6 +60,25 @@ impl Pauses {
 
 impl State {
     pub(super) fn amend(&mut self, me: &ActorRef<QueueMsg>, id: TaskId, wish: Wish, reply: RpcReplyPort<Amended>) {
+        match self.system.store.clone() {
+            // A task that waits again takes a place of its tenant's, as a new one does.
+            Some(store) if wish == Wish::Again && self.system.settings.tenants.limit_waiting() => {
+                let found = move |result| QueueMsg::Found { id, reply, result };
+                self.tasks.run(me, async move { store.get(id).await }, found);
+            }
+            _ => self.change(me, id, NOBODY, wish, reply),
+        }
+    }
+
+    /// Makes the change. The tenant is that of a task that takes a place.
+    pub(super) fn change(
+        &mut self,
+        me: &ActorRef<QueueMsg>,
+        id: TaskId,
+        tenant: i64,
+        wish: Wish,
+        reply: RpcReplyPort<Amended>,
+    ) {
         // Without a store there are no clients either.
         let Some(store) = self.system.store.clone() else { return };
         let ordering = self.system.settings.ordering;
@@ -68,7 +88,7 @@ impl State {
             Wish::Again => Change::Reopen { ordering },
             Wish::UploadsAgain => Change::ReopenUploads { worker: self.system.worker.clone() },
         };
-        // A task that waits again takes a place in the queue, as a new one does.
+        // And a place in the queue.
         let limit = self.system.settings.max_pending;
         if wish == Wish::Again {
             if let Err(retry_after) = self.waiting.admit(self.entering, limit, COUNT_EVERY) {
@@ -77,10 +97,12 @@ impl State {
                 return;
             }
             self.entering += 1;
+            self.begin_entering(tenant);
         }
         let asked = self.system.clock.now();
         self.tasks.run(me, async move { store.amend(id, change).await }, move |result| QueueMsg::Amended {
             wish,
+            tenant,
             asked,
             reply,
             result,
@@ -91,12 +113,14 @@ impl State {
         &mut self,
         me: &ActorRef<QueueMsg>,
         wish: Wish,
+        tenant: i64,
         asked: Timestamp,
         reply: RpcReplyPort<Amended>,
         result: Result<Result<Task, StoreError>, Panicked>,
     ) {
         if wish == Wish::Again {
             self.entering = self.entering.saturating_sub(1);
+            self.end_entering(tenant);
         }
         let result = result.unwrap_or_else(|panicked| Err(StoreError::Unavailable(panicked.to_string())));
         if let Ok(task) = &result {

@@ -2,7 +2,7 @@
 
 use ractor::{ActorRef, RpcReplyPort};
 
-use super::{COUNT_EVERY, Held, QueueMsg, State, Whereabouts};
+use super::{COUNT_EVERY, Held, QueueMsg, State, Whereabouts, tenants::Entrant};
 use crate::{
     bridge::{RequestError, Start, TaskRequest},
     comfy_session::{Origin, SessionMsg},
@@ -27,10 +27,9 @@ impl State {
             _ = reply.send(Err(RequestError::Draining));
         } else if let Err(retry_after) = self.waiting.admit(self.entering, limit, COUNT_EVERY) {
             _ = reply.send(Err(RequestError::Full { pending: self.waiting.count(), limit, retry_after }));
-        } else if let Some(limit) = self.limit_of(&request) {
-            self.tally(me, request, reply, limit);
         } else {
-            self.create(me, request, reply);
+            let (tenant, lane) = (request.lane.needs.tenant.clone(), request.lane.id);
+            self.admit(me, tenant, lane, Entrant::New(Box::new(request), reply));
         }
     }
 

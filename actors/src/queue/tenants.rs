@@ -4,18 +4,39 @@ use std::time::Duration;
 
 use ractor::{ActorRef, RpcReplyPort};
 
-use super::{QueueMsg, State};
+use super::{QueueMsg, State, control::Amended};
 use crate::{
-    bridge::{RequestError, TaskRequest},
-    domain::tenant::{NOBODY, Tenant},
+    bridge::{RequestError, TaskRequest, Wish},
+    domain::{
+        id::TaskId,
+        tenant::{NOBODY, Tenant},
+    },
     kit::tasks::Panicked,
-    ports::store::{Created, StoreError},
+    ports::store::{Created, StoreError, TaskRecord},
 };
 
 /// What is suggested to a tenant that is at its limit: how fast its own tasks leave nobody knows.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// New tasks of a tenant on their way into the store. Forgotten when there are none.
+/// A task that is about to wait, and who hears of it after the commit.
+#[derive(Debug)]
+pub enum Entrant {
+    /// A new one.
+    New(Box<TaskRequest>, RpcReplyPort<Result<Created, RequestError>>),
+    /// One that was over, of this tenant.
+    Again(TaskId, i64, RpcReplyPort<Amended>),
+}
+
+impl Entrant {
+    fn refuse(self, error: RequestError) {
+        match self {
+            Self::New(_, reply) => _ = reply.send(Err(error)),
+            Self::Again(_, _, reply) => _ = reply.send(Err(error)),
+        }
+    }
+}
+
+/// Tasks of a tenant on their way into the store. Forgotten when there are none.
 #[derive(Debug, Default)]
 pub(super) struct Entering {
     begun: u64,
@@ -34,43 +55,54 @@ pub struct Tally {
 }
 
 impl State {
-    /// How many tasks of this one's tenant may wait, if there is a limit.
-    pub(super) fn limit_of(&self, request: &TaskRequest) -> Option<u64> {
-        let tenant = request.lane.needs.tenant.as_ref()?;
-        self.system.settings.tenants.limits(tenant).max_waiting
-    }
-
-    /// Counts first.
-    pub(super) fn tally(
-        &mut self,
-        me: &ActorRef<QueueMsg>,
-        request: TaskRequest,
-        reply: RpcReplyPort<Result<Created, RequestError>>,
-        limit: u64,
-    ) {
-        let (Some(store), Some(tenant)) = (self.system.store.clone(), request.lane.needs.tenant.clone()) else {
-            return;
+    /// Lets a task wait, if its tenant may have another one that does: what waits is counted first when there is a limit.
+    pub(super) fn admit(&mut self, me: &ActorRef<QueueMsg>, tenant: Option<Tenant>, lane: i64, entrant: Entrant) {
+        let limit = tenant.as_ref().and_then(|tenant| self.system.settings.tenants.limits(tenant).max_waiting);
+        let (Some(store), Some(tenant), Some(limit)) = (self.system.store.clone(), tenant, limit) else {
+            return self.enter(me, entrant);
         };
         let mut lanes = self.routes.lanes_of(&tenant);
-        lanes.insert(request.lane.id);
+        lanes.insert(lane);
         let entering = self.tenants.entry(tenant.id()).or_default();
         entering.tallies += 1;
         let tally = Tally { tenant, limit, ended: entering.ended };
         let most = u32::try_from(limit).unwrap_or(u32::MAX);
-        let request = Box::new(request);
         self.tasks.run(me, async move { store.crowd(lanes, most).await }, move |result| QueueMsg::Tallied {
-            request,
-            reply,
+            entrant,
             tally,
             result,
         });
     }
 
+    fn enter(&mut self, me: &ActorRef<QueueMsg>, entrant: Entrant) {
+        match entrant {
+            Entrant::New(request, reply) => self.create(me, *request, reply),
+            Entrant::Again(id, tenant, reply) => self.change(me, id, tenant, Wish::Again, reply),
+        }
+    }
+
+    /// A task that is to wait again is known now. One that is not over takes no place.
+    pub(super) fn on_found(
+        &mut self,
+        me: &ActorRef<QueueMsg>,
+        id: TaskId,
+        reply: RpcReplyPort<Amended>,
+        result: Result<Result<TaskRecord, StoreError>, Panicked>,
+    ) {
+        let result = result.unwrap_or_else(|panicked| Err(StoreError::Unavailable(panicked.to_string())));
+        match result {
+            Ok(TaskRecord { task, needs, .. }) => {
+                let tenant = needs.tenant.clone().filter(|_| task.state.is_final());
+                self.admit(me, tenant, task.lane, Entrant::Again(id, task.tenant, reply));
+            }
+            Err(error) => _ = reply.send(Err(RequestError::Store(error))),
+        }
+    }
+
     pub(super) fn on_tallied(
         &mut self,
         me: &ActorRef<QueueMsg>,
-        request: Box<TaskRequest>,
-        reply: RpcReplyPort<Result<Created, RequestError>>,
+        entrant: Entrant,
         tally: Tally,
         result: Result<Result<u32, StoreError>, Panicked>,
     ) {
@@ -83,18 +115,15 @@ impl State {
         self.forget_entered(id);
         let waiting = match result {
             Ok(Ok(waiting)) => u64::from(waiting),
-            Ok(Err(error)) => return drop(reply.send(Err(RequestError::Store(error)))),
-            Err(panicked) => {
-                let error = StoreError::Unavailable(panicked.to_string());
-                return drop(reply.send(Err(RequestError::Store(error))));
-            }
+            Ok(Err(error)) => return entrant.refuse(error.into()),
+            Err(panicked) => return entrant.refuse(StoreError::Unavailable(panicked.to_string()).into()),
         };
         if self.drain.has_begun() {
-            _ = reply.send(Err(RequestError::Draining));
+            entrant.refuse(RequestError::Draining);
         } else if waiting + on_their_way >= limit {
-            _ = reply.send(Err(RequestError::TenantFull { tenant, limit, retry_after: RETRY_AFTER }));
+            entrant.refuse(RequestError::TenantFull { tenant, limit, retry_after: RETRY_AFTER });
         } else {
-            self.create(me, *request, reply);
+            self.enter(me, entrant);
         }
     }
 
