@@ -39,6 +39,7 @@ pub mod postgres;
 mod queue;
 pub mod redis;
 pub mod sqlite;
+mod tls;
 mod told;
 
 /// The name of the service that writes to the store.

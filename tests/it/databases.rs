@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Lines, Write},
     net::TcpListener,
+    path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{Mutex, OnceLock},
 };
@@ -23,9 +24,19 @@ pub struct Server {
 impl Server {
     /// Starts one; that takes a second.
     pub fn start() -> Self {
+        Self::start_as(|_| {})
+    }
+
+    /// One that has the `cert.pem` and the `key.pem` of this folder.
+    pub fn start_with_tls(folder: &Path) -> Self {
+        Self::start_as(|command| _ = command.env("TLS", folder))
+    }
+
+    fn start_as(set_up: impl FnOnce(&mut Command)) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut command = Command::new(root().join("tests/postgres_server"));
         command.arg(port.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        set_up(&mut command);
         let mut process = command.spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let ready = lines.next().expect("PostgreSQL does not start: tests/run installs it").unwrap();

@@ -51,6 +51,7 @@ mod storage;
 mod stores;
 mod support;
 mod tenants;
+mod tls;
 mod tools;
 mod uploads;
 mod urls;

@@ -16,7 +16,7 @@ use super::{
     pooler::{self, forget_prepared, is_poolers, through_pooler},
     writer::hang_up,
 };
-use crate::config;
+use crate::{config, store::tls::is_tls};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations/postgres");
 
@@ -266,7 +266,7 @@ pub(super) fn explain(config: &PgConfig, error: sqlx::Error) -> OpenError {
         Some(code) if is_poolers(code, &why) => OpenError::Pooler { place, why },
         Some("25006") => OpenError::ReadOnly { place },
         Some(_) => OpenError::Other(error),
-        None if matches!(error, sqlx::Error::Tls(_)) => OpenError::Tls { place, why },
+        None if matches!(error, sqlx::Error::Tls(_)) || is_tls(&error) => OpenError::Tls { place, why },
         None if matches!(error, sqlx::Error::Io(_)) => OpenError::Unreachable { place, source: Some(error) },
         None => OpenError::Other(error),
     }

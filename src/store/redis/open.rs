@@ -11,7 +11,7 @@ use super::{
     link::{CONNECT, Link},
     rows::{WorkflowRow, from_json},
 };
-use crate::config;
+use crate::{config, store::tls::is_tls};
 
 /// Before it, sorted sets are not written as we need it.
 const OLDEST: (u32, u32) = (6, 2);
@@ -60,6 +60,11 @@ pub enum OpenError {
         "the Redis server of DATABASE_URL is not reached ({0}): see that it runs, and that host and port are right"
     )]
     Unreachable(String),
+    /// It is not who it should be, or nobody can tell.
+    #[error(
+        "no safe connection to the Redis server of DATABASE_URL ({0}): its certificate has to be for this host, and of an authority that this machine trusts or that SSL_CERT_FILE names"
+    )]
+    Tls(String),
     /// Who we say we are is not believed.
     #[error("the Redis server does not let us in ({0}): correct the user and the password in DATABASE_URL")]
     Password(String),
@@ -103,6 +108,7 @@ impl From<RedisError> for OpenError {
             ErrorKind::Server(ServerErrorKind::NoPerm) => Self::Forbidden(text),
             _ if matches!(error.code(), Some("WRONGPASS" | "NOAUTH")) => Self::Password(text),
             ErrorKind::Server(_) | ErrorKind::Extension => Self::Server(text),
+            _ if is_tls(&error) => Self::Tls(text),
             _ => Self::Unreachable(text),
         }
     }
